@@ -1,0 +1,214 @@
+"""Configuration without a configuration language: frozen dataclasses, changed by dotted paths, written as JSON.
+
+A component is its own config, so `override(CONFIG, ["model.dit.depth=8"])` reaches into Linen modules as well. Swapping
+one component for another is done in Python; the command line changes values.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+CLASS_KEY = "_class_name"  # "package.module:Class" in the JSON form
+DTYPE_KEY = "_dtype"
+LINEN_FIELDS = ("parent", "name")  # bookkeeping of flax.linen, never part of a config
+
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A path that does not exist, a value of the wrong type, or a class that may not be loaded."""
+
+
+def fields_of(node: Any) -> list[str]:
+    """The names that can be set on a dataclass or Linen module."""
+    is_linen = any(base.__module__.startswith("flax.linen") for base in type(node).__mro__)
+    skip = LINEN_FIELDS if is_linen else ()
+    return [f.name for f in dataclasses.fields(node) if f.init and f.name not in skip]
+
+
+def override(config: T, assignments: Sequence[str]) -> T:
+    """Applies `dotted.path=value` assignments to nested frozen dataclasses, Linen modules included.
+
+    Values are Python literals; bare words are strings; `true`, `false`, `none` are understood in any case. All take
+    effect together, so fields that only fit each other may come in any order; a path given twice has its last value.
+
+    Raises:
+        ConfigError: the assignment has no `=`, the field does not exist (its siblings are listed) or the type is wrong.
+    """
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"{assignment!r} is not an override: write path=value, for example steps=1000")
+        *parents, last = path.strip().split(".")
+        node = changes
+        for key in parents:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{path}: {key} is given as a value as well; give one or the other")
+        node[last] = text.strip()
+    return _replace(config, changes, "")
+
+
+def _replace(node: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+    """A copy of `node` with texts parsed into its fields, and dicts of them into the fields of its fields."""
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
+        raise ConfigError(f"{prefix}{next(iter(changes))}: {type(node).__name__} value {node!r} has no fields to set")
+    names, new = fields_of(node), {}
+    for key, change in changes.items():
+        path = prefix + key
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{path}: {type(node).__name__} has no field {key!r}; it has {', '.join(names)}.{hint}")
+        old = getattr(node, key)
+        if isinstance(change, str):
+            new[key] = _parse(change, old, _annotation(node, key), path)
+        else:
+            new[key] = _replace(old, change, path + ".")
+    try:
+        return dataclasses.replace(node, **new)
+    except (ValueError, TypeError) as error:
+        given = ", ".join(f"{prefix}{key}={change}" for key, change in changes.items() if isinstance(change, str))
+        raise ConfigError(f"{given or prefix.rstrip('.')}: {error}") from error
+
+
+def _annotation(node: Any, name: str) -> Any:
+    return typing.get_type_hints(type(node)).get(name, Any)
+
+
+def _parse(text: str, old: Any, annotation: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(old):
+        raise ConfigError(f"{path} is a {type(old).__name__}; set one of its fields: {', '.join(fields_of(old))}")
+    if _is_dtype(old):
+        try:
+            return jnp.dtype(text).type
+        except TypeError:
+            raise ConfigError(f"{path}: expected a dtype such as float32 or bfloat16, got {text!r}") from None
+    value = _literal(text)
+    allowed = _allowed_types(annotation) or (() if old is None else (type(old),))
+    for kind in allowed:
+        ok, converted = _convert(value, text, kind)
+        if ok:
+            return converted
+    if not allowed:
+        return value
+    expected = " or ".join(_type_name(kind) for kind in allowed)
+    raise ConfigError(f"{path}: expected {expected}, got {text!r}")
+
+
+def _literal(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _allowed_types(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of an annotation; empty when it allows anything."""
+    if annotation is Any or isinstance(annotation, (str, typing.TypeVar)):
+        return ()
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        parts = [part for option in typing.get_args(annotation) for part in _allowed_types(option) or (Any,)]
+        return () if Any in parts else tuple(parts)
+    return (annotation,)
+
+
+def _convert(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
+    """Whether a parsed value fits one type, and the value as that type."""
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        options = typing.get_args(kind)
+        return (True, text) if text in options else (value in options, value)
+    if kind is type(None):
+        return value is None, None
+    if kind is float and type(value) is int:
+        return True, float(value)
+    if kind is str:
+        return value is not None, value if isinstance(value, str) else text
+    if kind is tuple or origin in (tuple, Sequence):
+        return isinstance(value, (tuple, list)), tuple(value) if isinstance(value, (tuple, list)) else value
+    return isinstance(kind, type) and type(value) is kind, value
+
+
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(repr(option) for option in typing.get_args(kind))
+    return "none" if kind is type(None) else getattr(kind, "__name__", str(kind))
+
+
+def _is_dtype(value: Any) -> bool:
+    return (
+        isinstance(value, np.dtype)
+        or (isinstance(value, type) and issubclass(value, np.generic))
+        or (hasattr(value, "dtype") and hasattr(value, "__name__"))
+    )
+
+
+def to_dict(value: Any) -> Any:
+    """A JSON-able form with class names, readable back by `from_dict`.
+
+    Raises:
+        ConfigError: a value has no JSON form (for example a function).
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        name = f"{type(value).__module__}:{type(value).__qualname__}"
+        return {CLASS_KEY: name} | {field: to_dict(getattr(value, field)) for field in fields_of(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list, frozenset)):
+        return [to_dict(item) for item in (sorted(value) if isinstance(value, frozenset) else value)]
+    if isinstance(value, dict):
+        return {str(key): to_dict(item) for key, item in value.items()}
+    if _is_dtype(value):
+        return {DTYPE_KEY: jnp.dtype(value).name}
+    raise ConfigError(f"{value!r} of type {type(value).__name__} cannot be written to a config file")
+
+
+def from_dict(data: Any, packages: Sequence[str] = ("nova_jax",)) -> Any:
+    """Rebuilds what `to_dict` wrote. Lists become tuples, since configs are hashable.
+
+    Raises:
+        ConfigError: a class outside `packages`, or one that does not exist here, or fields it does not have.
+    """
+    if isinstance(data, list):
+        return tuple(from_dict(item, packages) for item in data)
+    if not isinstance(data, dict):
+        return data
+    if set(data) == {DTYPE_KEY}:
+        return jnp.dtype(data[DTYPE_KEY]).type
+    if CLASS_KEY not in data:
+        return {key: from_dict(item, packages) for key, item in data.items()}
+    cls = _find_class(data[CLASS_KEY], packages)
+    given = {key: from_dict(item, packages) for key, item in data.items() if key != CLASS_KEY}
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    if unknown := sorted(set(given) - known):
+        raise ConfigError(f"{data[CLASS_KEY]} has no fields {unknown}; it has {sorted(known)}")
+    return cls(**given)
+
+
+def _find_class(name: str, packages: Sequence[str]) -> type:
+    module_name, _, class_name = name.partition(":")
+    if module_name.split(".")[0] not in packages:
+        raise ConfigError(f"a config may only name classes of {', '.join(packages)}, not {name!r}")
+    try:
+        found = importlib.import_module(module_name)
+        for part in class_name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"class {name!r} does not exist in this version of nova_jax") from error
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"{name!r} is not a config class")
+    return found

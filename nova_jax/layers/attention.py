@@ -1,0 +1,129 @@
+"""Multi-head attention, softmax(q k^T / sqrt(head size)) v, with RMS-normalised queries and keys.
+
+Three implementations of the same function:
+
+    xla     plain products; forms the n x l scores. Every autodiff mode.
+    tiled   the same, in blocks of queries whose scores are recomputed in the backward pass. Every autodiff mode.
+    cudnn   flash attention of cuDNN: NVIDIA GPUs, bfloat16 or float16. Reverse mode only: `jax.jvp` through it fails.
+
+Queries and keys are normalised before the product so that logits stay bounded (Dehghani et al. 2023, arXiv 2302.05442).
+"""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
+
+from nova_jax.layers import linear, rope
+from nova_jax.parallel.constrain import constrain
+
+Implementation = Literal["xla", "tiled", "cudnn"]
+QKNorm = Literal["per_head", "across_heads"]
+
+SCORES_LIMIT = 2**20  # scores per sample and head above which the default goes from "xla" to "tiled"
+QUERY_BLOCK = 128
+
+Heads = Float[Array, "b n k q"]
+Keys = Float[Array, "b l k q"]
+KeyMask = Bool[Array, "b l"] | None
+
+
+def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: Implementation | None = None) -> Heads:
+    """Attention of n queries to l keys; softmax in float32, result in the dtype of q.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        mask: True where a key may be attended to; each sample needs at least one.
+        implementation: None takes "xla", or "tiled" for long sequences, which work everywhere.
+
+    Raises:
+        ValueError: an unknown implementation.
+    """
+    if implementation is None:
+        implementation = "xla" if q.shape[1] * k.shape[1] <= SCORES_LIMIT else "tiled"
+    if implementation == "xla":
+        return checkpoint_name(_attend_plain(q, k, v, mask), "attn_o")
+    if implementation == "tiled":
+        return checkpoint_name(_attend_tiled(q, k, v, mask), "attn_o")
+    if implementation == "cudnn":
+        if mask is not None:  # cuDNN spreads a mask over heads, but not over queries
+            mask = jnp.broadcast_to(mask[:, None, None], (q.shape[0], 1, q.shape[1], k.shape[1]))
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    raise ValueError(f"unknown attention implementation {implementation!r}: use xla, tiled, cudnn or None")
+
+
+def _attend_plain(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:
+    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))  # heads outermost: twice as fast on CPU
+    return _weigh_values(q, k, v, mask).transpose(0, 2, 1, 3)
+
+
+def _attend_tiled(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:
+    b, n, heads, head_dim = q.shape
+    blocks = -(-n // QUERY_BLOCK)
+    padded = jnp.pad(q, ((0, 0), (0, blocks * QUERY_BLOCK - n), (0, 0), (0, 0)))
+    rows = padded.reshape(b, blocks, QUERY_BLOCK, heads, head_dim).transpose(1, 0, 3, 2, 4)
+    k, v = (a.transpose(0, 2, 1, 3) for a in (k, v))
+    out = jax.lax.map(jax.checkpoint(lambda q: _weigh_values(q, k, v, mask)), rows)
+    return out.transpose(1, 0, 3, 2, 4).reshape(b, -1, heads, head_dim)[:, :n]
+
+
+def _weigh_values(
+    q: Float[Array, "b k n q"], k: Float[Array, "b k l q"], v: Float[Array, "b k l q"], mask: KeyMask
+) -> Float[Array, "b k n q"]:
+    logits = jnp.einsum("bknq,bklq->bknl", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    # The sum divides the output, which is smaller than the scores; the maximum cancels, so it has no gradient.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    out = jnp.einsum("bknl,bklq->bknq", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention with `x = y`, or cross-attention from tokens x to a context y."""
+
+    num_heads: int
+    qk_norm: QKNorm = "per_head"
+    eps: float = 1e-6
+    out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    implementation: Implementation | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        y: Float[Array, "b l e"],
+        *,
+        rotation: rope.Rotation | None = None,
+        mask: KeyMask = None,
+    ) -> Float[Array, "b n d"]:
+        """Attends from x to y; `rotation` turns queries and keys (self-attention), `mask` marks the keys that exist."""
+        d = x.shape[-1]
+        query, key, value = (
+            checkpoint_name(linear.Dense(d, dtype=self.dtype, name=name)(source), "qkv")
+            for name, source in (("query", x), ("key", y), ("value", y))
+        )
+        q, k = self._normalize(query, "query_norm"), self._normalize(key, "key_norm")
+        # q[B, N_context, K_tensor, Q] stays on its tokens' shard; keys and values are gathered over the context axis.
+        q = constrain(self._split(q), "batch", "tokens", "heads", "head_dim")
+        k, v = (constrain(self._split(a), "batch", None, "heads", "head_dim") for a in (k, value))
+        if rotation is not None:
+            q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
+        out = attend(q, k, v, mask=mask, implementation=self.implementation)
+        proj = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
+        return checkpoint_name(proj, "proj")
+
+    def _split(self, x: Float[Array, "b n d"]) -> Heads:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+    def _normalize(self, x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
+        """RMS norm of each head, or of all heads together (Wan), in float32."""
+        grouped = self._split(x) if self.qk_norm == "per_head" else x
+        norm = nn.RMSNorm(epsilon=self.eps, dtype=jnp.float32, name=name)
+        return norm(grouped).astype(x.dtype).reshape(x.shape)

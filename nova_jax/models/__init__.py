@@ -1,0 +1,1 @@
+"""Networks: the diffusion transformer, the autoencoder, text encoders, and their sizes by name."""

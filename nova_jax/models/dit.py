@@ -1,0 +1,318 @@
+"""A diffusion transformer for images and video: the Wan block, grown by conditioning roads.
+
+    tokens  = patches(x) W + extra frames                        3D RoPE, one token per patch
+    e       = time_embed(s t) + time_embed_r(s (t - r)) + guidance_embed(s w)            s = time_scale
+    m       = time_modulation(silu(e)) + modulation_i            six of width d: shift, scale, gate, twice
+    block_i:  x += gate_1 SelfAttention(LN(x) (1 + scale_1) + shift_1)
+              x += CrossAttention(LN(x), text)
+              x += gate_2 MLP(LN(x) (1 + scale_2) + shift_2)
+    head:     LN(x) (1 + scale) + shift,  (shift, scale) = head_modulation + e,  then a linear layer to patches
+
+Full self-attention over all frames, RMS-normalised queries and keys, GELU-tanh MLP; modulation, norms and softmax in
+float32. `DiT(qk_norm="across_heads", gate_init="random", masks_text=False, ..)` is exactly the published Wan 2.1 and
+2.2 transformer.
+
+Peebles & Xie 2022, arXiv:2212.09748 (adaLN-zero); Chen et al. 2023, PixArt-alpha, arXiv:2310.00426 (adaLN-single);
+Wan Team 2025, arXiv:2503.20314 (the block); Geng et al. 2025, MeanFlow, arXiv:2505.13447 (the second time as t - r).
+"""
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
+
+from nova_jax.layers import attention, embeddings, linear, modulation, rope, stack
+from nova_jax.models import flops
+from nova_jax.parallel.constrain import constrain
+from nova_jax.types import Conditioning, Latents, Times
+
+GateInit = Literal["zero", "random"]
+
+
+class Context(NamedTuple):
+    """What every block reads beside its tokens."""
+
+    shared: Float[Array, "b m s"]  # s = 6 d; m = 1, or one row per frame
+    text: Float[Array, "b l d"]
+    text_mask: Bool[Array, "b l"] | None
+    rotation: rope.Rotation
+
+
+class MLP(nn.Module):
+    """Linear, GELU (tanh form), linear."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Returns W_down gelu(W_up x)."""
+        up = checkpoint_name(linear.Dense(self.hidden, dtype=self.dtype, name="up")(x), "fc1")
+        hidden = jax.nn.gelu(up.astype(jnp.float32), approximate=True).astype(up.dtype)
+        hidden = constrain(hidden, "batch", "tokens", "mlp")
+        return checkpoint_name(linear.Dense(x.shape[-1], dtype=self.dtype, name="down")(hidden), "fc2")
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the text, MLP. With `gate_init="zero"` it starts as the identity."""
+
+    num_heads: int
+    mlp_dim: int
+    qk_norm: attention.QKNorm
+    cross_norm_affine: bool
+    eps: float
+    gate_init: GateInit
+    attention_implementation: attention.Implementation | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], context: Context) -> tuple[Float[Array, "b n d"], None]:
+        """One layer, in the form `stack.scan_blocks` wants."""
+        width = x.shape[-1]
+        attend = functools.partial(
+            attention.MultiHeadAttention,
+            num_heads=self.num_heads,
+            qk_norm=self.qk_norm,
+            eps=self.eps,
+            implementation=self.attention_implementation,
+            dtype=self.dtype,
+        )
+        out_init = nn.initializers.zeros if self.gate_init == "zero" else nn.initializers.xavier_uniform()
+        table = self.param("modulation", _table_init(self.gate_init), (6, width), jnp.float32)
+        m = context.shared.reshape(*context.shared.shape[:2], 6, width) + table[None, None]
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (m[:, :, i] for i in range(6))
+
+        h = modulation.modulate(x, shift_1, scale_1, self.eps)
+        h = attend(name="self_attention")(h, h, rotation=context.rotation)
+        x = modulation.add_gated(x, h, gate_1)
+
+        has_affine = self.cross_norm_affine
+        cross_norm = nn.LayerNorm(
+            self.eps, dtype=jnp.float32, use_scale=has_affine, use_bias=has_affine, name="cross_norm"
+        )
+        h = cross_norm(x).astype(x.dtype)
+        x = x + attend(name="cross_attention", out_init=out_init)(h, context.text, mask=context.text_mask)
+
+        h = modulation.modulate(x, shift_2, scale_2, self.eps)
+        h = MLP(self.mlp_dim, dtype=self.dtype, name="mlp")(h)
+        x = modulation.add_gated(x, h, gate_2)
+        return constrain(x, "batch", "tokens", "width"), None
+
+
+class DiT(nn.Module):
+    """Diffusion transformer; `DiT(..)(x, t, cond)` predicts what its objective says, in the shape of x.
+
+    Sizes have no defaults that suit every data set: start from `nova_jax.models.presets.dit`.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    in_channels: int
+    text_dim: int
+    out_channels: int | None = None  # None: in_channels
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    mlp_dim: int | None = None  # None: 4 width
+    freq_dim: int = 256
+    time_scale: float = 1000.0  # t in [0, 1] is embedded as time_scale * t
+    rope_theta: float = 10_000.0
+    qk_norm: attention.QKNorm = "per_head"
+    cross_norm_affine: bool = True
+    eps: float = 1e-6
+    gate_init: GateInit = "zero"
+    masks_text: bool = True  # False: padded text positions are zeros and are attended to, as in Wan
+    aligned_channels: int = 0  # channels of cond.aligned
+    num_frame_roles: int = 0  # kinds of extra frames in cond.frames
+    has_second_time: bool = False  # reads cond.r
+    has_guidance: bool = False  # reads cond.guidance_scale
+    attention_implementation: attention.Implementation | None = None
+    remat: stack.Remat = "names"
+    scan_unroll: int = 1  # layers per turn of the loop over depth; depth: no loop
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.num_heads):
+            raise ValueError(f"width {self.width} must split into {self.num_heads} heads of an even size")
+        if self.num_frame_roles and self.patch_size[0] != 1:
+            raise ValueError(f"extra frames need patches of one frame, not patch_size={self.patch_size}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b f h w c"], t: Times, cond: Conditioning | None = None
+    ) -> Float[Array, "b f h w o"]:
+        """Predicts velocity, x0, eps or v at x_t.
+
+        Args:
+            x: noisy latents.
+            t: time of each sample, or of each frame.
+            cond: what is None takes its neutral value: `text` the null caption (one state, all zeros), `aligned` zeros,
+                `r` t, `guidance_scale` 1, `frame_roles` and `frame_times` 0. Extra `frames` lie at -1, -2, .. in time.
+
+        Raises:
+            ValueError: `cond` holds what this network has no input for.
+        """
+        cond = cond or Conditioning()
+        self._check(x, cond)
+        grid = tuple(size // patch for size, patch in zip(x.shape[1:4], self.patch_size, strict=True))
+        tokens, positions = self._embed_latents(x, cond)
+        e = self._embed_times(t, cond, grid[0])
+        shared_init = nn.initializers.zeros if self.gate_init == "zero" else nn.initializers.normal(0.02)
+        shared = linear.Dense(6 * self.width, kernel_init=shared_init, name="time_modulation")(jax.nn.silu(e))
+        text, text_mask = self._embed_text(cond, x.shape[0])
+        rotation = rope.grid_rotation(positions, grid[1], grid[2], self.width // self.num_heads, self.rope_theta)
+
+        blocks = stack.scan_blocks(Block, self.depth, remat=self.remat, unroll=self.scan_unroll)(
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim or 4 * self.width,
+            qk_norm=self.qk_norm,
+            cross_norm_affine=self.cross_norm_affine,
+            eps=self.eps,
+            gate_init=self.gate_init,
+            attention_implementation=self.attention_implementation,
+            dtype=self.dtype,
+            name="blocks",
+        )
+        tokens, _ = blocks(tokens, Context(shared, text, text_mask, rotation))
+        return self._predict(tokens, e, grid)
+
+    @nn.nowrap
+    def flops(self, latent_shape: tuple[int, int, int], text_length: int, extra_frames: int = 0) -> int:
+        """Forward FLOPs of one sample of latents (f, h, w) and `text_length` text states; see `models.flops`."""
+        f, h, w = (size // patch for size, patch in zip(latent_shape, self.patch_size, strict=True))
+        patch = math.prod(self.patch_size)
+        sizes = flops.Transformer(
+            width=self.width,
+            depth=self.depth,
+            mlp_dim=self.mlp_dim or 4 * self.width,
+            patch_in=patch * (self.in_channels + self.aligned_channels),
+            patch_out=patch * (self.out_channels or self.in_channels),
+            text_dim=self.text_dim,
+            freq_dim=self.freq_dim,
+            num_times=1 + self.has_second_time + self.has_guidance,
+        )
+        rows = f + extra_frames if extra_frames else 1
+        return sizes.forward((f + extra_frames) * h * w, max(text_length, 1), rows)
+
+    def _embed_latents(self, x: Latents, cond: Conditioning) -> tuple[Float[Array, "b n d"], np.ndarray]:
+        """Tokens of the latents, then of the extra frames, and the position of each frame on the time axis."""
+        embed = linear.Dense(self.width, dtype=self.dtype, name="patch_embed")
+        tokens = embed(embeddings.patchify(x, self.patch_size))
+        positions = np.arange(tokens.shape[1])
+        if self.aligned_channels:
+            aligned = jnp.zeros((*x.shape[:4], self.aligned_channels)) if cond.aligned is None else cond.aligned
+            zeros = nn.initializers.zeros
+            embed_aligned = linear.Dense(self.width, False, zeros, dtype=self.dtype, name="patch_embed_aligned")
+            tokens = tokens + embed_aligned(embeddings.patchify(aligned, self.patch_size))
+        if self.num_frame_roles:
+            frames = x[:, :0] if cond.frames is None else cond.frames
+            roles = jnp.zeros(frames.shape[:2], jnp.int32) if cond.frame_roles is None else cond.frame_roles
+            table = nn.Embed(
+                self.num_frame_roles,
+                self.width,
+                dtype=self.dtype,
+                embedding_init=nn.initializers.normal(0.02),
+                name="frame_roles",
+            )
+            extra = embed(embeddings.patchify(frames, self.patch_size))
+            extra = extra + jnp.broadcast_to(table(roles)[:, :, None, None], extra.shape)
+            tokens = jnp.concatenate([tokens, extra], axis=1)
+            positions = np.concatenate([positions, -1 - np.arange(frames.shape[1])])
+        return constrain(tokens.reshape(x.shape[0], -1, self.width), "batch", "tokens", "width"), positions
+
+    def _embed_times(self, t: Times, cond: Conditioning, num_frames: int) -> Float[Array, "b m d"]:
+        """What modulates every layer, in float32: one row per sample, or one per frame with extra frames last."""
+        rows = t[:, None] if t.ndim == 1 else t[:, :: self.patch_size[0]]
+        extra = self._extra_times(cond)
+        e = self._embed_scalar("time_embed", _join_rows(rows, extra, num_frames), nn.initializers.normal(0.02))
+        if self.has_second_time:
+            r = rows if cond.r is None else jnp.broadcast_to(cond.r[:, None], rows.shape)
+            elapsed = jnp.where(rows >= r, rows - r, 0.0)  # frames already cleaner than r do not move
+            still = None if extra is None else jnp.zeros_like(extra)
+            e = e + self._embed_scalar("time_embed_r", _join_rows(elapsed, still, num_frames))
+        if self.has_guidance:
+            scale = jnp.ones_like(rows[:, 0]) if cond.guidance_scale is None else cond.guidance_scale
+            guidance = self._embed_scalar("guidance_embed", scale[:, None])
+            e = e + jnp.broadcast_to(guidance, e.shape)
+        return e
+
+    def _extra_times(self, cond: Conditioning) -> Float[Array, "b g"] | None:
+        if cond.frames is None:
+            return None
+        return jnp.zeros(cond.frames.shape[:2]) if cond.frame_times is None else cond.frame_times
+
+    def _embed_scalar(
+        self, name: str, value: Float[Array, "b m"], out_init: nn.initializers.Initializer = nn.initializers.zeros
+    ) -> Float[Array, "b m d"]:
+        features = embeddings.timestep_features(self.time_scale * value, self.freq_dim)
+        return embeddings.Embedder(self.width, out_init=out_init, name=name)(features)
+
+    def _embed_text(
+        self, cond: Conditioning, batch_size: int
+    ) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"] | None]:
+        """Text states at the width of the network, and the mask that attention applies."""
+        text, mask = cond.text, cond.text_mask
+        if text is None:
+            text, mask = jnp.zeros((batch_size, 1, self.text_dim)), None
+        if mask is not None and not self.masks_text:
+            text, mask = jnp.where(mask[:, :, None], text, 0), None
+        gelu = functools.partial(jax.nn.gelu, approximate=True)
+        return embeddings.Embedder(self.width, gelu, dtype=self.dtype, name="text_embed")(text), mask
+
+    def _predict(
+        self, tokens: Float[Array, "b n d"], e: Float[Array, "b m d"], grid: tuple[int, ...]
+    ) -> Float[Array, "b f h w o"]:
+        """The head: modulated norm and a linear layer, in float32; extra frames are dropped."""
+        f, h, w = grid
+        tokens = tokens[:, : f * h * w]
+        e = e if e.shape[1] == 1 else e[:, :f]
+        table = self.param("head_modulation", _table_init(self.gate_init), (2, self.width), jnp.float32)
+        shift, scale = (e + jnp.broadcast_to(row, e.shape) for row in table)
+        features = math.prod(self.patch_size) * (self.out_channels or self.in_channels)
+        head = linear.Dense(features, kernel_init=nn.initializers.zeros, name="head")
+        patches = head(modulation.modulate(tokens.astype(jnp.float32), shift, scale, self.eps))
+        return embeddings.unpatchify(patches.reshape(tokens.shape[0], f, h, w, features), self.patch_size)
+
+    def _check(self, x: Latents, cond: Conditioning) -> None:
+        if x.shape[-1] != self.in_channels:
+            raise ValueError(f"x has {x.shape[-1]} channels; this network has in_channels={self.in_channels}")
+        if cond.text is None and cond.text_ids is not None:
+            raise ValueError("cond.text_ids needs a text encoder: wrap this network in TextToLatent, or set cond.text")
+        if cond.text is not None and cond.text.shape[-1] != self.text_dim:
+            raise ValueError(f"cond.text has width {cond.text.shape[-1]}; this network has text_dim={self.text_dim}")
+        given_aligned = 0 if cond.aligned is None else cond.aligned.shape[-1]
+        if given_aligned not in (0, self.aligned_channels):
+            raise ValueError(
+                f"cond.aligned has {given_aligned} channels; this network has aligned_channels={self.aligned_channels}"
+            )
+        missing = {
+            "pooled": "no such input",
+            "frames": "" if self.num_frame_roles else "num_frame_roles=0",
+            "r": "" if self.has_second_time else "has_second_time=False",
+            "guidance_scale": "" if self.has_guidance else "has_guidance=False",
+        }
+        for name, reason in missing.items():
+            if reason and getattr(cond, name) is not None:
+                raise ValueError(f"cond.{name} is given, but this network has {reason}")
+
+
+def _table_init(gate_init: GateInit) -> nn.initializers.Initializer:
+    """Zeros, or Wan's normal / sqrt(width)."""
+
+    def random(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
+
+    return nn.initializers.zeros if gate_init == "zero" else random
+
+
+def _join_rows(rows: Float[Array, "b m"], extra: Float[Array, "b g"] | None, num_frames: int) -> Float[Array, "b r"]:
+    """One value per sample or frame, followed by those of the extra frames if there are any."""
+    if extra is None:
+        return rows
+    return jnp.concatenate([jnp.broadcast_to(rows, (rows.shape[0], num_frames)), extra], axis=1)

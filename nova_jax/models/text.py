@@ -1,0 +1,128 @@
+"""A small byte-level text encoder, trained from scratch with the denoiser, so that nothing must be downloaded to start.
+
+UTF-8 bytes are embedded, every `downsample` bytes are merged into one token, and a few T5 blocks (models/t5.py) let the
+tokens see each other:
+
+    e = embed(ids)                                     bytes, 0 where masked
+    x = gelu([e of the previous, this and the next group] Up) Down      one token per group: a strided convolution
+    x = RMSNorm(blocks(x))                             bidirectional, relative position bias
+
+The windows overlap, so a word is seen whole wherever the group borders fall. 64 bytes make 16 tokens: cheaper than any
+subword model of the same depth, with no vocabulary to keep.
+
+The null caption (classifier-free guidance) is ids all 0 with the mask True at position 0 only: a learned state.
+
+Bytes as tokens: Xue et al. 2021 (ByT5), arXiv:2105.13626; merging by a strided convolution: Clark et al. 2021 (CANINE),
+arXiv:2103.06874.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from nova_jax.layers import linear, stack
+from nova_jax.models import t5
+
+NULL = 0  # padding, and the whole of the null caption
+START = 1
+FIRST_BYTE = 2
+VOCAB_SIZE = FIRST_BYTE + 256
+
+
+def encode_bytes(
+    captions: Sequence[str], length: int, *, truncate: bool = False
+) -> tuple[Int[np.ndarray, "n l"], Bool[np.ndarray, "n l"]]:
+    """UTF-8 ids and mask of `length` positions: a start token, the bytes, then padding.
+
+    The start token is always unmasked, so the empty caption is text too (it differs from the null caption).
+
+    Args:
+        captions: any Unicode text.
+        length: positions, start token included.
+        truncate: cut a caption that is too long after its last whole character that fits, instead of raising.
+
+    Raises:
+        ValueError: a caption has more than `length - 1` bytes and `truncate` is False.
+    """
+    ids = np.full((len(captions), length), NULL, np.int32)
+    for row, caption in zip(ids, captions, strict=True):
+        data = caption.encode()
+        if len(data) > length - 1:
+            if not truncate:
+                raise ValueError(
+                    f"caption {caption[:60]!r} has {len(data)} UTF-8 bytes and {length - 1} fit: shorten it, raise the "
+                    "text length or pass truncate=True"
+                )
+            data = data[: length - 1].decode(errors="ignore").encode()
+        row[0] = START
+        row[1 : 1 + len(data)] = np.frombuffer(data, np.uint8).astype(np.int32) + FIRST_BYTE
+    return ids, ids != NULL
+
+
+class GroupEmbed(nn.Module):
+    """Groups of bytes to tokens: a two-layer convolution of stride one group and width three groups."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, groups: Float[Array, "b m e"]) -> Float[Array, "b m d"]:
+        """Reads each group with both neighbours, zeros beyond the ends; returns float32."""
+        padded = jnp.pad(groups, ((0, 0), (1, 1), (0, 0)))
+        windows = jnp.concatenate([padded[:, :-2], groups, padded[:, 2:]], axis=-1)
+        init = nn.initializers.lecun_normal()
+        hidden = jax.nn.gelu(linear.Dense(self.width, kernel_init=init, dtype=self.dtype, name="in")(windows))
+        return linear.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(hidden).astype(jnp.float32)
+
+
+class ByteTextEncoder(nn.Module):
+    """Byte ids to text states, `downsample` bytes a token."""
+
+    width: int = 256
+    depth: int = 2
+    num_heads: int = 4
+    byte_width: int = 64
+    downsample: int = 4
+    mlp_ratio: float = 4.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: t5.Ids, mask: t5.Mask) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
+        """States and their mask, m = l / downsample. Masked states are zero and never influence the others.
+
+        Raises:
+            ValueError: l is not a multiple of `downsample`.
+        """
+        ids, mask = jnp.asarray(ids), jnp.asarray(mask)
+        if ids.shape[1] % self.downsample:
+            raise ValueError(f"text length {ids.shape[1]} is not a multiple of downsample={self.downsample}")
+        embedded = nn.Embed(VOCAB_SIZE, self.byte_width, embedding_init=nn.initializers.normal(1.0), name="embed")(ids)
+        embedded = jnp.where(mask[..., None], embedded, 0)
+        groups = embedded.reshape(ids.shape[0], -1, self.downsample * self.byte_width)
+        group_mask = mask.reshape(*groups.shape[:2], self.downsample).any(-1)
+
+        x = GroupEmbed(self.width, self.dtype, name="group_embed")(groups)
+        bias = t5.RelativeBias(self.num_heads, name="relative_bias")(x.shape[1])
+        x, _ = self._blocks()(x, t5.Context(bias, group_mask))
+        x = nn.RMSNorm(dtype=jnp.float32, name="final_norm")(x)
+        return jnp.where(group_mask[..., None], x, 0), group_mask
+
+    def _blocks(self) -> nn.Module:
+        return stack.scan_blocks(t5.Block, self.depth)(
+            num_heads=self.num_heads,
+            head_dim=self.width // self.num_heads,
+            mlp_width=round(self.mlp_ratio * self.width),
+            dtype=self.dtype,
+            name="blocks",
+        )
+
+    def flops(self, length: int) -> int:
+        """Forward FLOPs of one caption of `length` bytes: matrix products only, a multiply-add is two."""
+        tokens, window = length // self.downsample, 3 * self.downsample * self.byte_width
+        merge = 2 * tokens * self.width * (window + self.width)
+        return merge + self.depth * t5.block_flops(tokens, self.width, self.width, round(self.mlp_ratio * self.width))

@@ -1,0 +1,59 @@
+"""A denoiser and the small text encoder that is trained with it, as one network.
+
+    text, mask = text_encoder(cond.text_ids, cond.text_mask)          prediction = dit(x, t, cond with text and mask)
+
+Parameters are {"dit": .., "text_encoder": ..}. The text does not depend on x or t: a sampler encodes it once with
+`network.apply(variables, cond, method="encode_text")` and takes all its steps with the result.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nova_jax.models.dit import DiT
+from nova_jax.models.text import ByteTextEncoder
+from nova_jax.types import Conditioning, Latents, Times
+
+
+class TextToLatent(nn.Module):
+    """Reads captions as token ids; states that are already encoded go straight to the denoiser."""
+
+    dit: DiT
+    text_encoder: ByteTextEncoder
+
+    def __post_init__(self) -> None:
+        if self.dit.text_dim != self.text_encoder.width:
+            raise ValueError(
+                f"dit.text_dim={self.dit.text_dim} must equal text_encoder.width={self.text_encoder.width}: "
+                "the denoiser reads the encoder's states"
+            )
+        super().__post_init__()
+
+    def __call__(self, x: Latents, t: Times, cond: Conditioning | None = None) -> Float[Array, "b f h w o"]:
+        """Predicts what the denoiser predicts at x_t; see `DiT`."""
+        return self.dit(x, t, self.encode_text(self._with_ids(cond or Conditioning(), x.shape[0])))
+
+    def encode_text(self, cond: Conditioning) -> Conditioning:
+        """The conditioning with `text` and `text_mask` of its `text_ids`; unchanged if it holds `text` already.
+
+        Without `text_mask`, ids that are not 0 are real.
+        """
+        if cond.text is not None or cond.text_ids is None:
+            return cond
+        mask = cond.text_ids != 0 if cond.text_mask is None else cond.text_mask
+        text, text_mask = self.text_encoder(cond.text_ids, mask)
+        return cond._replace(text=text, text_mask=text_mask)
+
+    @nn.nowrap
+    def flops(self, latent_shape: tuple[int, int, int], text_length: int, extra_frames: int = 0) -> int:
+        """Forward FLOPs of one sample of latents (f, h, w) and a text of `text_length` ids."""
+        length = max(text_length, self.text_encoder.downsample)  # without text: the null caption
+        states = length // self.text_encoder.downsample
+        return self.text_encoder.flops(length) + self.dit.flops(latent_shape, states, extra_frames)
+
+    def _with_ids(self, cond: Conditioning, batch_size: int) -> Conditioning:
+        """Fills in the null caption where there is no text: ids all 0, and only the first position real."""
+        if cond.text is not None or cond.text_ids is not None:
+            return cond
+        ids = jnp.zeros((batch_size, self.text_encoder.downsample), jnp.int32)
+        return cond._replace(text_ids=ids, text_mask=jnp.zeros_like(ids, bool).at[:, 0].set(True))

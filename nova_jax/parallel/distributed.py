@@ -1,0 +1,149 @@
+"""Many processes, one program: start-up, which rows each process loads, agreement, and stopping together.
+
+JAX's own runtime does the work (`jax.distributed`); this is the only module of the library that reads the environment:
+
+    NOVA_COORDINATOR=host:port  NOVA_NUM_PROCESSES=n  NOVA_PROCESS_ID=i    explicit, any cluster
+    NOVA_DISTRIBUTED=auto                                                  let JAX find out (SLURM, Open MPI, TPU, GKE)
+
+SLURM steps, Open MPI jobs and TPU pods that show themselves in their usual variables need neither.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+EXPLICIT = ("NOVA_COORDINATOR", "NOVA_NUM_PROCESSES", "NOVA_PROCESS_ID")
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat_seconds: int = 100,
+) -> None:
+    """Joins the other processes of the job; returns at once when there are none. Call before anything touches a device.
+
+    Arguments come before the environment. A process that dies takes the others down within `heartbeat_seconds`.
+
+    Raises:
+        ValueError: only some of coordinator, num_processes and process_id are known.
+    """
+    given = (coordinator, num_processes, process_id)
+    known = [os.environ.get(name) if value is None else value for name, value in zip(EXPLICIT, given, strict=True)]
+    if all(value is None for value in known):
+        if _is_cluster():
+            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
+        return
+    if missing := [name for name, value in zip(EXPLICIT, known, strict=True) if value is None]:
+        raise ValueError(f"a job of several processes also needs {', '.join(missing)} (or all three as arguments)")
+    address, number, index = str(known[0]), int(str(known[1])), int(str(known[2]))
+    is_loopback = address.rsplit(":", 1)[0] in ("localhost", "127.0.0.1")
+    jax.distributed.initialize(
+        address,
+        num_processes=number,
+        process_id=index,
+        heartbeat_timeout_seconds=heartbeat_seconds,
+        coordinator_bind_address=address if is_loopback else None,  # the default listens on every interface
+    )
+
+
+def _is_cluster() -> bool:
+    """Whether the environment speaks of more than one process."""
+    if os.environ.get("NOVA_DISTRIBUTED") == "auto":
+        return True
+    sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    return len(workers) > 1 or any(int(os.environ.get(name) or 1) > 1 for name in sizes)
+
+
+def is_main() -> bool:
+    """Whether this process writes logs, samples and manifests."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here; all of them must call it in the same order as other collectives."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(value: int) -> int:
+    """The main process's value, on every process."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def data_shard(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
+    """Which part of the global batch this process loads: (index, count).
+
+    Not the process index: when tensor or context axes span processes, several of them load the same rows.
+
+    Raises:
+        ValueError: the batch does not divide over the sharding, or the rows of this process are not one even part.
+    """
+    rows = set()
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+        start, stop, _ = (index or (slice(None),))[0].indices(batch_size)
+        rows.add((start, stop))
+    low, high = min(rows)[0], max(rows)[1]
+    size = high - low
+    if sum(stop - start for start, stop in rows) != size or low % size or batch_size % size:
+        raise ValueError(
+            f"process {jax.process_index()} holds rows {sorted(rows)} of a batch of {batch_size}, not one of equal "
+            "parts: let the data and fsdp axes be the outer ones of the mesh, as MeshConfig arranges them"
+        )
+    return low // size, batch_size // size
+
+
+def global_batch(local: Any, sharding: NamedSharding, batch_size: int) -> Any:
+    """Global arrays from the rows that `data_shard` names; every leaf has its samples on axis 0."""
+
+    def join(rows: np.ndarray) -> jax.Array:
+        # Without the global shape JAX guesses it from the local one and is silently wrong when processes share rows.
+        return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
+
+    return jax.tree.map(join, local)
+
+
+@contextlib.contextmanager
+def graceful_stop() -> Iterator[Callable[[int], bool]]:
+    """Turns SIGTERM and SIGINT into a question the loop asks between steps: `should_stop(step)`.
+
+    With several processes a signal to any of them becomes True at the same step on all, through JAX's preemption
+    service (which owns SIGTERM; Ctrl-C is passed on to it). A second signal ends the process at once: whatever is being
+    written then stays uncommitted.
+    """
+    received: list[int] = []
+
+    def on_signal(signum: int, frame: Any) -> None:
+        del frame
+        if received:
+            os._exit(128 + signum)
+        received.append(signum)
+        if jax.process_count() > 1 and signum == signal.SIGINT:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def should_stop(step: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return bool(received)
+
+    caught = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        caught = ()
+    previous = {number: signal.signal(number, on_signal) for number in caught}
+    try:
+        yield should_stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,122 @@
+"""The vocabulary: what flows between models, diffusion, sampling and training.
+
+Conventions, everywhere in the library:
+
+    time      t in [0, 1]: 0 = data, 1 = noise; x_t = alpha(t) x0 + sigma(t) eps
+    pixels    b f h w c, float, -1 .. 1; an image is one frame
+    latents   b f h w c; channels last
+    params    plain nested dicts of arrays
+
+Arrays travel in NamedTuples, choices in frozen dataclasses. The letters of the shapes: `b` batch, `f` frames, `h w`
+space, `c` channels, `a` aligned channels, `g` extra frames, `n` tokens, `l` text length, `d` width, `k` heads, `q` head
+size.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+Params = Mapping[str, Any]
+Metrics = Mapping[str, Array]
+Pixels = Float[Array, "b f h w c"]
+Latents = Float[Array, "b f h w c"]
+Times = Float[Array, " b"] | Float[Array, "b f"]
+
+
+class Conditioning(NamedTuple):
+    """Everything a network is told besides x and t. Unused parts are None.
+
+    Text arrives either as states of a frozen encoder (`text`) or as token ids for an encoder that is trained inside the
+    network (`text_ids`); `text_mask` marks the real tokens of either. What lies pixel on pixel with the target is
+    `aligned`; what does not joins as extra `frames`, each with a role and its own time (0 = clean).
+    """
+
+    text: Float[Array, "b l d"] | None = None
+    text_ids: Int[Array, "b l"] | None = None
+    text_mask: Bool[Array, "b l"] | None = None
+    pooled: Float[Array, "b p"] | None = None
+    aligned: Float[Array, "b f h w a"] | None = None
+    frames: Float[Array, "b g h w c"] | None = None
+    frame_roles: Int[Array, "b g"] | None = None
+    frame_times: Float[Array, "b g"] | None = None
+    r: Float[Array, " b"] | None = None  # second time of a flow map, r <= t
+    guidance_scale: Float[Array, " b"] | None = None  # as a network input
+
+
+class Batch(NamedTuple):
+    """One training batch: clean latents (or pixels, for an autoencoder) and what the network is told about them."""
+
+    x0: Float[Array, "b f h w c"]
+    cond: Conditioning = Conditioning()
+
+
+class Denoised(NamedTuple):
+    """Both ends of the line through x_t: every prediction kind converts to this pair."""
+
+    x0: Float[Array, "b *dims"]
+    eps: Float[Array, "b *dims"]
+
+
+class Sampled(NamedTuple):
+    """A sampler's result: x at t = times[-1], and the denoiser evaluations spent on each sample."""
+
+    x: Float[Array, "b *dims"]
+    nfe: Int[Array, ""]
+
+
+class TrainState(NamedTuple):
+    """All that a run must save to continue to the bit: everything random derives from (seed, step)."""
+
+    step: Int[Array, ""]
+    params: Params
+    ema: Params
+    opt_state: Any
+    extra: Any = ()
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A parametrised prediction: velocity, x0, eps or v, as the objective declares."""
+
+    def __call__(self, params: Params, x: Array, t: Array, cond: Conditioning) -> Array: ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """What samplers, guidance and tasks speak."""
+
+    def __call__(self, x: Array, t: Array, cond: Any) -> Denoised: ...
+
+
+@runtime_checkable
+class FlowMap(Protocol):
+    """What few-step students speak: from x at time t straight to time s."""
+
+    def __call__(self, x: Array, t: Array, s: Array, cond: Any) -> Array: ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A training loss: scalar to minimise, and named scalars (or small arrays) to log."""
+
+    def __call__(
+        self, network: Any, params: Params, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Metrics]: ...
+
+
+@runtime_checkable
+class TrainStep(Protocol):
+    """The only thing the training loop knows."""
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]: ...
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Pixels to latents and back; `key` None gives the posterior mean."""
+
+    def encode(self, params: Params, pixels: Array, key: jax.Array | None = None) -> Array: ...
+
+    def decode(self, params: Params, latents: Array) -> Array: ...

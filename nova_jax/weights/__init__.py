@@ -1,0 +1,6 @@
+"""Parameters in and out of files: public checkpoints by key table, our own by path. Everything is safetensors."""
+
+from nova_jax.weights.load import abstract_params, load, save
+from nova_jax.weights.safetensors import WeightsError
+
+__all__ = ["WeightsError", "abstract_params", "load", "save"]
