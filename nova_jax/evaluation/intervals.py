@@ -1,0 +1,30 @@
+"""Confidence intervals for rates.
+
+Wilson's score interval (E. B. Wilson 1927, "Probable inference, the law of succession, and statistical inference"): the
+rates whose z-test does not reject the observed k of n,
+
+    (k + z^2 / 2 -+ z sqrt(k (n - k) / n + z^2 / 4)) / (n + z^2),    z = the (1 + confidence) / 2 normal quantile.
+
+It stays inside [0, 1] and keeps its coverage at rates near 0 and 1, where k/n -+ z s/sqrt(n) fails.
+"""
+
+import math
+import statistics
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson interval of a rate; (0, 1) when nothing was tried.
+
+    Raises:
+        ValueError: `successes` is not in 0..n, or `confidence` not strictly between 0 and 1.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes is {successes} of {n}; give 0 to n.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; give a number strictly between 0 and 1, such as 0.95.")
+    if n == 0:
+        return 0.0, 1.0
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = successes + z * z / 2
+    spread = z * math.sqrt(successes * (n - successes) / n + z * z / 4)
+    return max((middle - spread) / (n + z * z), 0.0), min((middle + spread) / (n + z * z), 1.0)
