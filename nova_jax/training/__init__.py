@@ -1,0 +1,9 @@
+"""Optimizers, the training step, the loop around it, checkpoints and logs.
+
+`checkpoint` and `loop` are imported by name (`from nova_jax.training import loop`): they pull in Orbax.
+"""
+
+from nova_jax.training.optimizer import AdamW, Muon
+from nova_jax.training.step import abstract_state, init_state, make_step, state_of
+
+__all__ = ["AdamW", "Muon", "abstract_state", "init_state", "make_step", "state_of"]

@@ -1,0 +1,207 @@
+"""All output of a training run, from the main process only.
+
+    log.jsonl       one line per logged step, each step once however often the run was interrupted
+    events.jsonl    what happened, in order: started, resumed, checkpoint set aside, stopped
+    tensorboard/    the same scalars, on request (pip install "nova-jax[tensorboard]")
+    stderr          a progress bar on a terminal or in a notebook, plain lines elsewhere
+
+A line of log.jsonl holds the metrics of its step and, over the steps since the line before,
+
+    images_per_s    samples a second
+    tflops          10^12 floating point operations a second, all devices together: flops_per_step / seconds per step
+    mfu             the same over `peak_flops`, the sum of what the devices can do (Chowdhery et al. 2022, 2204.02311)
+    data_wait       the part of the time spent waiting for the next batch
+
+`loss_bits` is the float32 loss in hexadecimal: two runs are equal when these are.
+"""
+
+import datetime
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+
+from nova_jax.parallel import distributed
+
+PLAIN_SECONDS = 10.0  # between plain lines
+
+
+class Throughput(NamedTuple):
+    """What a step costs and what the devices could do, to turn seconds into images/s, TFLOP/s and MFU."""
+
+    batch_size: int
+    flops_per_step: float | None = None
+    peak_flops: float | None = None
+
+
+class RunLog:
+    """The log of one run.
+
+    Args:
+        directory: of the run.
+        throughput: see `Throughput`.
+        total_steps: where the run ends, for the progress bar.
+        start_step: step of the restored state; later lines of an interrupted run are dropped, since they come again.
+        tensorboard: also write TensorBoard files.
+        console: where the progress goes; stderr by default.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        throughput: Throughput,
+        *,
+        total_steps: int,
+        start_step: int = 0,
+        tensorboard: bool = False,
+        console: rich.console.Console | None = None,
+    ) -> None:
+        self._throughput, self._total_steps = throughput, total_steps
+        self._clock: tuple[int, float] | None = None  # step and time of the line before
+        self._is_main = distributed.is_main()
+        if not self._is_main:
+            return
+        self.directory = pathlib.Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        keep_lines(self.directory / "log.jsonl", through=start_step)
+        self._lines = (self.directory / "log.jsonl").open("a")
+        self._events = (self.directory / "events.jsonl").open("a")
+        self._console = console or rich.console.Console(stderr=True, soft_wrap=True, highlight=False)
+        self._progress = _progress_bar(self._console)
+        self._task = self._progress and self._progress.add_task("", total=total_steps, completed=start_step)
+        self._board = _tensorboard(self.directory / "tensorboard", start_step) if tensorboard else None
+        self._printed = -math.inf
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def step(self, step: int, metrics: Mapping[str, Any], *, data_wait: float = 0.0) -> None:
+        """Writes the line of one step; `data_wait` in seconds since the line before."""
+        rates = self._rates(step, data_wait)
+        if not self._is_main:
+            return
+        values = {name: np.asarray(value, np.float32) for name, value in jax.device_get(dict(metrics)).items()}
+        scalars = {name: float(value) for name, value in values.items() if value.ndim == 0} | rates
+        lists = {name: value.tolist() for name, value in values.items() if value.ndim > 0}
+        line = {"step": step, **scalars, "loss_bits": _bits(values["loss"]), **lists}
+        _append(self._lines, line)
+        if self._board:
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+        self._show(step, scalars)
+
+    def event(self, text: str, **fields: Any) -> None:
+        """Tells people, now and in events.jsonl."""
+        if not self._is_main:
+            return
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        _append(self._events, {"time": now, "event": text, **fields})
+        self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Ends the progress bar and closes the files."""
+        if not self._is_main:
+            return
+        if self._progress:
+            self._progress.stop()
+        if self._board:
+            self._board.close()
+        self._lines.close()
+        self._events.close()
+
+    def _rates(self, step: int, data_wait: float) -> dict[str, float]:
+        """Speeds since the line before; none for the first, whose time is mostly compilation."""
+        now, before = time.perf_counter(), self._clock
+        self._clock = (step, now)
+        if before is None or step <= before[0] or now <= before[1]:
+            return {}
+        steps_per_s = (step - before[0]) / (now - before[1])
+        rates = {
+            "images_per_s": self._throughput.batch_size * steps_per_s,
+            "data_wait": min(1.0, data_wait / (now - before[1])),
+        }
+        if self._throughput.flops_per_step:
+            rates["tflops"] = self._throughput.flops_per_step * steps_per_s / 1e12
+            if self._throughput.peak_flops:
+                rates["mfu"] = self._throughput.flops_per_step * steps_per_s / self._throughput.peak_flops
+        return rates
+
+    def _show(self, step: int, scalars: Mapping[str, float]) -> None:
+        names = ("loss", "grad_norm", "images_per_s", "tflops", "mfu", "data_wait")
+        text = "  ".join(f"{name} {scalars[name]:.4g}" for name in names if name in scalars)
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, completed=step, description=text)
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS or step >= self._total_steps:
+            self._printed = time.monotonic()
+            self._console.print(f"step {step}/{self._total_steps}  {text}", markup=False)
+
+
+def keep_lines(path: pathlib.Path, *, through: int) -> None:
+    """Drops the lines of later steps, and a last line torn by a crash, in one atomic rewrite."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            is_kept = json.loads(line)["step"] <= through
+        except (ValueError, KeyError, TypeError):
+            is_kept = False
+        if is_kept:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _bits(loss: np.ndarray) -> str:
+    return f"{np.float32(loss).view(np.uint32):08x}"
+
+
+def _append(file: Any, line: Mapping[str, Any]) -> None:
+    file.write(json.dumps(_finite(line)) + "\n")
+    file.flush()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: None instead."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _progress_bar(console: rich.console.Console) -> rich.progress.Progress | None:
+    if not (console.is_terminal or console.is_jupyter):
+        return None
+    columns = (
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.BarColumn(bar_width=20),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.description}", markup=False),
+    )
+    progress = rich.progress.Progress(*columns, console=console, refresh_per_second=2)
+    progress.start()
+    return progress
+
+
+def _tensorboard(directory: pathlib.Path, start_step: int) -> Any:
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise ImportError('TensorBoard files need tensorboardX: pip install "nova-jax[tensorboard]"') from error
+    return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)

@@ -1,0 +1,166 @@
+"""Optimizers and their learning rates.
+
+AdamW (Loshchilov and Hutter 2017, 1711.05101):
+
+    p <- p - rate(step) (m / (sqrt(v) + eps) + weight_decay p)
+
+Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"): the momentum of a hidden matrix is
+replaced by the nearest semi-orthogonal matrix, found by Newton-Schulz iteration in matrix products alone,
+
+    X <- a X + (b A + c A A) X,   A = X X^T,   (a, b, c) = (3.4445, -4.7750, 2.0315),   starting from M / |M|_F
+
+and scaled by 0.2 sqrt(max(rows, columns)), which gives updates of AdamW's usual size, so that its learning rate and
+weight decay carry over (Liu et al. 2025, 2502.16982, section 2.2). Everything else is left to AdamW.
+
+Blocks are stacked along a leading depth axis: a kernel [L, in, out] is L matrices, and a bias [L, d] is not a matrix.
+So the name of a parameter, not its rank, decides what it is.
+"""
+
+import abc
+import dataclasses
+import re
+from collections.abc import Hashable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+DECAYED = r"(^|/)(kernel|embedding)$"  # never biases, norm scales or modulation tables
+HIDDEN_MATRICES = r"(^|/)blocks/.*kernel$"
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer(abc.ABC):
+    """Learning rate, clipping and decay, common to all; `make()` gives the optax transformation.
+
+    The rate climbs linearly over `warmup` steps to `peak`, then follows `schedule` down to zero at `total_steps`.
+    """
+
+    peak: float = 1e-4
+    warmup: int = 1000
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    total_steps: int | None = None
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.peak <= 0 or self.warmup < 0:
+            raise ValueError(f"{self}: peak must be positive and warmup at least 0")
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise ValueError(f"schedule {self.schedule!r} is unknown: use constant, cosine or linear")
+        if self.schedule != "constant" and (self.total_steps is None or self.total_steps <= self.warmup):
+            raise ValueError(f"schedule {self.schedule!r} needs total_steps larger than warmup={self.warmup}")
+
+    def learning_rate(self, step: Any) -> Float[Array, ""]:
+        """The rate of update number `step`, counted from 0; the first one is peak / warmup."""
+        step = jnp.asarray(step, jnp.float32)
+        warm = jnp.minimum(1.0, (step + 1) / max(self.warmup, 1))
+        if self.total_steps is None or self.schedule == "constant":
+            return self.peak * warm
+        progress = jnp.clip((step + 1 - self.warmup) / (self.total_steps - self.warmup), 0.0, 1.0)
+        decay = 1 - progress if self.schedule == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return self.peak * warm * decay
+
+    @abc.abstractmethod
+    def make(self) -> optax.GradientTransformation:
+        """The transformation of gradients into updates, clipping included."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay on kernels and embeddings."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def make(self) -> optax.GradientTransformation:
+        """Clips the global norm, then AdamW."""
+        return _clipped(self.clip_norm, _adamw(self, self.b1, self.b2, self.eps))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+    """Muon for the matrices inside blocks, AdamW for embeddings, ends, vectors and tables."""
+
+    momentum: float = 0.95
+    newton_schulz_steps: int = 5
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def make(self) -> optax.GradientTransformation:
+        """Clips the global norm, then Muon or AdamW by the name of the parameter."""
+        muon = optax.chain(
+            scale_by_muon(self.momentum, self.newton_schulz_steps),
+            optax.add_decayed_weights(self.weight_decay),
+            optax.scale_by_learning_rate(self.learning_rate),
+        )
+        adam = _adamw(self, self.b1, self.b2, self.eps)
+        parts: dict[Hashable, optax.GradientTransformation] = {"muon": muon, "adam": adam}
+        return _clipped(self.clip_norm, optax.partition(parts, _label))
+
+
+class MuonState(NamedTuple):
+    """The momentum of every matrix."""
+
+    mu: optax.Updates
+
+
+def scale_by_muon(momentum: float = 0.95, num_steps: int = 5) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalised over the last two axes and scaled to the size of an Adam update."""
+
+    def init(params: optax.Params) -> MuonState:
+        return MuonState(mu=jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, MuonState]:
+        del params
+        mu = jax.tree.map(lambda m, g: momentum * m + g, state.mu, updates)
+        ahead = jax.tree.map(lambda m, g: momentum * m + g, mu, updates)
+        return jax.tree.map(lambda m: _rms_factor(m) * orthogonalize(m, num_steps), ahead), MuonState(mu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def orthogonalize(matrix: Float[Array, "*l i o"], num_steps: int = 5) -> Float[Array, "*l i o"]:
+    """Moves every singular value of M to about 1 (0.7 .. 1.2 after five steps), keeping its singular vectors."""
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrix.shape[-2] > matrix.shape[-1]
+    x = jnp.swapaxes(matrix, -1, -2) if is_tall else matrix
+    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
+    for _ in range(num_steps):
+        gram = jnp.einsum("...io,...jo->...ij", x, x)
+        x = a * x + jnp.einsum("...ij,...jo->...io", b * gram + c * jnp.einsum("...ij,...jk->...ik", gram, gram), x)
+    return jnp.swapaxes(x, -1, -2) if is_tall else x
+
+
+def _rms_factor(matrix: Array) -> float:
+    """Turns a semi-orthogonal matrix into one whose elements have a root mean square of 0.2."""
+    return 0.2 * max(matrix.shape[-2:]) ** 0.5
+
+
+def _adamw(config: Optimizer, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    return optax.adamw(config.learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=config.weight_decay, mask=_is_decayed)
+
+
+def _clipped(norm: float | None, transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    return transform if norm is None else optax.chain(optax.clip_by_global_norm(norm), transform)
+
+
+def _is_decayed(params: optax.Params) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: _matches(DECAYED, path), params)
+
+
+def _label(params: optax.Params) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "muon" if _matches(HIDDEN_MATRICES, path) else "adam", params
+    )
+
+
+def _matches(pattern: str, path: tuple[Any, ...]) -> bool:
+    return re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) is not None

@@ -1,0 +1,176 @@
+"""One training step: a pure function of state and batch, compiled once, the same to the bit whenever it is run again.
+
+    key   = fold_in(key(seed), step)
+    g     = gradient of the objective, mean over `accumulate` parts of the batch
+    p    <- p + optimizer(g)
+    ema  <- ema + (1 - d) (p - ema),   d = min(ema_decay, (1 + step) / (10 + step))
+
+A step whose loss or gradient is not finite leaves the whole state as it was and says so in its metrics.
+
+State is born sharded: shapes by `eval_shape`, shardings by `parallel.rules`, then the jitted initialiser writes every
+part where it belongs. Compile and run inside `jax.set_mesh(mesh)`; without a mesh everything runs on one device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, PRNGKeyArray
+
+from nova_jax.parallel import rules
+from nova_jax.parallel.constrain import constrain
+from nova_jax.training.optimizer import Optimizer
+from nova_jax.types import Metrics, Objective, Params, TrainState, TrainStep
+
+InitParams = Callable[[PRNGKeyArray], Params]
+MakeExtra = Callable[[Params], Any]
+
+
+def start(params: Params, optimizer: Optimizer, make_extra: MakeExtra | None = None) -> TrainState:
+    """The state before the first step. Arrays are copied, so the state may be donated.
+
+    Args:
+        params: float32 parameters.
+        optimizer: made into the optimizer state.
+        make_extra: further state from the parameters, such as a teacher.
+    """
+    copy = jax.tree.map(jnp.copy, params)
+    extra = make_extra(jax.tree.map(jnp.copy, params)) if make_extra else ()
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), copy, ema, optimizer.make().init(params), extra)
+
+
+def init_state(
+    init_params: InitParams,
+    optimizer: Optimizer,
+    *,
+    key: PRNGKeyArray,
+    mesh: Mesh | None = None,
+    make_extra: MakeExtra | None = None,
+) -> TrainState:
+    """Initialises parameters, EMA and optimizer state, each array on the devices where it stays."""
+
+    def init(key: PRNGKeyArray) -> TrainState:
+        return start(init_params(key), optimizer, make_extra)
+
+    shardings = None if mesh is None else rules.shardings(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def state_of(
+    params: Params, optimizer: Optimizer, *, mesh: Mesh | None = None, make_extra: MakeExtra | None = None
+) -> TrainState:
+    """The state before the first step of fine-tuning given parameters, which stay usable."""
+
+    def init(params: Params) -> TrainState:
+        return start(params, optimizer, make_extra)
+
+    shardings = None if mesh is None else rules.shardings(jax.eval_shape(init, params), mesh)
+    if mesh is not None:
+        params = jax.device_put(params, rules.shardings(params, mesh))
+    return jax.jit(init, out_shardings=shardings)(params)
+
+
+def abstract_state(
+    init_params: InitParams,
+    optimizer: Optimizer,
+    *,
+    mesh: Mesh | None = None,
+    make_extra: MakeExtra | None = None,
+) -> TrainState:
+    """Shapes, dtypes and shardings of `init_state`, with nothing computed: to restore into, or to plan with."""
+    abstract = jax.eval_shape(lambda: start(init_params(jax.random.key(0)), optimizer, make_extra))
+    if mesh is None:
+        return abstract
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, rules.shardings(abstract, mesh)
+    )
+
+
+def make_step(
+    objective: Objective,
+    network: Any,
+    optimizer: Optimizer,
+    *,
+    ema_decay: float = 0.9999,
+    accumulate: int = 1,
+    seed: int = 0,
+) -> TrainStep:
+    """Compiles the training step of one objective. The state is donated: use the one that is returned.
+
+    Args:
+        objective: (network, params, batch, key) -> (loss, metrics); the loss is a mean over the batch.
+        network: (params, x, t, cond) -> prediction, handed to the objective.
+        optimizer: see `nova_jax.training.optimizer`.
+        ema_decay: of the exponential moving average of the parameters; 0 keeps a copy of them.
+        accumulate: parts the batch is processed in, one after the other, to save memory.
+        seed: all randomness of the run.
+
+    Returns:
+        A `jax.jit` function; its metrics are those of the objective and `loss`, `grad_norm` (before clipping),
+        `learning_rate` and `finite`.
+    """
+    if not 0 <= ema_decay < 1 or accumulate < 1:
+        raise ValueError(f"ema_decay must be in [0, 1) and accumulate at least 1, got {ema_decay} and {accumulate}")
+    transform = optimizer.make()
+
+    def gradient(params: Params, batch: Any, key: PRNGKeyArray) -> tuple[Params, Metrics]:
+        loss_of = jax.value_and_grad(lambda p: objective(network, p, batch, key), has_aux=True)
+        (loss, metrics), grads = loss_of(params)
+        return rules.constrain_tree(grads), {**metrics, "loss": loss}
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, metrics = _accumulated(gradient, accumulate)(state.params, batch, key)
+        norm = optax.global_norm(grads)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        new = state._replace(
+            step=state.step + 1,
+            params=params,
+            ema=update_ema(state.ema, params, state.step, ema_decay),
+            opt_state=opt_state,
+        )
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        rate = optimizer.learning_rate(state.step)
+        return rules.constrain_tree(kept), {**metrics, "grad_norm": norm, "learning_rate": rate, "finite": finite}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def update_ema(ema: Params, params: Params, step: Array, decay: float) -> Params:
+    """The moving average, its decay warmed up so that early averages forget the initialisation."""
+    step = jnp.asarray(step, jnp.float32)
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda average, p: average + rate * (p - average), ema, params)
+
+
+def _accumulated(gradient: Callable, parts: int) -> Callable:
+    """The mean of `gradient` and its metrics over parts of the batch, each spread over all devices."""
+    if parts == 1:
+        return gradient
+
+    def mean(params: Params, batch: Any, key: PRNGKeyArray) -> tuple[Params, Metrics]:
+        def body(total: Any, part: tuple[Any, Array]) -> tuple[Any, None]:
+            rows, index = part
+            return jax.tree.map(jnp.add, total, gradient(params, rows, jax.random.fold_in(key, index))), None
+
+        split = jax.tree.map(lambda x: _split_rows(x, parts), batch)
+        first = jax.tree.map(lambda x: x[0], split)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(gradient, params, first, key))
+        total, _ = jax.lax.scan(body, zeros, (split, jnp.arange(parts)))
+        return jax.tree.map(lambda x: x / parts, total)
+
+    return mean
+
+
+def _split_rows(x: Array, parts: int) -> Array:
+    """Part i is rows i, i + parts, ..: a device then takes an equal share of its own rows to every part."""
+    if x.shape[0] % parts:
+        raise ValueError(f"a batch of {x.shape[0]} cannot be accumulated in {parts} equal parts")
+    split = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+    return constrain(split, None, "batch", *[None] * (split.ndim - 2))
