@@ -1,0 +1,300 @@
+"""Latents (and text states) computed once and kept: source -> encode -> ArrayRecord shards, each with a JSON manifest.
+
+Shard k covers samples [k * shard_size, (k + 1) * shard_size) of the source and depends on nothing else, so shards can
+be made by any number of processes, in any order, once or twice:
+
+    00003-of-00010.array_record     one record per sample, format of `records`
+    00003-of-00010.json             count, SHA-256, source and model fingerprints, range, shapes, corrupt records
+
+A file takes its name only when complete, the manifest last; a killed run continues with the shards that are missing.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+import nova_jax
+from data_pipelines import loader
+from data_pipelines.sources import array_record, base
+
+FORMAT = 1
+IDENTITY = ("format", "model", "source", "transform", "shard_size", "shards")  # shards of one cache agree in these
+MANIFEST = re.compile(r"(\d{5})-of-(\d{5})\.json")
+
+logger = logging.getLogger(__name__)
+
+Encode = Callable[[loader.Batch], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a source is encoded.
+
+    Attributes:
+        batch_size: samples per call of the encoder, always exactly so many (the last ones are repeated and dropped).
+        shard_size: samples per shard.
+        transform: (sample, numpy Generator) -> sample before encoding, for example `images.Transform(size=(256, 256))`.
+        threads: read and transform samples.
+        max_corrupt: corrupt records allowed per shard; they are left out and listed in its manifest.
+    """
+
+    batch_size: int = 32
+    shard_size: int = 4096
+    transform: Callable[[Any, np.random.Generator], Any] | None = None
+    threads: int = 8
+    max_corrupt: int = 8
+
+
+def fingerprint(params: Any) -> str:
+    """SHA-256 of a model's parameters: paths, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(np.asarray(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def encode_source(
+    source: base.RandomAccess,
+    encode: Encode,
+    path: str | os.PathLike[str],
+    *,
+    model: str,
+    options: Options = Options(),
+    shards: Iterable[int] | None = None,
+) -> list[int]:
+    """Encodes a source into a folder that `LatentCache` reads, shard by missing shard, and returns the shards made.
+
+    Args:
+        source: what to encode.
+        encode: batch of arrays -> dict of arrays with the same first axis, such as `latents` and `text`. What the
+            samples hold besides arrays (captions, keys) is kept with them.
+        path: the folder.
+        model: fingerprint of the encoder, see `fingerprint`.
+        options: batch and shard sizes, transform.
+        shards: which shards to make, for example `range(process, number, processes)`; each by one process. None: all.
+
+    Raises:
+        DatasetError: the folder holds shards of another model or source, or a shard has too many corrupt records.
+    """
+    folder = os.fspath(path)
+    os.makedirs(folder, exist_ok=True)
+    number = -(-len(source) // options.shard_size)
+    values = (FORMAT, model, base.fingerprint(source), _describe(options.transform), options.shard_size, number)
+    identity: dict[str, Any] = dict(zip(IDENTITY, values, strict=True))
+    done = _shards_of(folder, identity)
+    asked = range(number) if shards is None else list(shards)
+    if unknown := [shard for shard in asked if not 0 <= shard < number]:
+        raise ValueError(f"shard {unknown[0]} does not exist: {len(source)} samples make shards 0 to {number - 1}")
+    missing = [shard for shard in asked if shard not in done]
+    for shard in missing:
+        indices = range(shard * options.shard_size, min((shard + 1) * options.shard_size, len(source)))
+        job = _Job(source, encode, options, indices)
+        _write_shard(job, os.path.join(folder, f"{shard:05d}-of-{number:05d}"), identity)
+    return missing
+
+
+def _describe(transform: Any) -> str:
+    """A transform as text: the fields of a dataclass, the name of a function."""
+    if transform is None or dataclasses.is_dataclass(transform):
+        return repr(transform)
+    return f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}"
+
+
+def _shards_of(folder: str, identity: dict[str, Any]) -> set[int]:
+    """The complete shards in a folder.
+
+    Raises:
+        DatasetError: one of them was made for something else.
+    """
+    done = set()
+    for name, manifest in _manifests(folder).items():
+        if other := [key for key, value in identity.items() if manifest.get(key) != value]:
+            raise base.DatasetError(
+                f"{os.path.join(folder, name)} was made with another {other[0]} ({manifest.get(other[0])}, now "
+                f"{identity[other[0]]}): choose another folder, or delete this one to encode again"
+            )
+        data = os.path.join(folder, name.removesuffix(".json") + array_record.SUFFIX)
+        if os.path.exists(data) and os.path.getsize(data) == manifest["bytes"]:
+            done.add(int(name[:5]))
+    return done
+
+
+def _manifests(folder: str) -> dict[str, dict[str, Any]]:
+    """The manifests in a folder by file name."""
+    found = {}
+    for name in sorted(filter(MANIFEST.fullmatch, os.listdir(folder))):
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            found[name] = json.load(file)
+    return found
+
+
+class _Job:
+    """The encoding of one range of a source; what it finds out goes into the manifest."""
+
+    def __init__(self, source: base.RandomAccess, encode: Encode, options: Options, indices: range) -> None:
+        self.source, self.encode, self.options, self.indices = source, encode, options, indices
+        self.arrays: dict[str, Any] = {}  # name -> dtype, shape
+        self.corrupt: list[dict[str, Any]] = []
+
+    def samples(self) -> Iterator[base.Sample]:
+        """The encoded samples, in order."""
+        with concurrent.futures.ThreadPoolExecutor(self.options.threads) as pool:
+            for read in self._batches(pool):
+                samples = [sample for sample in read if sample is not None]
+                if samples:
+                    yield from self._encode(samples)
+
+    def _batches(self, pool: concurrent.futures.Executor) -> Iterator[list[base.Sample | None]]:
+        """Samples in lists of the batch size, read one list ahead."""
+        size, ahead = self.options.batch_size, []
+        for first in range(0, len(self.indices), size):
+            now, ahead = ahead, [pool.submit(self._read, index) for index in self.indices[first : first + size]]
+            yield [future.result() for future in now]
+        yield [future.result() for future in ahead]
+
+    def _read(self, index: int) -> base.Sample | None:
+        try:
+            sample = self.source[index]
+            if self.options.transform is not None:
+                sample = self.options.transform(sample, loader.make_rng(0, index))
+            return sample | {"index": index}
+        except base.CorruptRecord as fault:
+            logger.warning("corrupt record left out: sample %d, %s", index, fault)
+            self.corrupt.append({"index": index, "shard": fault.shard, "key": fault.key, "reason": fault.reason})
+        if len(self.corrupt) > self.options.max_corrupt:
+            listed = "; ".join(f"{fault['shard']}, record {fault['key']}: {fault['reason']}" for fault in self.corrupt)
+            raise base.DatasetError(
+                f"more than max_corrupt={self.options.max_corrupt} corrupt records among samples {self.indices.start} "
+                f"to {self.indices.stop - 1}: repair the data or raise it. They are: {listed}"
+            )
+        return None
+
+    def _encode(self, samples: list[base.Sample]) -> Iterator[base.Sample]:
+        size = self.options.batch_size
+        padded = samples + samples[-1:] * (size - len(samples))  # one shape, so a jitted encoder compiles once
+        encoded = {name: np.asarray(array) for name, array in self.encode(loader.collate(padded)).items()}
+        arrays = {name: [array.dtype.name, list(array.shape[1:])] for name, array in encoded.items()}
+        if any(array.shape[:1] != (size,) for array in encoded.values()) or arrays != (self.arrays or arrays):
+            raise ValueError(
+                f"the encoder returned { ({name: array.shape for name, array in encoded.items()}) }: each array needs "
+                f"a first axis of {size} and the same shape in every batch"
+            )
+        self.arrays = arrays
+        for row, sample in enumerate(samples):
+            rest = {name: value for name, value in sample.items() if not isinstance(value, np.ndarray)}
+            yield rest | {name: array[row] for name, array in encoded.items()}
+
+
+def _write_shard(job: _Job, stem: str, identity: dict[str, Any]) -> None:
+    """Writes one shard, then its manifest."""
+    count = array_record.write(stem + array_record.SUFFIX, job.samples())
+    manifest = identity | {
+        "first": job.indices.start,
+        "count": count,
+        "bytes": os.path.getsize(stem + array_record.SUFFIX),
+        "sha256": _sha256(stem + array_record.SUFFIX),
+        "arrays": job.arrays,
+        "corrupt": sorted(job.corrupt, key=lambda fault: fault["index"]),
+        "version": nova_jax.__version__,
+    }
+    with open(stem + ".json.partial", "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(stem + ".json.partial", stem + ".json")
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentCache(base.Source):
+    """What `encode_source` wrote: samples with their arrays, caption and `index` in the original source.
+
+    Attributes:
+        path: the folder.
+        model: fingerprint of the encoder the latents must come from; None accepts any.
+    """
+
+    path: str | os.PathLike[str]
+    _: dataclasses.KW_ONLY
+    model: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, index: int) -> base.Sample:
+        """The sample at 0 <= index < len."""
+        sample = self._records.read(index)
+        for name, (dtype, shape) in self._arrays.items():
+            array = sample.get(name)
+            if not isinstance(array, np.ndarray) or [array.dtype.name, list(array.shape)] != [dtype, shape]:
+                raise base.CorruptRecord(os.fspath(self.path), index, f"{name} is not {dtype} {tuple(shape)}")
+        return sample
+
+    def fingerprint(self) -> str:
+        """Hash of the shards' SHA-256 sums."""
+        return hashlib.sha256(repr([manifest["sha256"] for manifest in self._manifests.values()]).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Reads every byte and compares with the manifests.
+
+        Raises:
+            DatasetError: shards changed since they were written; they are named.
+        """
+        wrong = [name for name, manifest in self._manifests.items() if _sha256(self._data(name)) != manifest["sha256"]]
+        if wrong:
+            raise base.DatasetError(
+                f"{len(wrong)} shards of {os.fspath(self.path)} changed since they were written ({', '.join(wrong)}): "
+                "delete them and encode again"
+            )
+
+    def _data(self, manifest: str) -> str:
+        return os.path.join(self.path, manifest.removesuffix(".json") + array_record.SUFFIX)
+
+    @functools.cached_property
+    def _manifests(self) -> dict[str, dict[str, Any]]:
+        """All manifests, complete and of one model."""
+        folder = os.fspath(self.path)
+        found = _manifests(folder) if os.path.isdir(folder) else {}
+        if not found:
+            raise base.DatasetError(f"{folder} holds no latent cache: make one with encode_source")
+        first = next(iter(found.values()))
+        expected = first if self.model is None else first | {"model": self.model}
+        done = _shards_of(folder, {key: expected.get(key) for key in IDENTITY})
+        if missing := sorted(set(range(first["shards"])) - done):
+            raise base.DatasetError(
+                f"{folder} lacks {len(missing)} of {first['shards']} shards ({', '.join(map(str, missing[:10]))}): run "
+                "encode_source again to make them"
+            )
+        return found
+
+    @functools.cached_property
+    def _arrays(self) -> dict[str, Any]:
+        return next((manifest["arrays"] for manifest in self._manifests.values() if manifest["count"]), {})
+
+    @functools.cached_property
+    def _records(self) -> array_record.ArrayRecords:
+        filled = {name: manifest for name, manifest in self._manifests.items() if manifest["count"]}
+        if not filled:
+            raise base.DatasetError(f"{os.fspath(self.path)} holds no samples: every record of the source was corrupt")
+        records = array_record.ArrayRecords(tuple(self._data(name) for name in filled))
+        if len(records) != sum(manifest["count"] for manifest in filled.values()):
+            raise base.DatasetError(
+                f"{os.fspath(self.path)} is damaged: its shards hold other counts than their manifests"
+            )
+        return records

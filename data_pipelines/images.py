@@ -1,0 +1,128 @@
+"""Encoded pictures to arrays: what is allowed in, how transparency and size are settled, and the range networks see.
+
+    decode     bytes -> uint8 (1, h, w, 3)
+    composite  out = (alpha * rgb + (255 - alpha) * background) / 255, rounded to nearest, on the stored values
+    fit        the largest centred box of the wanted shape, resampled once with Lanczos
+    transform  uint8 0 .. 255 -> float32 -1 .. 1, as x / 127.5 - 1
+
+The header is checked before a single pixel is decoded, so a small file that claims a huge picture costs nothing.
+"""
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from jaxtyping import Float32, UInt8
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+REDUCING_GAP = 2.0  # shrink by whole factors first, down to twice the wanted size, then resample
+
+
+class Undecodable(ValueError):
+    """Bytes that are not an acceptable picture."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """Encoded PNG, JPEG or WebP to one RGB frame.
+
+    Attributes:
+        size: (h, w) to fit the picture into while decoding, or None for its own size. Large JPEGs are then decoded at a
+            fraction of their size.
+        background: the colour behind transparent pixels.
+        max_pixels: larger pictures are refused by their header.
+    """
+
+    size: tuple[int, int] | None = None
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = 64_000_000
+
+    def __call__(self, data: bytes) -> UInt8[np.ndarray, "1 h w 3"]:
+        """Decodes one picture.
+
+        Raises:
+            Undecodable: not a still PNG, JPEG or WebP, damaged, or larger than `max_pixels`.
+        """
+        try:
+            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                self._check_header(image)
+                if self.size is not None:  # twice the longer side, since EXIF may still swap the sides
+                    image.draft(None, (2 * max(self.size), 2 * max(self.size)))
+                PIL.ImageOps.exif_transpose(image, in_place=True)
+                rgb = to_rgb(image, self.background)
+                return np.asarray(rgb if self.size is None else fit(rgb, self.size))[None]
+        except (Undecodable, MemoryError):
+            raise
+        except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
+            raise Undecodable(f"the header claims more than the {self.max_pixels} pixels allowed") from None
+        except Exception as error:  # the bytes are in memory, so whatever fails in the codec is their fault
+            raise Undecodable(f"{type(error).__name__}: {error}") from error
+
+    def _check_header(self, image: PIL.Image.Image) -> None:
+        if image.width * image.height > self.max_pixels:
+            raise Undecodable(
+                f"the header claims {image.width} x {image.height} pixels; at most {self.max_pixels} are allowed"
+            )
+        if getattr(image, "n_frames", 1) != 1:
+            raise Undecodable("an animation, not a still picture")
+
+
+ON_WHITE = Decoder()
+
+
+def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int]) -> PIL.Image.Image:
+    """Any mode to RGB: transparency is composited, 16-bit grey keeps its high byte."""
+    if image.mode.startswith("I"):
+        return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        return composite(image.convert("RGBA"), background)
+    return image.convert("RGB")
+
+
+def composite(rgba: PIL.Image.Image, background: tuple[int, int, int]) -> PIL.Image.Image:
+    """Lays a picture with alpha over one colour."""
+    canvas = PIL.Image.new("RGB", rgba.size, background)
+    canvas.paste(rgba, mask=rgba)
+    return canvas
+
+
+def fit(image: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
+    """The centred box of `size`'s shape, as large as possible, resampled to `size` = (h, w)."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    scale = min(image.width / width, image.height / height)
+    left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+    box = (left, top, left + scale * width, top + scale * height)
+    return image.resize((width, height), PIL.Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transform:
+    """Per-sample step for a loader: `pixels` to one size and to float in [-1, 1]; other entries pass through.
+
+    Attributes:
+        size: (h, w) to fit every frame into, or None when they already agree.
+        flip: mirror half of the samples, all frames alike. Captions that say left or right then become wrong.
+    """
+
+    size: tuple[int, int] | None = None
+    flip: bool = False
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Transforms one sample; `rng` belongs to the sample's position in the stream."""
+        frames = sample["pixels"]
+        if self.size is not None and frames.shape[1:3] != self.size:
+            size = self.size
+            frames = np.stack([np.asarray(fit(PIL.Image.fromarray(frame), size)) for frame in frames])
+        if self.flip and rng.random() < 0.5:
+            frames = frames[:, :, ::-1]
+        return sample | {"pixels": to_float(frames)}
+
+
+def to_float(pixels: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """0 .. 255 to -1 .. 1."""
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)

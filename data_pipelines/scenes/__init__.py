@@ -1,0 +1,7 @@
+"""The scenes world: captioned pictures and clips in which everything is known, and a parser that reads them back."""
+
+from data_pipelines.scenes.clips import Clips
+from data_pipelines.scenes.source import Scenes
+from data_pipelines.scenes.world import QUICKSTART, SHAPES_64, Object, Scene, World
+
+__all__ = ["QUICKSTART", "SHAPES_64", "Clips", "Object", "Scene", "Scenes", "World"]

@@ -1,0 +1,184 @@
+"""Reads a picture of a scene back into objects: deterministic, and without any trained network.
+
+    1. ground      the median colour along the border, refined over all pixels like it
+    2. blobs       connected pixels past half way from the ground to their nearest object colour (Lab), no specks; where
+                   several object colours fill the inside of one blob, it is cut along the nearest colours
+    3. colour      the name nearest (Lab) to the median colour inside the blob
+    4. coverage    pixels p projected on the line from ground g to the blob's colour o: (p - g).(o - g) / |o - g|^2
+    5. shape       coverage, resampled about its centroid to unit area, against rendered templates of every shape,
+                   radius, turn and some blur: the nearest by squared error; its soft overlap, sum min / sum max, is the
+                   confidence
+    6. radius      sqrt(total coverage / area of the shape at radius 1)
+
+A blob that overlaps its best template badly has the shape "unknown"; one in a background's colour carries that name.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Num, Shaped
+from scipy import ndimage
+
+from data_pipelines.scenes import outlines, palette, render
+from data_pipelines.scenes.world import LARGE, Object, World
+from nova_jax.evaluation.geneval import Detected
+
+UNKNOWN = "unknown"
+MIN_OVERLAP = 0.7  # with the best template, below which a shape is unknown
+MIN_AREA = 0.25  # of a world's smallest disc, below which a blob is a speck
+
+_INSIDE = 0.6  # share of the way from ground to object colour at which a pixel joins a blob
+_LIKE_GROUND = 20.0  # Lab; half of the least distance between an object colour and a background
+_GRID, _REACH = 18, 1.75  # samples per side of a normalised coverage, and its half side in sqrt(area / pi)
+
+
+class Templates(NamedTuple):
+    """Normalised coverages of rendered shapes, one row each."""
+
+    shapes: list[str]
+    rows: Float32[np.ndarray, "n grid"]
+
+
+def parse(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> list[Detected]:
+    """The objects of one picture, largest first: x, y is the centroid, confidence the overlap with the best template.
+
+    Args:
+        pixels: uint8 (0..255) or floating point (-1..1), as large as the world's pictures; may have one leading frame.
+        world: Whose shapes and colours to look for.
+    """
+    picture = _to_levels(pixels, world)
+    lab = palette.to_lab(picture)
+    ground, from_ground = _ground(picture, lab)
+    nearest, between = _nearest_color(lab, ground, world)
+    blobs = _blobs(from_ground > _INSIDE * between, nearest, world)
+    found = [_describe(picture, blob, ground, world) for blob in blobs]
+    return sorted(found, key=lambda d: -d.width * d.height)
+
+
+def background(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> str:
+    """The name of the world's background that is nearest to the picture's."""
+    picture = _to_levels(pixels, world)
+    ground, _ = _ground(picture, palette.to_lab(picture))
+    return _nearest_name(ground, world.backgrounds)
+
+
+def _to_levels(pixels: np.ndarray, world: World) -> Float[np.ndarray, "h w 3"]:
+    """The picture as floating point 0..255."""
+    size = world.image_size
+    if pixels.shape not in ((size, size, 3), (1, size, size, 3)):
+        raise ValueError(
+            f"pixels has shape {pixels.shape}; this world's pictures are ({size}, {size}, 3), one at a time."
+        )
+    picture = pixels.reshape(size, size, 3).astype(np.float64)
+    return picture if pixels.dtype == np.uint8 else np.clip((picture + 1) * 127.5, 0, 255)
+
+
+def _ground(
+    picture: Float[np.ndarray, "h w 3"], lab: Float[np.ndarray, "h w 3"]
+) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, "h w"]]:
+    """The background's colour (0..255), and the Lab distance of every pixel to it."""
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    alike = np.linalg.norm(lab - palette.to_lab(np.median(border, axis=0)), axis=-1) < _LIKE_GROUND
+    ground = np.median(picture[alike] if alike.any() else border, axis=0)
+    return ground, np.linalg.norm(lab - palette.to_lab(ground), axis=-1)
+
+
+def _nearest_color(
+    lab: Float[np.ndarray, "h w 3"], ground: Float[np.ndarray, " 3"], world: World
+) -> tuple[Num[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """The index of every pixel's nearest object colour, and that colour's Lab distance to the ground."""
+    table = palette.table(world.colors)
+    scores = lab @ (2 * table.T) - (table**2).sum(axis=1)  # |lab|^2 - |lab - colour|^2
+    nearest = scores.argmax(axis=-1)
+    return nearest, np.linalg.norm(table - palette.to_lab(ground), axis=1)[nearest]
+
+
+def _nearest_name(color: Float[np.ndarray, " 3"], names: tuple[str, ...]) -> str:
+    return names[int(np.linalg.norm(palette.table(names) - palette.to_lab(color), axis=1).argmin())]
+
+
+def _blobs(
+    foreground: Bool[np.ndarray, "h w"], nearest: Num[np.ndarray, "h w"], world: World
+) -> list[Bool[np.ndarray, "h w"]]:
+    """One mask per object."""
+    least = MIN_AREA * math.pi * (world.min_radius * world.image_size) ** 2
+    blobs = []
+    for blob in _components(foreground, least):
+        inside = np.bincount(nearest[_inside(blob)])
+        several = np.flatnonzero(inside >= least / 2)
+        if several.size < 2:
+            blobs.append(blob)
+        else:
+            blobs += [part for color in several for part in _components(blob & (nearest == color), least)]
+    return blobs
+
+
+def _components(mask: Bool[np.ndarray, "h w"], least: float) -> list[Bool[np.ndarray, "h w"]]:
+    labels = np.empty(mask.shape, np.int32)
+    ndimage.label(mask, output=labels)
+    areas = np.bincount(labels.ravel())
+    return [labels == i for i in range(1, len(areas)) if areas[i] >= least]
+
+
+def _describe(
+    picture: Float[np.ndarray, "h w 3"], blob: Bool[np.ndarray, "h w"], ground: Float[np.ndarray, " 3"], world: World
+) -> Detected:
+    size = world.image_size
+    inside = _inside(blob)
+    color = np.median(picture[inside if inside.any() else blob], axis=0)
+    axis = color - ground
+    coverage = np.clip((picture - ground) @ axis / (axis @ axis), 0, 1) * _grown(blob)
+    row, x, y, area = _normalize(coverage)
+    bank = templates(world)
+    best = int(((bank.rows - row) ** 2).sum(axis=1).argmin())
+    shape = bank.shapes[best]
+    overlap = float(np.minimum(bank.rows[best], row).sum() / np.maximum(bank.rows[best], row).sum())
+    radius = math.sqrt(area / outlines.area(shape)) / size
+    return Detected(
+        shape=shape if overlap >= MIN_OVERLAP else UNKNOWN,
+        color=_nearest_name(color, world.colors + world.backgrounds),
+        size="large" if radius >= LARGE else "small",
+        x=x / size,
+        y=y / size,
+        width=float(coverage.max(axis=0).sum()) / size,
+        height=float(coverage.max(axis=1).sum()) / size,
+        confidence=overlap,
+    )
+
+
+def _inside(blob: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The blob without its rim."""
+    return np.asarray(ndimage.binary_erosion(blob), bool)
+
+
+def _grown(blob: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The blob and its blended rim."""
+    return np.asarray(ndimage.binary_dilation(blob, np.ones((3, 3), bool)), bool)
+
+
+def _normalize(coverage: Float[np.ndarray, "h w"]) -> tuple[Float32[np.ndarray, " grid"], float, float, float]:
+    """Coverage resampled to unit area about its centroid; the centroid x, y and the area in pixels."""
+    area = float(coverage.sum())
+    y, x = (float(coverage.sum(axis=1 - axis) @ np.arange(n) / area) for axis, n in enumerate(coverage.shape))
+    offsets = np.linspace(-_REACH, _REACH, _GRID) * math.sqrt(area / math.pi)
+    points = np.meshgrid(y + offsets, x + offsets, indexing="ij")
+    row = ndimage.map_coordinates(coverage, points, order=1).ravel().astype(np.float32)
+    return row, x + 0.5, y + 0.5, area
+
+
+@functools.cache
+def templates(world: World) -> Templates:
+    """Every shape at the world's radii and turns, sharp and blurred, off and on the pixel grid."""
+    radii = np.geomspace(world.min_radius, world.max_radius, 6)
+    turns = sorted({round(turn) for turn in np.linspace(-world.max_rotation, world.max_rotation, 5)})
+    names, rows = [], []
+    for shape in world.shapes:
+        for radius in radii:
+            for turn in turns:
+                sharp = render.alpha(Object(shape, "", "", 0.5, 0.5, float(radius), turn), world.image_size)
+                for coverage in (sharp, ndimage.gaussian_filter(sharp, 0.7)):
+                    names.append(shape)
+                    rows.append(_normalize(coverage * _grown(coverage > _INSIDE))[0])
+    return Templates(names, np.stack(rows))

@@ -1,0 +1,107 @@
+"""Pictures of scenes, and everything that is exactly known about them.
+
+An object covers a pixel by clip(1/2 - d, 0, 1), where d is the signed distance of the pixel's centre to the outline in
+pixels; the picture blends the object's colour over the background by that. Objects do not overlap, so order is free.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, UInt8
+
+from data_pipelines.scenes import outlines, palette
+from data_pipelines.scenes.world import Object, Scene
+
+
+class Swatch(NamedTuple):
+    """A colour of a picture and the share of its area."""
+
+    name: str
+    rgb: tuple[int, int, int]
+    fraction: float
+
+
+def distance(o: Object, image_size: int) -> Float[np.ndarray, "h w"]:
+    """Signed distance of every pixel centre to the object's outline, in pixels; negative inside."""
+    return _distance(o, image_size, 0, 0, image_size, image_size)
+
+
+def alpha(o: Object, image_size: int) -> Float[np.ndarray, "h w"]:
+    """The object's coverage of every pixel, 0..1."""
+    return np.clip(0.5 - distance(o, image_size), 0.0, 1.0)
+
+
+def masks(scene: Scene, image_size: int) -> Bool[np.ndarray, "n h w"]:
+    """One mask per object: the pixels whose centre it covers."""
+    out = np.zeros((len(scene.objects), image_size, image_size), bool)
+    for i, o in enumerate(scene.objects):
+        out[i] = distance(o, image_size) < 0
+    return out
+
+
+def segmentation(scene: Scene, image_size: int) -> Int[np.ndarray, "h w"]:
+    """Label map: 0 is the background, i + 1 is object i."""
+    out = np.zeros((image_size, image_size), np.int32)
+    for i, mask in enumerate(masks(scene, image_size)):
+        out[mask] = i + 1
+    return out
+
+
+def edges(scene: Scene, image_size: int) -> Bool[np.ndarray, "h w"]:
+    """The pixels an outline passes within half a pixel of."""
+    out = np.zeros((image_size, image_size), bool)
+    for o in scene.objects:
+        out |= np.abs(distance(o, image_size)) <= 0.5
+    return out
+
+
+def swatches(scene: Scene, image_size: int) -> list[Swatch]:
+    """The picture's colours with their area, largest first; blended pixels count in proportion."""
+    fractions = {scene.background: 1.0}
+    for o in scene.objects:
+        share = float(alpha(o, image_size).mean())
+        fractions[o.color] = fractions.get(o.color, 0.0) + share
+        fractions[scene.background] -= share
+    found = [Swatch(name, palette.rgb(name), share) for name, share in fractions.items()]
+    return sorted(found, key=lambda swatch: -swatch.fraction)
+
+
+def render(scene: Scene, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture."""
+    picture = np.empty((image_size, image_size, 3), np.float32)
+    picture[:] = palette.rgb(scene.background)
+    for o in scene.objects:
+        _paint(picture, o)
+    return np.rint(picture).astype(np.uint8)
+
+
+def cutout(scene: Scene, image_size: int, index: int) -> UInt8[np.ndarray, "h w 4"]:
+    """One object alone on nothing: its colour with its coverage as the alpha channel."""
+    o = scene.objects[index]
+    out = np.empty((image_size, image_size, 4), np.uint8)
+    out[..., :3] = palette.rgb(o.color)
+    out[..., 3] = np.rint(255 * alpha(o, image_size))
+    return out
+
+
+def _paint(picture: Float32[np.ndarray, "h w 3"], o: Object) -> None:
+    """Blend an object into the picture, touching only its bounding box."""
+    size = picture.shape[0]
+    left, top, right, bottom = (side * size for side in o.box)
+    x0, y0 = max(math.floor(left) - 1, 0), max(math.floor(top) - 1, 0)
+    x1, y1 = min(math.ceil(right) + 1, size), min(math.ceil(bottom) + 1, size)
+    if x0 >= x1 or y0 >= y1:
+        return
+    coverage = np.clip(0.5 - _distance(o, size, x0, y0, x1, y1), 0.0, 1.0)[..., None].astype(np.float32)
+    window = picture[y0:y1, x0:x1]
+    window += coverage * (np.asarray(palette.rgb(o.color), np.float32) - window)
+
+
+def _distance(o: Object, size: int, x0: int, y0: int, x1: int, y1: int) -> Float[np.ndarray, "h w"]:
+    """Signed distance over a window of pixels."""
+    turn = math.radians(o.rotation)
+    cos, sin = math.cos(turn) / o.radius, math.sin(turn) / o.radius
+    x = (np.arange(x0, x1) + 0.5) / size - o.x
+    y = ((np.arange(y0, y1) + 0.5) / size - o.y)[:, None]
+    return outlines.SHAPES[o.shape](x * cos + y * sin, y * cos - x * sin) * (o.radius * size)

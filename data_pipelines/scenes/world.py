@@ -1,0 +1,239 @@
+"""What a scene is, and how scenes are drawn: a balanced prior over GenEval's six tasks.
+
+Lengths are fractions of the image side; x runs right and y down. A scene is one of
+
+    single   one object, small or large
+    pair     two objects, mostly of different shapes, each small or large
+    group    several objects of one shape, half of the time of one colour      (counting)
+    mixed    three or more objects, anything goes
+
+Objects never touch: their bounding boxes are apart by `World.gap` along x or along y.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from data_pipelines.scenes import outlines, palette
+from nova_jax.evaluation import geneval
+
+MAX_OBJECTS = 6
+LARGE = 0.165  # radius that separates the sizes; every range below keeps 9 % or more away from it
+_LARGE_ALONE, _LARGE_PAIR = (0.22, 0.3), (0.18, 0.195)
+_SMALL, _SMALL_CROWD = (0.135, 0.15), (0.095, 0.105)  # a crowd is five or more
+
+T = TypeVar("T")
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Pairs = tuple[tuple[str, str], ...]
+
+
+class Object(NamedTuple):
+    """One shape: `x`, `y` is its centroid, `radius` that of a circle as large, `rotation` clockwise in degrees."""
+
+    shape: str
+    color: str
+    size: str
+    x: float
+    y: float
+    radius: float
+    rotation: int = 0
+
+    @property
+    def box(self) -> Box:
+        """The bounding box."""
+        left, top, right, bottom = outlines.extent(self.shape, self.rotation)
+        return (
+            self.x + self.radius * left,
+            self.y + self.radius * top,
+            self.x + self.radius * right,
+            self.y + self.radius * bottom,
+        )
+
+
+class Scene(NamedTuple):
+    """Objects on a plain background."""
+
+    objects: tuple[Object, ...]
+    background: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """The vocabulary and the prior of a family of scenes.
+
+    Attributes:
+        image_size: Side of the square picture in pixels, 32 or more.
+        shapes: Names from `outlines.SHAPES`; three are readable at 32 pixels, all eight at 64.
+        colors: Names from `palette.COLORS`.
+        backgrounds: Names from `palette.BACKGROUNDS`.
+        max_objects: 1 to 6; more than 4 need 64 pixels.
+        max_rotation: Largest turn either way, in whole degrees, 0 to 20.
+        held_out: (shape, color) pairs that `sample_scene` never draws and `sample_held_out` draws alone.
+        kinds: Weights of single, pair, group and mixed scenes.
+        gap: Least distance between the boxes of two objects.
+        border: Least distance between a box and the picture's edge.
+    """
+
+    image_size: int = 32
+    shapes: tuple[str, ...] = ("circle", "square", "triangle")
+    colors: tuple[str, ...] = tuple(palette.COLORS)
+    backgrounds: tuple[str, ...] = tuple(palette.BACKGROUNDS)
+    max_objects: int = 4
+    max_rotation: int = 8
+    held_out: tuple[tuple[str, str], ...] = ()
+    kinds: tuple[float, float, float, float] = (0.35, 0.4, 0.2, 0.05)
+    gap: float = 0.07
+    border: float = 0.025
+
+    def __post_init__(self) -> None:
+        _check_names("shapes", self.shapes, outlines.SHAPES)
+        _check_names("colors", self.colors, palette.COLORS)
+        _check_names("backgrounds", self.backgrounds, palette.BACKGROUNDS)
+        if self.image_size < 32:
+            raise ValueError(f"image_size is {self.image_size}; shapes can be told apart from 32 pixels on.")
+        limit = MAX_OBJECTS if self.image_size >= 64 else 4
+        if not 1 <= self.max_objects <= limit:
+            raise ValueError(
+                f"max_objects is {self.max_objects}; {self.image_size} pixels hold 1 to {limit} (64 pixels: 6)."
+            )
+        if not 0 <= self.max_rotation <= 20:
+            raise ValueError(f"max_rotation is {self.max_rotation}; give whole degrees from 0 to 20.")
+        if min(self.kinds) < 0 or sum(self.kinds) <= 0:
+            raise ValueError(f"kinds is {self.kinds}; give four weights, none negative and not all zero.")
+        for shape, color in self.held_out:
+            if shape not in self.shapes or color not in self.colors:
+                raise ValueError(f"held_out names ({shape}, {color}), which is not in this world's shapes and colors.")
+        uncovered = [shape for shape in self.shapes if not any(s == shape for s, _ in self.seen)]
+        if uncovered:
+            raise ValueError(f"held_out leaves no colour for {', '.join(uncovered)}; keep a pair of every shape.")
+
+    @functools.cached_property
+    def seen(self) -> tuple[tuple[str, str], ...]:
+        """The (shape, color) pairs of the training scenes."""
+        return tuple((s, c) for s in self.shapes for c in self.colors if (s, c) not in self.held_out)
+
+    def fits(self, objects: Sequence[Object]) -> bool:
+        """Whether the objects keep their distance from each other and from the picture's edge."""
+        boxes = [o.box for o in objects]
+        low, high = self.border - 1e-9, 1 - self.border + 1e-9
+        inside = all(min(box) >= low and max(box) <= high for box in boxes)
+        return inside and all(_apart(a, b, self.gap) for a, b in itertools.combinations(boxes, 2))
+
+    @property
+    def min_radius(self) -> float:
+        """The smallest radius of an object."""
+        return (_SMALL_CROWD if self.max_objects > 4 else _SMALL)[0]
+
+    @property
+    def max_radius(self) -> float:
+        """The largest radius of an object."""
+        return _LARGE_ALONE[1]
+
+
+def _check_names(field: str, given: Sequence[str], allowed: Iterable[str]) -> None:
+    unknown = [name for name in given if name not in allowed]
+    if unknown or not given or len(set(given)) < len(given):
+        raise ValueError(f"{field} is {given}; give one or more different names out of {', '.join(allowed)}.")
+
+
+QUICKSTART = World()
+SHAPES_64 = World(image_size=64, shapes=tuple(outlines.SHAPES), max_objects=6, gap=0.04)
+
+
+def sample_scene(world: World, rng: np.random.Generator) -> Scene:
+    """A training scene: only pairs that are not held out."""
+    return _sample(world, rng, world.seen)
+
+
+def sample_held_out(world: World, rng: np.random.Generator) -> Scene:
+    """A scene made of held-out pairs alone, otherwise from the same prior."""
+    if not world.held_out:
+        raise ValueError("This world holds nothing out; set World.held_out to (shape, color) pairs.")
+    return _sample(world, rng, world.held_out)
+
+
+def truth(scene: Scene) -> list[geneval.Detected]:
+    """The scene as a perfect detector would report it."""
+    return [_detected(o) for o in scene.objects]
+
+
+def _detected(o: Object) -> geneval.Detected:
+    left, top, right, bottom = o.box
+    return geneval.Detected(o.shape, o.color, o.size, o.x, o.y, right - left, bottom - top)
+
+
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of the options, each as likely (`rng.choice` is some forty times slower)."""
+    return options[int(rng.random() * len(options))]
+
+
+def between(rng: np.random.Generator, low: float, high: float) -> float:
+    """A uniform number in low..high."""
+    return low + (high - low) * rng.random()
+
+
+def _sample(world: World, rng: np.random.Generator, pairs: Pairs) -> Scene:
+    cast = _sample_cast(world, rng, pairs)
+    # One object takes either size; three or more are small so that they fit.
+    sizes = [pick(rng, ("small", "large")) if len(cast) < 3 else "small" for _ in cast]
+    for _ in range(1000):
+        if objects := _place(world, rng, cast, sizes):
+            return Scene(tuple(objects), pick(rng, world.backgrounds))
+    raise ValueError(f"{len(cast)} objects find no room with gap {world.gap} and border {world.border}; lower them.")
+
+
+def _sample_cast(world: World, rng: np.random.Generator, pairs: Pairs) -> list[tuple[str, str]]:
+    """The (shape, color) of every object."""
+    single, pair, group, mixed = world.kinds
+    u = rng.random() * (single + pair + group + mixed)
+    if world.max_objects == 1 or u < single:
+        return [pick(rng, pairs)]
+    if u < single + pair or (u >= single + pair + group and world.max_objects == 2):
+        first, second = pick(rng, pairs), pick(rng, pairs)
+        others = [p for p in pairs if p[0] != first[0]]
+        return [first, pick(rng, others) if others and rng.random() < 0.7 else second]
+    if u < single + pair + group:
+        first = pick(rng, pairs)
+        same_shape = [first] if rng.random() < 0.5 else [p for p in pairs if p[0] == first[0]]
+        count = 2 + int(rng.random() * (world.max_objects - 1))
+        return [pick(rng, same_shape) for _ in range(count)]
+    return [pick(rng, pairs) for _ in range(3 + int(rng.random() * (world.max_objects - 2)))]
+
+
+def radius_range(size: str, count: int) -> tuple[float, float]:
+    """The radii of a size in a picture of `count` objects."""
+    if size == "small":
+        return _SMALL if count < 5 else _SMALL_CROWD
+    return _LARGE_ALONE if count == 1 else _LARGE_PAIR
+
+
+def _place(
+    world: World, rng: np.random.Generator, cast: list[tuple[str, str]], sizes: list[str]
+) -> list[Object] | None:
+    """One try at radii, turns and places; None when an object finds no room."""
+    placed = []
+    boxes = []
+    for (shape, color), size in zip(cast, sizes, strict=True):
+        radius = between(rng, *radius_range(size, len(cast)))
+        rotation = pick(rng, range(-world.max_rotation, world.max_rotation + 1))
+        left, top, right, bottom = (radius * side for side in outlines.extent(shape, rotation))
+        for _ in range(20):
+            x = between(rng, world.border - left, 1 - world.border - right)
+            y = between(rng, world.border - top, 1 - world.border - bottom)
+            box = (x + left, y + top, x + right, y + bottom)
+            if all(_apart(box, other, world.gap) for other in boxes):
+                placed.append(Object(shape, color, size, x, y, radius, rotation))
+                boxes.append(box)
+                break
+        else:
+            return None
+    return placed
+
+
+def _apart(a: Box, b: Box, gap: float) -> bool:
+    """Whether two boxes are `gap` apart along x or along y."""
+    return a[0] - b[2] >= gap or b[0] - a[2] >= gap or a[1] - b[3] >= gap or b[1] - a[3] >= gap

@@ -1,0 +1,176 @@
+"""What an experiment trains on: source, transform and codec joined into a stream of `Batch`es.
+
+`Pixels` feeds an autoencoder, `CaptionedLatents` a text-to-image network. Both are `nova_jax.experiment.DataSource`s:
+the position in the stream is one integer, so a run resumes on any number of processes.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines import cache, images, loader, text
+from data_pipelines.sources import arrays, base
+from nova_jax import config, weights
+from nova_jax.models import text as byte_text
+from nova_jax.types import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Pictures of one size in [-1, 1], without captions.
+
+    Attributes:
+        source: samples with `pixels`, uint8 (f, h, w, 3).
+        size: (h, w) to fit pictures into; None when they already agree.
+        seed: of the order.
+        threads: that read and transform.
+        max_corrupt: unreadable records to replace: a number, or a fraction of the source.
+    """
+
+    source: Any
+    size: tuple[int, int] | None = None
+    seed: int = 0
+    threads: int = 2
+    max_corrupt: float = 0.001
+
+    def describe(self) -> dict[str, Any]:
+        """Shape of a sample and number of samples."""
+        return {"pixel_shape": list(self.example().x0.shape[1:]), "samples": len(self.source)}
+
+    def example(self) -> Batch:
+        """One sample."""
+        return next(self.batches(0, 1))
+
+    def fingerprint(self) -> str:
+        """Hash of source, seed and order."""
+        return self._loader(1).fingerprint()
+
+    def codec(self) -> None:
+        """Pixels have none."""
+        return
+
+    def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
+        """Rows of one shard, from a position on."""
+        stream = self._loader(batch_size).batches(start, shard_index=shard_index, shard_count=shard_count)
+        return (loader.to_batch({"pixels": rows["pixels"]}) for rows in stream)
+
+    def _loader(self, batch_size: int) -> loader.Loader:
+        return loader.Loader(
+            self.source,
+            batch_size=batch_size,
+            seed=self.seed,
+            transform=images.Transform(size=self.size),
+            threads=self.threads,
+            max_corrupt=self.max_corrupt,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionedLatents:
+    """Normalised latents of captioned pictures, encoded once, with captions as bytes.
+
+    Attributes:
+        source: samples with `pixels`, uint8 (f, h, w, 3), and `caption`.
+        codec_path: folder of the autoencoder (`weights.load`).
+        text_length: bytes per caption, the start token included; longer captions are cut.
+        size: (h, w) to fit pictures into; None when they already agree.
+        cache_path: where latents are kept between runs; each (source, codec, size) has a folder of its own in it.
+        in_memory: hold all latents in memory; else they are read from the cache as they are needed.
+        seed: of the order.
+        threads: that read.
+        max_corrupt: unreadable records left out of the cache, per shard.
+    """
+
+    source: Any
+    codec_path: str
+    text_length: int = 64
+    size: tuple[int, int] | None = None
+    cache_path: str = "runs/cache"
+    in_memory: bool = True
+    seed: int = 0
+    threads: int = 2
+    max_corrupt: int = 8
+
+    def describe(self) -> dict[str, Any]:
+        """What `nova generate` needs to know: shape of the latents, length of the text."""
+        shape = list(self.example().x0.shape[1:])
+        return {"latent_shape": shape, "text_length": self.text_length, "samples": len(self.latents)}
+
+    def example(self) -> Batch:
+        """One sample."""
+        return next(self.batches(0, 1))
+
+    def fingerprint(self) -> str:
+        """Hash of the latents, the captions, the seed and the order."""
+        return self._loader(1).fingerprint()
+
+    def codec(self) -> tuple[Any, Params]:
+        """The autoencoder and its parameters."""
+        return _load_codec(self.codec_path)
+
+    @property
+    def latents(self) -> base.Source:
+        """The encoded source; encodes what is not in the cache yet."""
+        return _open_latents(self)
+
+    def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
+        """Rows of one shard, from a position on."""
+        stream = self._loader(batch_size).batches(start, shard_index=shard_index, shard_count=shard_count)
+        return (loader.to_batch(rows) for rows in stream)
+
+    def _loader(self, batch_size: int) -> loader.Loader:
+        return loader.Loader(
+            self.latents,
+            batch_size=batch_size,
+            seed=self.seed,
+            transform=_without_index,
+            batch_transform=text.Tokenize(_encode_captions, self.text_length),
+            threads=self.threads,
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _load_codec(path: str) -> tuple[Any, Params]:
+    return weights.load(path)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_latents(data: CaptionedLatents) -> base.Source:
+    """Encodes a source into its folder of the cache, or finds it there."""
+    codec, params = data.codec()
+    identity = json.dumps(config.to_dict(codec)) + cache.fingerprint(params) + repr(data.size)
+    model = hashlib.sha256(identity.encode()).hexdigest()
+    name = hashlib.sha256((model + base.fingerprint(data.source)).encode()).hexdigest()[:16]
+    folder = pathlib.Path(data.cache_path) / name
+    encode = jax.jit(lambda pixels: codec.normalize(codec.encode(params, pixels)[0]))
+    options = cache.Options(
+        batch_size=256,
+        transform=images.Transform(size=data.size),
+        threads=data.threads,
+        max_corrupt=data.max_corrupt,
+    )
+    cache.encode_source(
+        data.source, lambda rows: {"latents": encode(rows["pixels"])}, folder, model=model, options=options
+    )
+    encoded = cache.LatentCache(str(folder), model=model)
+    if not data.in_memory:
+        return encoded
+    samples = [encoded[i] for i in range(len(encoded))]
+    return arrays.Arrays(np.stack([s["latents"] for s in samples]), [s["caption"] for s in samples])
+
+
+def _without_index(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Keeps what a batch is made of."""
+    del rng
+    return {name: sample[name] for name in ("latents", "caption")}
+
+
+def _encode_captions(captions: list[str], length: int) -> tuple[Any, Any]:
+    return byte_text.encode_bytes(captions, length, truncate=True)
