@@ -1,0 +1,29 @@
+"""CIFAR-10 with captions ("a photo of a cat") from Parquet files with encoded pictures: an autoencoder, then a DiT.
+
+    python -m experiments.cifar10 data.source.paths=/data/cifar10_train.parquet
+
+The file has a column of encoded pictures (`image`) and one of captions (`caption`); rename them with
+`data.source.image=...`. The autoencoder is trained first, into `RUN_vae`, and found there when the command runs again.
+
+Result: not yet run to the end.
+"""
+
+import dataclasses
+
+from data_pipelines import streams
+from data_pipelines.sources import Parquet
+from experiments import emoji, reports
+from nova_jax import experiment
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PROMPTS = tuple(f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in CLASSES)
+
+CONFIG = dataclasses.replace(
+    emoji.CONFIG,
+    name="cifar10",
+    data=streams.CaptionedLatents(source=Parquet("cifar10_train.parquet"), codec_path="", text_length=32),
+    preview=experiment.Preview(every=1000, prompts=PROMPTS),
+)
+
+if __name__ == "__main__":
+    experiment.main(CONFIG, reports.finish_captioned, prepare=emoji.with_codec)

@@ -1,0 +1,75 @@
+"""Captioned pictures from a WebDataset tar, from nothing: an autoencoder, then a DiT on its latents.
+
+    python -m experiments.emoji data.source.paths=/data/emoji.tar
+
+Any tar of `KEY.png` (or .jpg, .webp) and `KEY.txt` will do; transparent pictures are laid on white. The tar is read in
+place, never extracted. The autoencoder is trained first, into `RUN_vae`, and found there when the command runs again.
+
+Result: not yet run to the end.
+"""
+
+import dataclasses
+
+from data_pipelines import streams
+from data_pipelines.sources import WebDataset
+from experiments import image_vae, reports
+from nova_jax import experiment
+from nova_jax.diffusion import FlowMatching
+from nova_jax.models.dit import DiT
+from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text_to_latent import TextToLatent
+from nova_jax.training import optimizer
+
+SIZE = (32, 32)
+PROMPTS = (
+    "grinning face",
+    "red heart",
+    "pizza",
+    "dog face",
+    "sun",
+    "evergreen tree",
+    "red apple",
+    "soccer ball",
+)
+VAE_STEPS, STEPS = 6000, 6000
+
+CONFIG = experiment.TrainConfig(
+    name="emoji",
+    model=TextToLatent(
+        dit=DiT(
+            width=256,
+            depth=6,
+            num_heads=4,
+            in_channels=16,
+            patch_size=(1, 1, 1),
+            text_dim=128,
+            remat="none",
+            scan_unroll=6,
+        ),
+        text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4),
+    ),
+    objective=FlowMatching(),
+    data=streams.CaptionedLatents(source=WebDataset("emoji.tar"), codec_path="", text_length=48, size=SIZE),
+    optimizer=optimizer.Muon(peak=5e-3, warmup=100, b2=0.99, schedule="linear", total_steps=STEPS),
+    steps=STEPS,
+    batch_size=128,
+    ema_decay=0.998,
+    preview=experiment.Preview(every=1000, prompts=PROMPTS),
+)
+
+
+def with_codec(config: experiment.TrainConfig) -> experiment.TrainConfig:
+    """Trains the autoencoder on the same pictures unless a codec is given by `data.codec_path`."""
+    data = config.data
+    if data.codec_path:
+        return config
+    pixels = streams.Pixels(source=data.source, size=data.size)
+    vae_config = dataclasses.replace(
+        image_vae.make_config(pixels, name=f"{config.name}_vae", steps=VAE_STEPS), run_dir=f"{config.directory}_vae"
+    )
+    folder = image_vae.train(vae_config, data.source)
+    return dataclasses.replace(config, data=dataclasses.replace(data, codec_path=folder))
+
+
+if __name__ == "__main__":
+    experiment.main(CONFIG, reports.finish_captioned, prepare=with_codec)

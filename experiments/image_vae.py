@@ -1,0 +1,142 @@
+"""The small autoencoder of the quickstart: 32 px scenes to 4 x 4 latents of 16 channels, about 0.9 M parameters.
+
+    python -m experiments.image_vae
+    python -m experiments.image_vae steps=2000 run_dir=runs/my_vae
+
+Ends with `codec/` in the run folder: config.json with the latents' mean and deviation, the weights as float16, and
+card.json with how they were made and what they reach. The one in `experiments/assets/scenes_vae_32` is such a folder.
+
+Measured: 10,000 steps of 64 in 26 minutes on two CPU cores that other jobs kept busy; on 2,000 held-out scenes 31.96 dB
+PSNR, and the parser reads 99.95 % of the reconstructions completely right (100 % of the ground truth).
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines import streams
+from data_pipelines.scenes import scoring, source
+from nova_jax import environment, experiment, inference, weights
+from nova_jax.diffusion import reconstruction
+from nova_jax.models.vae import VAE
+from nova_jax.training import optimizer
+
+# Folding 4 x 4 pixels into channels first lets every convolution run at 8 x 8 or 4 x 4: the cheapest on a CPU.
+SMALL_VAE = VAE(
+    latent_channels=16,
+    width=64,
+    width_multipliers=(1, 1),
+    halves_time=(False,),
+    num_blocks=1,
+    patch_size=4,
+    is_temporal=False,
+    has_attention=False,
+    has_shortcuts=True,
+)
+
+
+def make_config(data: streams.Pixels, *, name: str, steps: int, batch_size: int = 64) -> experiment.TrainConfig:
+    """Trains `SMALL_VAE` on pictures of any size divisible by 8."""
+    return experiment.TrainConfig(
+        name=name,
+        model=SMALL_VAE,
+        objective=reconstruction.Reconstruction(l2=2.0, ssim=0.0, levels=2),  # windows of 11 pixels cost too much here
+        data=data,
+        optimizer=optimizer.AdamW(peak=3e-3, warmup=200, b2=0.99, schedule="cosine", total_steps=steps),
+        steps=steps,
+        batch_size=batch_size,
+        ema_decay=0.995,
+        checkpoint_every=2000,
+        keep=1,
+    )
+
+
+CONFIG = make_config(streams.Pixels(source=source.Scenes(seed=1, length=200_000)), name="image_vae", steps=10_000)
+
+
+def export(
+    config: experiment.TrainConfig, result: experiment.Result, held_out: Any, samples: int = 2000
+) -> pathlib.Path:
+    """Measures the latents, writes the run's `codec/` folder, and says what it reaches on held-out pictures.
+
+    Args:
+        config: of the run.
+        result: of the run.
+        held_out: a source of the same kind of pictures that was not trained on.
+        samples: pictures to measure latents on (training data) and reconstructions (held out).
+    """
+    vae = _with_statistics(config, result, samples)
+    folder = result.directory / inference.CODEC_FOLDER
+    weights.save(vae, result.state.ema, folder, dtype="float16")
+    vae, params = weights.load(folder)  # what is measured is what was written
+    truth = np.stack([held_out[i]["pixels"] for i in range(min(samples, len(held_out)))])
+    rebuilt = reconstruct(vae, params, truth)
+    error = (truth.astype(np.float64) - rebuilt) ** 2
+    card = {
+        "command": f"python -m experiments.{config.name} {' '.join(sys.argv[1:])}".strip(),
+        "data": repr(config.data.source),
+        "steps": int(result.state.step),
+        "batch_size": config.batch_size,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "training_seconds": _training_seconds(result.directory),
+        "held_out_pictures": len(truth),
+        "psnr_db": round(float(10 * np.log10(255**2 / error.mean())), 2),
+        "environment": environment.describe(),
+    }
+    if isinstance(held_out, source.Scenes):
+        card["parser_on_ground_truth"] = dataclasses.asdict(scoring.read_back(truth, held_out))
+        card["parser_on_reconstructions"] = dataclasses.asdict(scoring.read_back(rebuilt, held_out))
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in card.items() if key != "environment"}, indent=1))
+    return folder
+
+
+def reconstruct(vae: VAE, params: Any, pictures: np.ndarray, batch_size: int = 100) -> np.ndarray:
+    """Pictures, uint8 (n, f, h, w, 3), through the autoencoder and back."""
+    through = jax.jit(lambda x: inference.to_uint8(vae.decode(params, vae.encode(params, x / 127.5 - 1.0)[0])))
+    pad = -len(pictures) % batch_size
+    padded = np.concatenate([pictures, pictures[:1].repeat(pad, axis=0)]).astype(np.float32)
+    rebuilt = [np.asarray(through(padded[i : i + batch_size])) for i in range(0, len(padded), batch_size)]
+    return np.concatenate(rebuilt)[: len(pictures)]
+
+
+def train(config: experiment.TrainConfig, held_out: Any) -> str:
+    """Runs an autoencoder's experiment and exports it; returns its folder. Does nothing twice."""
+    result = experiment.run(config)
+    folder = result.directory / inference.CODEC_FOLDER
+    if not (folder / "card.json").is_file():
+        export(config, result, held_out)
+    return str(folder)
+
+
+def held_out_scenes(scenes: source.Scenes) -> source.Scenes:
+    """Scenes of the same world under another seed."""
+    return dataclasses.replace(scenes, seed=scenes.seed + 1000)
+
+
+def _with_statistics(config: experiment.TrainConfig, result: experiment.Result, samples: int) -> VAE:
+    """The autoencoder, with mean and deviation of its latents over training pictures."""
+    batches = itertools.islice(config.data.batches(0, 100), max(1, samples // 100))
+    pixels = (jnp.asarray(batch.x0) for batch in batches)
+    mean, std = reconstruction.latent_statistics(config.model, result.state.ema, pixels)
+    return dataclasses.replace(config.model, latents_mean=mean, latents_std=std)
+
+
+def _training_seconds(directory: pathlib.Path) -> float | None:
+    """Seconds of training, from the speed that the log recorded; None for a run too short to have one."""
+    lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
+    record = json.loads((directory / "config.json").read_text())
+    samples = lines[-1]["step"] * record["config"]["batch_size"]
+    return round(samples / float(np.mean(speeds)), 1) if speeds else None
+
+
+if __name__ == "__main__":
+    experiment.main(CONFIG, lambda config, result: export(config, result, held_out_scenes(config.data.source)))

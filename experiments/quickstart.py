@@ -1,0 +1,81 @@
+"""Text to image in minutes on two CPU cores: a DiT learns captioned scenes from scratch while you watch.
+
+    make quickstart
+    python -m experiments.quickstart steps=500 run_dir=runs/short
+    python -m experiments.quickstart --from-scratch          trains the autoencoder too
+
+Writes runs/quickstart: report.html, samples/ (drawn as it learns), log.jsonl, checkpoints/. Then draw your own:
+
+    nova generate --run runs/quickstart "a red circle left of a blue square" --count 4 --upscale 8
+
+Measured in a clean clone on two busy CPU cores: 9 minutes without installation. GenEval tasks (64 pictures each):
+single object 0.11, two objects 0.14, counting 0.06, colours 0.25, position 0.02, colour attribution 0.00; parser on
+reconstructions 0.996. Under-trained: the loss still falls fast at the end.
+"""
+
+import dataclasses
+import sys
+
+from data_pipelines import streams
+from data_pipelines.scenes import source
+from experiments import image_vae, reports
+from nova_jax import experiment
+from nova_jax.diffusion import FlowMatching
+from nova_jax.models.dit import DiT
+from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text_to_latent import TextToLatent
+from nova_jax.training import optimizer
+
+CODEC = "experiments/assets/scenes_vae_32"
+STEPS = 1100
+PROMPTS = (
+    "a circle",
+    "a red circle",
+    "a blue square",
+    "a yellow triangle",
+    "a circle and a square",
+    "three circles",
+    "a square above a circle",
+    "a green triangle and a pink circle",
+)
+
+CONFIG = experiment.TrainConfig(
+    name="quickstart",
+    model=TextToLatent(
+        # On a CPU memory is plenty and loops are slow: nothing is rematerialised, and depth is unrolled.
+        dit=DiT(
+            width=192,
+            depth=6,
+            num_heads=3,
+            in_channels=16,
+            patch_size=(1, 1, 1),
+            text_dim=128,
+            remat="none",
+            scan_unroll=6,
+        ),
+        text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4),
+    ),
+    objective=FlowMatching(),
+    data=streams.CaptionedLatents(source=source.Scenes(length=24_000), codec_path=CODEC, text_length=64),
+    # After 300 steps of 64: loss 0.88 with AdamW at 1.5e-3, 0.77 with Muon at 2e-3, 0.68 with Muon at 6e-3.
+    optimizer=optimizer.Muon(peak=7e-3, warmup=50, b2=0.99, schedule="linear", total_steps=STEPS),
+    steps=STEPS,
+    batch_size=64,
+    ema_decay=0.99,
+    log_every=20,
+    checkpoint_every=500,
+    preview=experiment.Preview(every=250, prompts=PROMPTS),
+)
+
+
+def with_own_codec(config: experiment.TrainConfig) -> experiment.TrainConfig:
+    """The same experiment on an autoencoder trained here first, or found trained from an earlier start."""
+    vae_config = image_vae.CONFIG
+    folder = image_vae.train(vae_config, image_vae.held_out_scenes(vae_config.data.source))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, codec_path=folder))
+
+
+if __name__ == "__main__":
+    is_from_scratch = "--from-scratch" in sys.argv
+    sys.argv = [text for text in sys.argv if text != "--from-scratch"]
+    experiment.main(CONFIG, reports.finish_scenes, prepare=with_own_codec if is_from_scratch else None)

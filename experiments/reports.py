@@ -1,0 +1,146 @@
+"""What an experiment shows when it is done: scores on the terminal, pictures and curves in its report.html."""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.scenes import scoring, source
+from experiments import image_vae
+from nova_jax import environment, experiment, inference
+from nova_jax.evaluation import plots, report
+
+SETTINGS = inference.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=3.0)
+PER_TASK = 64
+CEILING_SCENES = 500
+PER_PROMPT = 4
+
+
+def finish_scenes(config: experiment.TrainConfig, result: experiment.Result) -> None:
+    """Scores a model of the scenes world on GenEval's six tasks, with ceilings, and writes its report."""
+    trained = inference.load_run(result.directory)
+    scenes: source.Scenes = config.data.source
+    start = time.time()
+    scored = scoring.score(
+        lambda prompts, seeds: inference.generate(trained, prompts, list(seeds), SETTINGS),
+        scenes.world,
+        per_task=PER_TASK,
+    )
+    seconds = time.time() - start
+    ceilings = measure_ceilings(trained, scenes)
+    values = [
+        report.Score(name, task.rate, task.low, task.high, task.chance, task.n)
+        for name, task in scored.summary.tasks.items()
+    ]
+    print_scores(scored, ceilings)
+    examples = [i for task in scored.summary.tasks for i in _first(scored, task, 8)]
+    sections = {
+        "Scores": [
+            "Pictures drawn for the prompts of each task are read back by a deterministic parser and judged by "
+            "GenEval's rules. Whiskers are 95 % Wilson intervals; the dotted line is chance: what pictures of "
+            "unrelated scenes would score.",
+            report.scores(values),
+            report.table(
+                ["ceiling", "read back right", "interval", "pictures"],
+                [[name, c.rate, f"{c.low:.3f} to {c.high:.3f}", c.n] for name, c in ceilings.items()],
+            ),
+            f"{len(scored.pictures)} pictures in {seconds:.0f} s: {_describe(SETTINGS)}.",
+        ],
+        "Scored pictures": [
+            report.images(
+                [scored.pictures[i] for i in examples],
+                [scored.prompts[i].text for i in examples],
+                zoom=3,
+                verdicts=[scored.judged[i].correct for i in examples],
+            )
+        ],
+    }
+    write(config, result, trained, sections)
+    scores = {name: task._asdict() for name, task in scored.summary.tasks.items()}
+    found = {"scores": scores, "overall": scored.summary.overall, "ceilings": {k: vars(c) for k, c in ceilings.items()}}
+    (result.directory / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def finish_captioned(config: experiment.TrainConfig, result: experiment.Result) -> None:
+    """Draws the preview's prompts and writes the report of a model of captioned pictures."""
+    write(config, result, inference.load_run(result.directory), {})
+
+
+def measure_ceilings(trained: inference.TextToImage, scenes: source.Scenes) -> dict[str, scoring.Ceiling]:
+    """What the parser reads on held-out ground truth and on its reconstructions: no generated picture can do better."""
+    held_out = image_vae.held_out_scenes(scenes)
+    truth = np.stack([held_out[i]["pixels"] for i in range(CEILING_SCENES)])
+    rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, truth)
+    return {
+        "ground truth": scoring.read_back(truth, held_out),
+        "reconstructions": scoring.read_back(rebuilt, held_out),
+    }
+
+
+def print_scores(scored: scoring.Scored, ceilings: dict[str, scoring.Ceiling]) -> None:
+    """The table of the report, for the terminal."""
+    print(f"\n{'task':20} {'score':>7}   95 % interval   chance     n")
+    for name, task in scored.summary.tasks.items():
+        print(f"{name:20} {task.rate:7.3f}   {task.low:.3f} - {task.high:.3f}   {task.chance:6.3f}  {task.n:4}")
+    print(f"{'overall':20} {scored.summary.overall:7.3f}")
+    for name, ceiling in ceilings.items():
+        print(f"{'parser on ' + name:26} {ceiling.rate:.4f}   ({ceiling.n} held-out scenes)")
+
+
+def write(
+    config: experiment.TrainConfig, result: experiment.Result, trained: inference.TextToImage, sections: dict[str, Any]
+) -> None:
+    """Writes report.html: samples, the given sections, loss curves, config and environment."""
+    prompts = [prompt for prompt in config.preview.prompts for _ in range(PER_PROMPT)] if config.preview else []
+    seeds = [seed % PER_PROMPT for seed in range(len(prompts))]
+    pictures = inference.generate(trained, prompts, seeds, SETTINGS) if prompts else []
+    record = json.loads((result.directory / "config.json").read_text())
+    lines = [json.loads(line) for line in (result.directory / "log.jsonl").read_text().splitlines()]
+    kept = {key: record[key] for key in ("parameters", "flops_per_step", "peak_flops", "peak_source")}
+    speed = [line["images_per_s"] for line in lines if "images_per_s" in line]
+    document = report.page(
+        config.name,
+        {
+            "Samples": [
+                f"Seeds 0 to {PER_PROMPT - 1} of each prompt; {_describe(SETTINGS)}.",
+                report.images(pictures, prompts, zoom=3),
+            ],
+            **sections,
+            "Loss": [plots.draw(loss_curves(lines), x_label="step", y_label="loss", log_y=True)],
+            "Run": [
+                report.command(f"python -m experiments.{config.name}"),
+                report.facts(
+                    {"steps": lines[-1]["step"], "images/s (median)": float(np.median(speed)) if speed else "n/a"}
+                    | kept
+                ),
+            ],
+            "Environment": [report.facts(environment.describe())],
+            "Config": [report.facts(record["config"])],
+        },
+        subtitle=f"{record['parameters']:,} parameters, {lines[-1]['step']:,} steps of {config.batch_size}",
+    )
+    report.write(result.directory / "report.html", document)
+    print(f"\nreport: {result.directory / 'report.html'}")
+
+
+def loss_curves(lines: list[dict[str, Any]]) -> list[plots.Series]:
+    """The loss over steps, smoothed, and the loss in each bin of the time axis."""
+    steps = [line["step"] for line in lines]
+    window = max(1.0, len(lines) / 40)
+    curves = [plots.Series("loss", steps, plots.smooth([line["loss"] for line in lines], window))]
+    bins = len(lines[0].get("loss_by_time", []))
+    for i in range(bins):
+        shares = [line["share_by_time"][i] or float("nan") for line in lines]
+        values = [line["loss_by_time"][i] / share for line, share in zip(lines, shares, strict=True)]
+        curves.append(plots.Series(f"t in {i / bins:g} .. {(i + 1) / bins:g}", steps, plots.smooth(values, window)))
+    return curves
+
+
+def _first(scored: scoring.Scored, task: str, count: int) -> list[int]:
+    """Indices of the first pictures of one task: not chosen."""
+    return [i for i, prompt in enumerate(scored.prompts) if prompt.task == task][:count]
+
+
+def _describe(settings: inference.SamplingSettings) -> str:
+    return f"{settings.sampler}, {settings.num_steps} steps, guidance {settings.guidance_scale:g}"

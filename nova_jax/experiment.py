@@ -1,0 +1,359 @@
+"""An experiment: where model, objective, data, mesh and loop meet.
+
+An experiment file is a `TrainConfig` and ends in `main(CONFIG)`:
+
+    python -m experiments.NAME --print                    shows the resolved config and stops
+    python -m experiments.NAME steps=1000 mesh.fsdp=8     changes values by dotted paths
+
+The run folder holds everything: `config.json` (resolved, with versions and devices), `log.jsonl`, `events.jsonl`,
+`checkpoints/`, `codec/`, `samples/`. Running the same command again resumes it.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nova_jax import config as configs
+from nova_jax import environment, inference, weights
+from nova_jax.config import ConfigError
+from nova_jax.models import flops
+from nova_jax.parallel import distributed
+from nova_jax.parallel import mesh as meshes
+from nova_jax.training import checkpoint, lock, logging, loop, step
+from nova_jax.training import optimizer as optimizers
+from nova_jax.types import Batch, Params, TrainState
+
+# What may change between two starts of one run. Everything else would make it another experiment.
+CHANGEABLE = ("steps", "log_every", "checkpoint_every", "keep", "mesh", "run_dir", "tensorboard", "preview")
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """Training data as an endless stream of batches whose position is one integer: the samples consumed."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able facts for config.json: `latent_shape` and `text_length` make a run one that can be drawn from."""
+        ...
+
+    def example(self) -> Batch:
+        """One sample, with the shapes and dtypes of training."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the samples or their order change."""
+        ...
+
+    def codec(self) -> tuple[Any, Params] | None:
+        """The autoencoder whose latents these are, with its parameters; None when x0 is pixels."""
+        ...
+
+    def batches(self, start: int, batch_size: int, shard_index: int, shard_count: int) -> Iterator[Batch]:
+        """This shard's rows of every global batch from position `start` on, as host arrays."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preview:
+    """Pictures drawn during training, one row of seeds per prompt, into `samples/` of the run folder."""
+
+    every: int = 500
+    prompts: tuple[str, ...] = ()
+    per_prompt: int = 2
+    settings: inference.SamplingSettings = inference.SamplingSettings(sampler="euler", num_steps=20)
+    upscale: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole training run. Components are values; swap them in Python, change their fields by `override`.
+
+    Attributes:
+        name: of the experiment; its run folder is runs/NAME unless `run_dir` says otherwise.
+        model: a Linen module called with (x, t, cond), or a `models.vae.VAE`.
+        objective: (network, params, batch, key) -> (loss, metrics).
+        data: a `DataSource`.
+        optimizer: see `training.optimizer`.
+        mesh: axis sizes; the default replicates over all devices.
+        batch_size: global.
+        accumulate: parts that a batch is processed in, to save memory.
+        ema_decay: of the averaged parameters, which are the ones sampled from.
+        keep: newest checkpoints kept.
+        preview: sample grids during training; needs a text-to-image network.
+    """
+
+    name: str
+    model: Any
+    objective: Any
+    data: Any
+    optimizer: optimizers.Optimizer
+    steps: int
+    batch_size: int
+    mesh: meshes.MeshConfig = meshes.MeshConfig()
+    accumulate: int = 1
+    ema_decay: float = 0.999
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep: int = 2
+    preview: Preview | None = None
+    run_dir: str | None = None
+    tensorboard: bool = False
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """The run folder."""
+        return pathlib.Path(self.run_dir or f"runs/{self.name}")
+
+
+class Result(NamedTuple):
+    """A finished run: its last state (on disk as well) and its folder."""
+
+    state: TrainState
+    directory: pathlib.Path
+
+
+def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
+    """Trains, or goes on training, what `config` describes.
+
+    Raises:
+        ValueError: the batch does not fit the mesh, the mesh not the devices, or the codec not the network.
+        ConfigError: the run folder belongs to another experiment; the differences are listed.
+        RunLocked, CheckpointError, NonFiniteLoss, SystemExit(75): see `training`.
+    """
+    distributed.initialize()
+    devices = config.mesh.make()
+    meshes.check_batch_size(devices, config.batch_size, config.accumulate)
+    with lock.RunLock(config.directory):
+        _check_channels(config)
+        record = _record(config)
+        if distributed.is_main():
+            _write_record(config, record)
+            _write_codec(config)
+        distributed.barrier("nova_jax run folder")
+        with jax.set_mesh(devices):
+            return Result(_train(config, devices, record, callbacks), config.directory)
+
+
+def _train(config: TrainConfig, devices: Any, record: dict[str, Any], callbacks: Sequence[loop.Callback]) -> TrainState:
+    """Restores or initialises the state, then hands it to the loop."""
+    init = functools.partial(init_params, config.model, config.data.example())
+    metadata = {"data": config.data.fingerprint()}
+    throughput = logging.Throughput(config.batch_size, record["flops_per_step"], record["peak_flops"])
+    folder = config.directory
+    with checkpoint.Checkpoints(folder / "checkpoints", keep=config.keep, metadata=metadata) as checkpoints:
+        restored = checkpoints.restore(step.abstract_state(init, config.optimizer, mesh=devices))
+        first = restored.step if restored else 0
+        with logging.RunLog(
+            folder, throughput, total_steps=config.steps, start_step=first, tensorboard=config.tensorboard
+        ) as log:
+            state = _start(config, restored, init, devices, log)
+            if first >= config.steps:
+                return state
+            return loop.fit(
+                state,
+                step.make_step(
+                    config.objective,
+                    as_network(config.model),
+                    config.optimizer,
+                    ema_decay=config.ema_decay,
+                    accumulate=config.accumulate,
+                    seed=config.seed,
+                ),
+                functools.partial(_global_batches, config, meshes.batch_sharding(devices)),
+                loop=loop.Loop(
+                    steps=config.steps,
+                    batch_size=config.batch_size,
+                    log_every=config.log_every,
+                    checkpoint_every=config.checkpoint_every,
+                ),
+                checkpoints=checkpoints,
+                log=log,
+                position=restored.metadata["position"] if restored else 0,
+                callbacks=(*callbacks, *_previews(config)),
+            )
+
+
+def _start(
+    config: TrainConfig, restored: checkpoint.Restored | None, init: Callable, devices: Any, log: logging.RunLog
+) -> TrainState:
+    """The restored state, or a new one; says which."""
+    if restored is None:
+        log.event(f"{config.name}: started in {config.directory}, {config.steps} steps of {config.batch_size}")
+        return step.init_state(init, config.optimizer, key=jax.random.key(config.seed), mesh=devices)
+    for note in restored.notes:
+        log.event(note)
+    if restored.metadata["data"] != config.data.fingerprint():
+        raise ConfigError(
+            f"{config.directory}: the data changed since step {restored.step} was saved, so the run would not continue "
+            "but become another one: restore the data, or choose another run_dir"
+        )
+    log.event(f"{config.name}: resumed at step {restored.step} of {config.steps}", step=restored.step)
+    return restored.state
+
+
+def init_params(model: Any, example: Batch, key: jax.Array) -> Params:
+    """Random parameters of a Linen module, or of an autoencoder."""
+    if isinstance(model, nn.Module):
+        x0, cond = jax.tree.map(jnp.asarray, tuple(example))
+        return model.init(key, x0, jnp.zeros(x0.shape[0]), cond)["params"]
+    return model.init(key)
+
+
+def as_network(model: Any) -> Any:
+    """(params, x, t, cond) -> prediction, for a Linen module; an autoencoder is its own network."""
+    if not isinstance(model, nn.Module):
+        return model
+    return lambda params, x, t, cond: model.apply({"params": params}, x, t, cond)
+
+
+def _global_batches(config: TrainConfig, sharding: Any, start: int) -> Iterator[Batch]:
+    """Device-ready batches: this process's rows, joined with those of the others."""
+    index, count = distributed.data_shard(sharding, config.batch_size)
+    for rows in config.data.batches(start, config.batch_size, index, count):
+        yield distributed.global_batch(rows, sharding, config.batch_size)
+
+
+def _record(config: TrainConfig) -> dict[str, Any]:
+    """What config.json says: the resolved config, what it means in parameters and FLOPs, and where it runs."""
+    example = config.data.example()
+    shapes = jax.eval_shape(functools.partial(init_params, config.model, example), jax.random.key(0))
+    peak, source = environment.peak_flops()
+    return {
+        "config": configs.to_dict(config),
+        "data": config.data.describe(),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "flops_per_step": flops_per_step(config, example),
+        "flops_formula": "closed form of models/flops.py, three forward passes per step"
+        if hasattr(config.model, "flops")
+        else "XLA's count of the unoptimised step",
+        "peak_flops": peak,
+        "peak_source": source,
+        "environment": environment.describe(),
+        "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def flops_per_step(config: TrainConfig, example: Batch) -> float:
+    """Model FLOPs of a training step: closed form for transformers, XLA's count for an autoencoder (no scan)."""
+    if hasattr(config.model, "flops"):
+        text = example.cond.text_ids if example.cond.text_ids is not None else example.cond.text
+        length = 0 if text is None else text.shape[1]
+        forward = float(config.model.flops(tuple(example.x0.shape[1:4]), length))
+        return flops.train_step_flops(forward, config.batch_size)
+    init = functools.partial(init_params, config.model, example)
+    params = jax.eval_shape(init, jax.random.key(0))
+
+    def loss(params: Params, key: jax.Array) -> Any:
+        loss, _ = config.objective(as_network(config.model), params, example, key)
+        return loss
+
+    cost: Any = jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).cost_analysis()
+    return float(cost["flops"]) * config.batch_size / example.x0.shape[0]
+
+
+def _write_record(config: TrainConfig, record: dict[str, Any]) -> None:
+    """Writes config.json, after checking that the folder belongs to this experiment."""
+    path = config.directory / "config.json"
+    if path.is_file():
+        differences = _differences(json.loads(path.read_text())["config"], record["config"])
+        if differences:
+            raise ConfigError(
+                f"{config.directory} belongs to a run with another config: {'; '.join(differences)}. Give the values "
+                "it was started with, or another run_dir"
+            )
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two configs in JSON form differ, but for what may change."""
+    old, new = (json.loads(json.dumps(value)) for value in (old, new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in {**old, **new} if path or key not in CHANGEABLE]
+        prefix = path + "." if path else ""
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), prefix + key)]
+    return [] if old == new else [f"{path} was {json.dumps(old)} and is {json.dumps(new)}"]
+
+
+def _check_channels(config: TrainConfig) -> None:
+    """The network must read what the codec writes."""
+    codec = config.data.codec()
+    denoiser = getattr(config.model, "dit", config.model)
+    if codec is None or not hasattr(denoiser, "in_channels"):
+        return
+    if denoiser.in_channels != codec[0].latent_channels:
+        raise ValueError(
+            f"the network reads {denoiser.in_channels} channels but the autoencoder's latents have "
+            f"{codec[0].latent_channels}: set in_channels={codec[0].latent_channels}, or use another autoencoder"
+        )
+
+
+def _write_codec(config: TrainConfig) -> None:
+    """Copies the autoencoder into the run folder, so that the folder alone can draw."""
+    codec = config.data.codec()
+    folder = config.directory / inference.CODEC_FOLDER
+    if codec is not None and not folder.exists():
+        module, params = codec
+        weights.save(module, params, folder)
+
+
+def _previews(config: TrainConfig) -> list[loop.Callback]:
+    """Draws the preview's prompts from the EMA parameters."""
+    preview, codec = config.preview, config.data.codec()
+    if preview is None or not preview.prompts or codec is None:
+        return []
+    facts = config.data.describe()
+
+    def draw(at: int, state: TrainState) -> None:
+        trained = inference.TextToImage(
+            network=config.model,
+            params=state.ema,
+            objective=config.objective,
+            codec=codec[0],
+            codec_params=codec[1],
+            latent_shape=tuple(facts["latent_shape"]),
+            text_length=facts["text_length"],
+        )
+        prompts = [prompt for prompt in preview.prompts for _ in range(preview.per_prompt)]
+        seeds = list(range(preview.per_prompt)) * len(preview.prompts)
+        pixels = inference.generate(trained, prompts, seeds, preview.settings)
+        if distributed.is_main():
+            path = config.directory / "samples" / f"{at:08d}.png"
+            inference.save_grid(path, pixels, columns=preview.per_prompt * 4, upscale=preview.upscale)
+
+    return [loop.Callback(preview.every, draw)]
+
+
+def main(
+    config: TrainConfig,
+    then: Callable[[TrainConfig, Result], object] | None = None,
+    prepare: Callable[[TrainConfig], TrainConfig] | None = None,
+) -> None:
+    """The command line of an experiment: overrides, `--print`, errors in one sentence.
+
+    Args:
+        config: the experiment's CONFIG.
+        then: what to do with the finished run, such as scoring it and writing its report.
+        prepare: a last change to the config before the run, such as training the autoencoder it needs.
+    """
+    arguments = sys.argv[1:]
+    try:
+        config = configs.override(config, [text for text in arguments if text != "--print"])
+        if "--print" in arguments:
+            print(json.dumps(configs.to_dict(config), indent=2))
+            return
+        config = prepare(config) if prepare else config
+        result = run(config)
+        if then is not None:
+            then(config, result)
+    except (ValueError, OSError, lock.RunLocked, checkpoint.CheckpointError, loop.NonFiniteLoss) as error:
+        sys.exit(f"{config.name}: {error}")
