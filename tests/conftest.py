@@ -1,0 +1,22 @@
+"""Eight simulated devices, strict ranks and exact float32 for every test."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "float32")
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The optional folder with public reference data (`NOVA_SHARED`); tests that need it skip without it."""
+    root = os.environ.get("NOVA_SHARED")
+    if not root or not pathlib.Path(root).is_dir():
+        pytest.skip("set NOVA_SHARED to a folder with data/ and reference/ to run this test")
+    return pathlib.Path(root)

@@ -1,0 +1,195 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines import cache, images, loader, sources
+
+OPTIONS = cache.Options(batch_size=4, shard_size=5, transform=images.Transform())
+
+
+def encode(batch: dict[str, np.ndarray]) -> dict:
+    pixels = jnp.asarray(batch["pixels"])
+    lengths = [[len(str(text))] for text in batch["caption"]]
+    return {"latents": pixels[:, :, ::2, ::2].astype(jnp.bfloat16), "text": np.array(lengths, np.float32)}
+
+
+@pytest.fixture
+def source(emoji_like):
+    return sources.WebDataset(emoji_like)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+def read_all(folder) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder))}
+
+
+def test_latents_come_back_with_captions_and_original_indices(source, folder):
+    assert cache.encode_source(source, encode, folder, model="m", options=OPTIONS) == [0, 1, 2]
+    latents = cache.LatentCache(folder, model="m")
+    assert len(latents) == 12
+    for i in range(12):
+        pixels = images.to_float(source[i]["pixels"])
+        expected = encode({"pixels": pixels[None], "caption": np.array([source[i]["caption"]])})
+        assert latents[i]["latents"].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(latents[i]["latents"], expected["latents"][0])
+        np.testing.assert_array_equal(latents[i]["text"], expected["text"][0])
+        assert (latents[i]["caption"], latents[i]["index"]) == (f"caption {i}", i)
+    manifest = json.loads((folder / "00002-of-00003.json").read_text())
+    assert (manifest["first"], manifest["count"], manifest["model"]) == (10, 2, "m")
+    assert manifest["arrays"] == {"latents": ["bfloat16", [1, 4, 4, 3]], "text": ["float32", [1]]}
+    latents.verify()
+
+
+def test_the_encoder_always_sees_full_batches(source, folder):
+    seen = []
+
+    def watch(batch):
+        seen.append(batch["pixels"].shape[0])
+        return encode(batch)
+
+    cache.encode_source(source, watch, folder, model="m", options=OPTIONS)
+    assert set(seen) == {4}
+    assert len(seen) == 2 + 2 + 1
+
+
+def test_encoding_twice_does_nothing_and_shards_are_the_same_bytes_in_any_order(source, folder, tmp_path):
+    cache.encode_source(source, encode, folder, model="m", options=OPTIONS)
+    before = read_all(folder)
+    assert cache.encode_source(source, encode, folder, model="m", options=OPTIONS) == []
+    assert read_all(folder) == before
+    other = tmp_path / "other"
+    for shards in ([2], [0, 2], range(1, 3, 2)):
+        cache.encode_source(source, encode, other, model="m", options=OPTIONS, shards=shards)
+    assert read_all(other) == before
+    with pytest.raises(ValueError, match="shard 3 does not exist"):
+        cache.encode_source(source, encode, other, model="m", options=OPTIONS, shards=[3])
+
+
+def test_a_killed_run_continues_to_the_same_bytes(source, folder, tmp_path):
+    script = textwrap.dedent(f"""
+        import os, signal
+        from data_pipelines import cache, images, sources
+        calls = []
+        def encode(batch):
+            calls.append(1)
+            if len(calls) == 4:  # in the middle of the second shard
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {{"latents": batch["pixels"]}}
+        source = sources.WebDataset({source.paths!r})
+        options = cache.Options(batch_size=4, shard_size=5, transform=images.Transform())
+        cache.encode_source(source, encode, {str(folder)!r}, model="m", options=options)
+    """)
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(sources.DatasetError, match=r"lacks 2 of 3 shards \(1, 2\)"):
+        len(cache.LatentCache(folder))
+
+    def identity(batch):
+        return {"latents": batch["pixels"]}
+
+    assert cache.encode_source(source, identity, folder, model="m", options=OPTIONS) == [1, 2]
+    cache.encode_source(source, identity, tmp_path / "whole", model="m", options=OPTIONS)
+    assert read_all(folder) == read_all(tmp_path / "whole")
+
+
+def test_another_model_source_or_transform_is_refused(source, folder):
+    cache.encode_source(source, encode, folder, model="m", options=OPTIONS)
+    with pytest.raises(sources.DatasetError, match=r"made with another model \(m, now n\)"):
+        cache.encode_source(source, encode, folder, model="n", options=OPTIONS)
+    with pytest.raises(sources.DatasetError, match="another source"):
+        cache.encode_source(sources.WebDataset(source.paths[::-1]), encode, folder, model="m", options=OPTIONS)
+    flipped = cache.Options(batch_size=4, shard_size=5, transform=images.Transform(flip=True))
+    with pytest.raises(sources.DatasetError, match="another transform"):
+        cache.encode_source(source, encode, folder, model="m", options=flipped)
+    with pytest.raises(sources.DatasetError, match="another shard_size"):
+        cache.encode_source(source, encode, folder, model="m", options=cache.Options(transform=images.Transform()))
+    with pytest.raises(sources.DatasetError, match="another model"):
+        len(cache.LatentCache(folder, model="n"))
+    with pytest.raises(sources.DatasetError, match="holds no latent cache"):
+        len(cache.LatentCache(folder / "nowhere"))
+
+
+def test_corrupt_records_are_left_out_and_listed(source, folder):
+    with open(source.paths[0], "r+b") as file:
+        file.seek(512)
+        file.write(b"damage")
+    cache.encode_source(source, encode, folder, model="m", options=OPTIONS)
+    latents = cache.LatentCache(folder)
+    assert [sample["index"] for sample in latents] == list(range(1, 12))
+    manifest = json.loads((folder / "00000-of-00003.json").read_text())
+    assert [(fault["index"], fault["key"]) for fault in manifest["corrupt"]] == [(0, "00000")]
+    strict = cache.Options(batch_size=4, shard_size=5, transform=images.Transform(), max_corrupt=0)
+    with pytest.raises(sources.DatasetError, match=r"more than max_corrupt=0 .* record 00000"):
+        cache.encode_source(source, encode, folder.with_name("strict"), model="m", options=strict)
+
+
+def test_a_flipped_bit_in_a_shard_is_found(source, folder):
+    cache.encode_source(source, encode, folder, model="m", options=OPTIONS)
+    shard = folder / "00001-of-00003.array_record"
+    data = bytearray(shard.read_bytes())
+    data[300] ^= 1
+    shard.write_bytes(data)
+    latents = cache.LatentCache(folder)
+    with pytest.raises(sources.DatasetError, match=r"1 shards .*00001-of-00003\.json"):
+        latents.verify()
+    faults = []
+    for i in range(len(latents)):
+        try:
+            latents.read(i)
+        except sources.CorruptRecord as fault:
+            faults.append(fault.shard)
+    assert set(faults) == {str(shard)}
+
+
+def test_a_record_of_another_dtype_or_shape_is_corrupt(source, folder):
+    cache.encode_source(source, encode, folder, model="m", options=OPTIONS)
+    manifest = folder / "00000-of-00003.json"
+    content = json.loads(manifest.read_text())
+    content["arrays"]["latents"][0] = "float32"
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(sources.CorruptRecord, match=r"latents is not float32 \(1, 4, 4, 3\)"):
+        cache.LatentCache(folder)[0]
+
+
+def test_an_encoder_that_loses_rows_is_an_error(source, folder):
+    with pytest.raises(ValueError, match="first axis of 4"):
+        cache.encode_source(source, lambda batch: {"latents": batch["pixels"][:2]}, folder, model="m", options=OPTIONS)
+    assert not [name for name in os.listdir(folder) if name.endswith(".json")]
+
+
+def test_fingerprints_of_parameters_know_names_values_and_dtypes():
+    params = {"a": {"kernel": np.arange(6.0).reshape(2, 3)}, "b": np.zeros(2, np.float32)}
+    assert cache.fingerprint(params) == cache.fingerprint({"b": params["b"], "a": params["a"]})
+    for other in (
+        {"a": {"weight": params["a"]["kernel"]}, "b": params["b"]},
+        {"a": {"kernel": params["a"]["kernel"].reshape(3, 2)}, "b": params["b"]},
+        {"a": params["a"], "b": np.zeros(2, np.int32)},
+        {"a": params["a"], "b": np.array([0, 1], np.float32)},
+    ):
+        assert cache.fingerprint(other) != cache.fingerprint(params)
+
+
+def test_a_cache_loads_through_the_loader_and_its_fingerprint_knows_the_content(source, folder):
+    cache.encode_source(source, encode, folder, model="m", options=OPTIONS)
+    latents = cache.LatentCache(folder)
+    batch = next(loader.Loader(latents, batch_size=6).batches())
+    assert batch["latents"].shape == (6, 1, 4, 4, 3)
+    assert batch["caption"].tolist() == [f"caption {i}" for i in batch["index"]]
+    before = latents.fingerprint()
+    os.remove(folder / "00000-of-00003.json")
+    cache.encode_source(
+        source, lambda b: {**encode(b), "text": np.ones((4, 1), np.float32)}, folder, model="m", options=OPTIONS
+    )
+    assert cache.LatentCache(folder).fingerprint() != before

@@ -1,0 +1,79 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nova_jax.layers import linear
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+@pytest.fixture
+def xw():
+    return normal(3, 5, 8), normal(8, 6, seed=1)
+
+
+def test_matmul_and_its_gradients_equal_those_of_a_plain_product(xw):
+    x, w = xw
+
+    def loss(matmul, x, w):
+        return jnp.sum(jnp.sin(matmul(x, w)))
+
+    np.testing.assert_allclose(linear.matmul(x, w), jnp.einsum("bni,io->bno", x, w), rtol=1e-5)
+    gradient = jax.jit(jax.grad(loss, argnums=(1, 2)), static_argnums=0)
+    ours, plain = gradient(linear.matmul, x, w), gradient(lambda x, w: jnp.einsum("bni,io->bno", x, w), x, w)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_matmul_is_bilinear_under_forward_mode(xw):
+    x, w = xw
+    _, tangent = jax.jvp(linear.matmul, (x, w), (2 * x, 3 * w))
+    np.testing.assert_allclose(tangent, 5 * linear.matmul(x, w), rtol=1e-5)
+
+
+def test_gradient_of_a_directional_derivative_matches_finite_differences(xw):
+    x, w = xw
+
+    def slope(w):
+        return jnp.sum(jax.jvp(lambda x: jnp.tanh(linear.matmul(x, w)), (x,), (jnp.ones_like(x),))[1] ** 2)
+
+    slope = jax.jit(slope)
+    direction = normal(*w.shape, seed=2) / 10
+    h = 1e-2
+    numeric = (slope(w + h * direction) - slope(w - h * direction)) / (2 * h)
+    np.testing.assert_allclose(jnp.vdot(jax.grad(slope)(w), direction), numeric, rtol=5e-3)
+
+
+def test_matmul_maps_over_stacked_weights(xw):
+    x, w = xw
+    stacked = jnp.stack([w, 2 * w])
+    np.testing.assert_allclose(jax.vmap(linear.matmul, (None, 0))(x, stacked)[1], 2 * linear.matmul(x, w), rtol=1e-5)
+
+
+def test_sharded_tokens_are_not_gathered_by_a_linear_layer(xw):
+    x, w = xw
+    mesh = jax.make_mesh((2,), ("context",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "context"))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.tile(x, (1, 2, 1)), sharding)
+        compiled = jax.jit(linear.matmul, out_shardings=sharding).lower(x, w).compile()
+    assert "all-gather" not in compiled.as_text()
+
+
+def test_dense_computes_in_its_dtype_from_float32_masters():
+    layer = linear.Dense(4, dtype=jnp.bfloat16)
+    x = jnp.ones((2, 3))
+    y, variables = layer.init_with_output(jax.random.key(0), x)
+    assert y.dtype == jnp.bfloat16
+    assert {k: (v.shape, v.dtype) for k, v in variables["params"].items()} == {
+        "kernel": ((3, 4), jnp.float32),
+        "bias": ((4,), jnp.float32),
+    }
+
+
+def test_dense_without_bias_has_a_kernel_only():
+    variables = linear.Dense(4, use_bias=False).init(jax.random.key(0), jnp.ones((2, 3)))
+    assert list(variables["params"]) == ["kernel"]

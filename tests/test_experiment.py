@@ -1,0 +1,155 @@
+"""A tiny run from scenes to PNGs: what it leaves behind, how it resumes, and what it refuses."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import streams
+from data_pipelines.scenes import source
+from nova_jax import config as configs
+from nova_jax import experiment, inference, weights
+from nova_jax.diffusion import FlowMatching
+from nova_jax.models.dit import DiT
+from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text_to_latent import TextToLatent
+from nova_jax.models.vae import VAE
+from nova_jax.parallel.mesh import MeshConfig
+from nova_jax.training.optimizer import AdamW
+
+TINY_VAE = VAE(
+    latent_channels=4,
+    width=8,
+    width_multipliers=(1, 1),
+    halves_time=(False,),
+    num_blocks=1,
+    patch_size=4,
+    is_temporal=False,
+    has_attention=False,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> experiment.TrainConfig:
+    folder = tmp_path_factory.mktemp("experiment")
+    weights.save(TINY_VAE, TINY_VAE.init(jax.random.key(0)), folder / "vae")
+    return experiment.TrainConfig(
+        name="tiny",
+        model=TextToLatent(
+            dit=DiT(width=16, depth=1, num_heads=2, in_channels=4, patch_size=(1, 1, 1), text_dim=8),
+            text_encoder=ByteTextEncoder(width=8, depth=1, num_heads=2, downsample=4),
+        ),
+        objective=FlowMatching(),
+        data=streams.CaptionedLatents(
+            source=source.Scenes(length=32), codec_path=str(folder / "vae"), cache_path=str(folder / "cache")
+        ),
+        optimizer=AdamW(peak=1e-3, warmup=2),
+        steps=4,
+        batch_size=8,
+        log_every=1,
+        checkpoint_every=2,
+        preview=experiment.Preview(every=4, prompts=("a red circle",)),
+        run_dir=str(folder / "run"),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tiny) -> experiment.Result:
+    return experiment.run(tiny)
+
+
+def read_log(result: experiment.Result) -> list[dict]:
+    return [json.loads(line) for line in (result.directory / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_run_folder_holds_everything(finished):
+    record = json.loads((finished.directory / "config.json").read_text())
+    assert record["data"]["latent_shape"] == [1, 4, 4, 4]
+    assert record["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(finished.state.params))
+    assert record["flops_per_step"] > 0
+    assert record["environment"]["device_count"] == jax.device_count()
+    assert [line["step"] for line in read_log(finished)] == [1, 2, 3, 4]
+    assert (finished.directory / "samples" / "00000004.png").is_file()
+    codec, _ = weights.load(finished.directory / inference.CODEC_FOLDER)
+    assert codec == TINY_VAE
+
+
+def test_the_same_command_with_more_steps_continues(tiny, finished):
+    before = read_log(finished)
+    longer = experiment.run(dataclasses.replace(tiny, steps=6))
+    assert int(longer.state.step) == 6
+    assert [line["step"] for line in read_log(longer)] == [1, 2, 3, 4, 5, 6]
+    assert read_log(longer)[:4] == before
+
+
+def test_a_picture_depends_on_its_prompt_and_seed_alone(finished):
+    trained = inference.load_run(finished.directory)
+    settings = inference.SamplingSettings(num_steps=3)
+    alone = inference.generate(trained, ["a blue square"], [7], settings)
+    prompts = ["a circle"] * 19 + ["a blue square"]
+    together = inference.generate(trained, prompts, [*range(19), 7], settings)
+    assert alone.shape == (1, 1, 32, 32, 3)
+    np.testing.assert_array_equal(alone[0], together[-1])
+    other_seed = inference.generate(trained, ["a blue square"], [8], settings)
+    assert (alone != other_seed).any()
+
+
+def test_pngs_carry_prompt_and_seed(finished, tmp_path):
+    trained = inference.load_run(finished.directory)
+    settings = inference.SamplingSettings(num_steps=1, sampler="euler", guidance_scale=1.0)
+    pixels = inference.generate(trained, ["ein roter Würfel"], [3], settings)
+    [path] = inference.save_pngs(tmp_path, pixels, ["ein roter Würfel"], [3], settings, upscale=2)
+    with Image.open(path) as image:
+        assert image.size == (64, 64)
+        assert image.info["prompt"] == "ein roter Würfel"
+        assert (image.info["seed"], image.info["sampler"]) == ("3", "euler")
+
+
+def test_a_prompt_that_does_not_fit_is_refused(finished):
+    trained = inference.load_run(finished.directory)
+    with pytest.raises(ValueError, match="has 80 UTF-8 bytes and 63 fit"):
+        inference.generate(trained, ["x" * 80], [0])
+
+
+def test_another_config_in_the_same_folder_is_refused_with_the_differences(tiny, finished):
+    changed = configs.override(tiny, ["model.dit.depth=2", "seed=5"])
+    with pytest.raises(configs.ConfigError, match=r"model\.dit\.depth was 1 and is 2.*seed was 0 and is 5"):
+        experiment.run(changed)
+
+
+def test_channels_of_codec_and_network_must_agree(tiny, tmp_path):
+    changed = configs.override(tiny, ["model.dit.in_channels=6", f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(ValueError, match="reads 6 channels but the autoencoder's latents have 4"):
+        experiment.run(changed)
+
+
+def test_a_mesh_or_batch_that_does_not_fit_is_refused(tiny):
+    with pytest.raises(ValueError, match="needs at least 16 devices, but there are 8"):
+        experiment.run(dataclasses.replace(tiny, mesh=MeshConfig(fsdp=16)))
+    with pytest.raises(ValueError, match=r"batch_size 12 does not divide.*use 8 or 16"):
+        experiment.run(dataclasses.replace(tiny, batch_size=12))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        inference.load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("stepz=3", "tiny: stepz: TrainConfig has no field 'stepz'; it has name, model"), ("steps=many", "expected int")],
+)
+def test_the_command_line_ends_with_one_sentence(tiny, monkeypatch, argument, message):
+    monkeypatch.setattr(sys, "argv", ["tiny", argument])
+    with pytest.raises(SystemExit, match=message):
+        experiment.main(tiny)
+
+
+def test_print_shows_the_resolved_config(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tiny", "--print", "optimizer.peak=0.5"])
+    experiment.main(tiny)
+    assert json.loads(capsys.readouterr().out)["optimizer"]["peak"] == 0.5

@@ -1,0 +1,138 @@
+"""Optimizers against their equations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nova_jax.training import optimizer
+
+
+def params():
+    rng = np.random.default_rng(0)
+    tree = {
+        "blocks": {"mlp": {"up": {"kernel": rng.normal(size=(3, 8, 16)), "bias": rng.normal(size=(3, 16))}}},
+        "embed": {"embedding": rng.normal(size=(5, 8))},
+        "head": {"kernel": rng.normal(size=(8, 4))},
+        "norm": {"scale": rng.normal(size=8)},
+    }
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)
+
+
+def update(choice, gradients, weights):
+    transform = choice.make()
+    return transform.update(gradients, transform.init(weights), weights)[0]
+
+
+def test_the_rate_climbs_to_its_peak_and_falls_to_zero():
+    choice = optimizer.AdamW(peak=2.0, warmup=4, schedule="cosine", total_steps=24)
+    rates = [float(choice.learning_rate(step)) for step in range(30)]
+    np.testing.assert_allclose(rates[:4], [0.5, 1.0, 1.5, 2.0])
+    assert rates[13] == pytest.approx(1.0)  # half way down: step 4 + 10
+    assert rates[23] == pytest.approx(0.0, abs=1e-7)
+    assert rates[29] == rates[23]
+
+
+def test_a_linear_schedule_is_linear_and_a_constant_one_constant():
+    linear = optimizer.AdamW(peak=1.0, warmup=0, schedule="linear", total_steps=10)
+    np.testing.assert_allclose([linear.learning_rate(step) for step in range(10)], np.linspace(0.9, 0.0, 10), atol=1e-6)
+    constant = optimizer.AdamW(peak=1.0, warmup=2)
+    assert [float(constant.learning_rate(step)) for step in (0, 1, 2, 10**6)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_the_first_adamw_step_is_the_sign_of_the_gradient_plus_decay():
+    weights, choice = params(), optimizer.AdamW(peak=0.1, warmup=0, weight_decay=0.5, clip_norm=None)
+    gradients = jax.tree.map(jnp.cos, weights)
+    updates = update(choice, gradients, weights)
+    expected = -0.1 * (jnp.sign(gradients["head"]["kernel"]) + 0.5 * weights["head"]["kernel"])
+    np.testing.assert_allclose(updates["head"]["kernel"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("choice", [optimizer.AdamW, optimizer.Muon])
+def test_only_kernels_and_embeddings_decay(choice):
+    weights = params()
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    updates = update(choice(peak=0.1, warmup=0, weight_decay=0.5), zeros, weights)
+    decayed = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.any(u != 0)
+        for path, u in jax.tree_util.tree_leaves_with_path(updates)
+    }
+    assert {name for name, is_decayed in decayed.items() if is_decayed} == {
+        "blocks/mlp/up/kernel",
+        "embed/embedding",
+        "head/kernel",
+    }
+
+
+def test_clipping_bounds_the_norm_of_all_gradients_together():
+    weights = params()
+    gradients = jax.tree.map(jnp.ones_like, weights)
+    transform = optax.chain(optimizer.AdamW(peak=1.0, warmup=0, b1=0.0, b2=0.0, eps=1e6, clip_norm=0.5).make())
+    updates = transform.update(gradients, transform.init(weights), weights)[0]
+    assert float(optax.global_norm(updates)) == pytest.approx(0.5e-6, rel=1e-3)  # eps dominates: the update is g / eps
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8), (3, 8, 16)])
+def test_newton_schulz_brings_every_singular_value_near_one_and_keeps_the_vectors(shape):
+    matrix = jax.random.normal(jax.random.key(0), shape)
+    u, _, vt = np.linalg.svd(np.asarray(matrix), full_matrices=False)
+    values = np.einsum("...ij,...jk,...lk->...il", np.swapaxes(u, -1, -2), optimizer.orthogonalize(matrix, 10), vt)
+    diagonal = np.diagonal(values, axis1=-2, axis2=-1)
+    assert 0.6 < diagonal.min() <= diagonal.max() < 1.3
+    off = values - np.eye(values.shape[-1]) * diagonal[..., None]
+    assert np.abs(off).max() < 1e-4
+
+
+def test_stacked_blocks_are_orthogonalised_one_by_one():
+    matrices = jax.random.normal(jax.random.key(0), (3, 8, 16))
+    together = optimizer.orthogonalize(matrices)
+    apart = jnp.stack([optimizer.orthogonalize(matrix) for matrix in matrices])
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+
+
+def test_a_muon_update_has_the_size_of_an_adam_update():
+    weights = params()
+    gradients = jax.tree.map(lambda a: jnp.cos(37 * a), weights)
+    updates = update(optimizer.Muon(peak=1.0, warmup=0), gradients, weights)
+    kernel = updates["blocks"]["mlp"]["up"]["kernel"]
+    rms = jnp.sqrt(jnp.mean(kernel**2, axis=(-2, -1)))
+    np.testing.assert_allclose(rms, 0.2, rtol=0.2)
+
+
+def test_muon_leaves_everything_but_hidden_matrices_to_adam():
+    weights = params()
+    gradients = jax.tree.map(jnp.sin, weights)
+    muon = update(optimizer.Muon(peak=1.0, warmup=0), gradients, weights)
+    adam = update(optimizer.AdamW(peak=1.0, warmup=0), gradients, weights)
+    same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), muon, adam)
+    assert same == {
+        "blocks": {"mlp": {"up": {"kernel": False, "bias": True}}},
+        "embed": {"embedding": True},
+        "head": {"kernel": True},
+        "norm": {"scale": True},
+    }
+
+
+def test_muon_momentum_is_nesterov():
+    transform = optimizer.scale_by_muon(momentum=0.5)
+    first, second = jax.random.normal(jax.random.key(0), (2, 4, 4))
+    state = transform.init(first)
+    _, state = transform.update(first, state)
+    updates, _ = transform.update(second, state)
+    mu = 0.5 * first + second
+    expected = 0.2 * 4**0.5 * optimizer.orthogonalize(0.5 * mu + second)
+    np.testing.assert_allclose(updates, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"peak": 0.0}, "peak must be positive"),
+        ({"schedule": "cosine"}, "needs total_steps larger than warmup=1000"),
+        ({"schedule": "linear", "total_steps": 1000}, "needs total_steps larger than warmup=1000"),
+    ],
+)
+def test_impossible_schedules_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer.AdamW(**fields)
