@@ -26,4 +26,4 @@ CONFIG = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    experiment.main(CONFIG, reports.finish_captioned, prepare=emoji.with_codec)
+    experiment.main(CONFIG, reports.finish_captioned, prepare=emoji.prepare)

@@ -9,6 +9,8 @@ Result: not yet run to the end.
 """
 
 import dataclasses
+import functools
+from typing import Any
 
 from data_pipelines import streams
 from data_pipelines.sources import WebDataset
@@ -31,45 +33,54 @@ PROMPTS = (
     "red apple",
     "soccer ball",
 )
-VAE_STEPS, STEPS = 6000, 6000
+STEPS = 6000
 
 CONFIG = experiment.TrainConfig(
     name="emoji",
     model=TextToLatent(
         dit=DiT(
-            width=256,
-            depth=6,
-            num_heads=4,
+            width=128,
+            depth=8,
+            num_heads=2,
             in_channels=16,
             patch_size=(1, 1, 1),
-            text_dim=128,
-            remat="none",
-            scan_unroll=6,
+            text_dim=96,
+            pooled_dim=96,
+            scan_unroll=8,
         ),
-        text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4),
+        text_encoder=ByteTextEncoder(width=96, depth=2, num_heads=2, downsample=4),
     ),
     objective=FlowMatching(),
     data=streams.CaptionedLatents(source=WebDataset("emoji.tar"), codec_path="", text_length=48, size=SIZE),
     optimizer=optimizer.Muon(peak=5e-3, warmup=100, b2=0.99, schedule="linear", total_steps=STEPS),
     steps=STEPS,
-    batch_size=128,
+    batch_size=64,
     ema_decay=0.998,
     preview=experiment.Preview(every=1000, prompts=PROMPTS),
 )
 
 
-def with_codec(config: experiment.TrainConfig) -> experiment.TrainConfig:
-    """Trains the autoencoder on the same pictures unless a codec is given by `data.codec_path`."""
+def with_codec(config: experiment.TrainConfig, held_out: Any = None, **vae: Any) -> experiment.TrainConfig:
+    """Trains the autoencoder on the same pictures unless a codec is given by `data.codec_path`.
+
+    Args:
+        config: of the text-to-image run.
+        held_out: pictures to measure the autoencoder on; None: those it was trained on.
+        vae: for `image_vae.make_config`.
+    """
     data = config.data
     if data.codec_path:
         return config
     pixels = streams.Pixels(source=data.source, size=data.size)
     vae_config = dataclasses.replace(
-        image_vae.make_config(pixels, name=f"{config.name}_vae", steps=VAE_STEPS), run_dir=f"{config.directory}_vae"
+        image_vae.make_config(pixels, name=f"{config.name}_vae", **vae), run_dir=f"{config.directory}_vae"
     )
-    folder = image_vae.train(vae_config, data.source)
+    folder = image_vae.train(vae_config, held_out or data.source)
     return dataclasses.replace(config, data=dataclasses.replace(data, codec_path=folder))
 
 
+# Pictures need more of their detail than scenes do, hence the weaker KL.
+prepare = functools.partial(with_codec, steps=4000, kl=0.005)
+
 if __name__ == "__main__":
-    experiment.main(CONFIG, reports.finish_captioned, prepare=with_codec)
+    experiment.main(CONFIG, reports.finish_captioned, prepare=prepare)

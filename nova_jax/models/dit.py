@@ -1,7 +1,7 @@
 """A diffusion transformer for images and video: the Wan block, grown by conditioning roads.
 
     tokens  = patches(x) W + extra frames                        3D RoPE, one token per patch
-    e       = time_embed(s t) + time_embed_r(s (t - r)) + guidance_embed(s w)            s = time_scale
+    e       = time_embed(s t) + time_embed_r(s (t - r)) + guidance_embed(s w) + pooled_embed(pooled)    s = time_scale
     m       = time_modulation(silu(e)) + modulation_i            six of width d: shift, scale, gate, twice
     block_i:  x += gate_1 SelfAttention(LN(x) (1 + scale_1) + shift_1)
               x += CrossAttention(LN(x), text)
@@ -127,6 +127,7 @@ class DiT(nn.Module):
     eps: float = 1e-6
     gate_init: GateInit = "zero"
     masks_text: bool = True  # False: padded text positions are zeros and are attended to, as in Wan
+    pooled_dim: int = 0  # width of cond.pooled, one vector per sample that modulates every layer
     aligned_channels: int = 0  # channels of cond.aligned
     num_frame_roles: int = 0  # kinds of extra frames in cond.frames
     has_second_time: bool = False  # reads cond.r
@@ -152,8 +153,9 @@ class DiT(nn.Module):
         Args:
             x: noisy latents.
             t: time of each sample, or of each frame.
-            cond: what is None takes its neutral value: `text` the null caption (one state, all zeros), `aligned` zeros,
-                `r` t, `guidance_scale` 1, `frame_roles` and `frame_times` 0. Extra `frames` lie at -1, -2, .. in time.
+            cond: what is None takes its neutral value: `text` the null caption (one state, all zeros), `pooled` and
+                `aligned` zeros, `r` t, `guidance_scale` 1, `frame_roles` and `frame_times` 0. Extra `frames` lie at
+                -1, -2, .. in time.
 
         Raises:
             ValueError: `cond` holds what this network has no input for.
@@ -196,6 +198,7 @@ class DiT(nn.Module):
             text_dim=self.text_dim,
             freq_dim=self.freq_dim,
             num_times=1 + self.has_second_time + self.has_guidance,
+            pooled_dim=self.pooled_dim,
         )
         rows = f + extra_frames if extra_frames else 1
         return sizes.forward((f + extra_frames) * h * w, max(text_length, 1), rows)
@@ -240,6 +243,10 @@ class DiT(nn.Module):
             scale = jnp.ones_like(rows[:, 0]) if cond.guidance_scale is None else cond.guidance_scale
             guidance = self._embed_scalar("guidance_embed", scale[:, None])
             e = e + jnp.broadcast_to(guidance, e.shape)
+        if self.pooled_dim:
+            pooled = jnp.zeros((t.shape[0], self.pooled_dim)) if cond.pooled is None else cond.pooled
+            embed = embeddings.Embedder(self.width, out_init=nn.initializers.zeros, name="pooled_embed")
+            e = e + jnp.broadcast_to(embed(pooled)[:, None], e.shape)
         return e
 
     def _extra_times(self, cond: Conditioning) -> Float[Array, "b g"] | None:
@@ -292,7 +299,7 @@ class DiT(nn.Module):
                 f"cond.aligned has {given_aligned} channels; this network has aligned_channels={self.aligned_channels}"
             )
         missing = {
-            "pooled": "no such input",
+            "pooled": "" if self.pooled_dim else "pooled_dim=0",
             "frames": "" if self.num_frame_roles else "num_frame_roles=0",
             "r": "" if self.has_second_time else "has_second_time=False",
             "guidance_scale": "" if self.has_guidance else "has_guidance=False",

@@ -8,7 +8,7 @@ modulation:
                    4 n d f       MLP
     to the text    4 (n + l) d^2   query, out; key, value      4 n l d   scores, and their product with the values
     modulation     12 r d^2      once (adaLN-single), or in every block (adaLN), then also 4 r d^2 in the head
-    embeddings     2 n d (p_in + p_out)     2 r (freq d + d^2)   time     2 l (c d + d^2)   text
+    embeddings     2 n d (p_in + p_out)     2 r (freq d + d^2)   time     2 l (c d + d^2)   text (pooled: l = 1)
 
 A training step costs three forward passes: the backward pass has two products for each one. Recomputation does not
 count, so utilisation compares across remat policies.
@@ -63,6 +63,7 @@ class Transformer:
     text_dim: int = 0  # 0: no cross-attention
     freq_dim: int = 256
     num_times: int = 1  # embedded scalars: time, second time, guidance scale
+    pooled_dim: int = 0
     modulation: Literal["single", "per_block"] = "single"
 
     def block(self, tokens: int, text_tokens: int = 0) -> int:
@@ -78,4 +79,5 @@ class Transformer:
         patches = 2 * tokens * d * (self.patch_in + self.patch_out)
         times = 2 * self.num_times * rows * (self.freq_dim * d + d**2)
         text = 2 * text_tokens * (self.text_dim * d + d**2) if self.text_dim else 0
-        return self.depth * self.block(tokens, text_tokens) + modulation + patches + times + text
+        pooled = 2 * (self.pooled_dim * d + d**2) if self.pooled_dim else 0
+        return self.depth * self.block(tokens, text_tokens) + modulation + patches + times + text + pooled

@@ -2,6 +2,9 @@
 
     text, mask = text_encoder(cond.text_ids, cond.text_mask)          prediction = dit(x, t, cond with text and mask)
 
+A denoiser with `pooled_dim` also reads the mean of the states: a second, short way from the words to every layer, as in
+SDXL (Podell et al. 2023, arXiv:2307.01952) and SD3 (Esser et al. 2024, arXiv:2403.03206).
+
 Parameters are {"dit": .., "text_encoder": ..}. The text does not depend on x or t: a sampler encodes it once with
 `network.apply(variables, cond, method="encode_text")` and takes all its steps with the result.
 """
@@ -27,6 +30,11 @@ class TextToLatent(nn.Module):
                 f"dit.text_dim={self.dit.text_dim} must equal text_encoder.width={self.text_encoder.width}: "
                 "the denoiser reads the encoder's states"
             )
+        if self.dit.pooled_dim not in (0, self.text_encoder.width):
+            raise ValueError(
+                f"dit.pooled_dim={self.dit.pooled_dim} must be 0 or text_encoder.width={self.text_encoder.width}: "
+                "it reads the mean of the encoder's states"
+            )
         super().__post_init__()
 
     def __call__(self, x: Latents, t: Times, cond: Conditioning | None = None) -> Float[Array, "b f h w o"]:
@@ -34,7 +42,9 @@ class TextToLatent(nn.Module):
         return self.dit(x, t, self.encode_text(self._with_ids(cond or Conditioning(), x.shape[0])))
 
     def encode_text(self, cond: Conditioning) -> Conditioning:
-        """The conditioning with `text` and `text_mask` of its `text_ids`; unchanged if it holds `text` already.
+        """The conditioning with `text`, `text_mask` and, if the denoiser reads it, `pooled` made from its `text_ids`.
+
+        Unchanged if it holds `text` already.
 
         Without `text_mask`, ids that are not 0 are real.
         """
@@ -42,7 +52,10 @@ class TextToLatent(nn.Module):
             return cond
         mask = cond.text_ids != 0 if cond.text_mask is None else cond.text_mask
         text, text_mask = self.text_encoder(cond.text_ids, mask)
-        return cond._replace(text=text, text_mask=text_mask)
+        cond = cond._replace(text=text, text_mask=text_mask)
+        if not self.dit.pooled_dim:
+            return cond
+        return cond._replace(pooled=text.sum(axis=1) / text_mask.sum(axis=1, keepdims=True))  # masked states are zero
 
     @nn.nowrap
     def flops(self, latent_shape: tuple[int, int, int], text_length: int, extra_frames: int = 0) -> int:

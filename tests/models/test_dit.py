@@ -18,8 +18,11 @@ def normal(*shape, seed=0):
 
 X, T = normal(2, 3, 4, 6, 3), jnp.asarray([0.3, 0.8])
 TEXT = Conditioning(text=normal(2, 4, 5, seed=1), text_mask=jnp.asarray([[True, True, False, False], [True] * 4]))
-ALL_INPUTS = {"aligned_channels": 2, "num_frame_roles": 2, "has_second_time": True, "has_guidance": True}
+ALL_INPUTS = {
+    "pooled_dim": 7, "aligned_channels": 2, "num_frame_roles": 2, "has_second_time": True, "has_guidance": True
+}  # fmt: skip
 ALL_GIVEN = TEXT._replace(
+    pooled=normal(2, 7, seed=4),
     aligned=normal(2, 3, 4, 6, 2, seed=2),
     frames=normal(2, 2, 4, 6, 3, seed=3),
     frame_roles=jnp.asarray([[0, 1], [1, 1]]),
@@ -93,7 +96,7 @@ def test_new_inputs_change_nothing_until_they_are_trained():
 
     gradient = gradient_of_energy(model)(grown[1], X, T, ALL_GIVEN)
     added = set(new) - set(old)
-    assert added == {"patch_embed_aligned", "frame_roles", "time_embed_r", "guidance_embed"}
+    assert added == {"pooled_embed", "patch_embed_aligned", "frame_roles", "time_embed_r", "guidance_embed"}
     assert all(any(np.any(leaf) for leaf in jax.tree.leaves(gradient[name])) for name in added)
 
 
@@ -109,6 +112,7 @@ def test_every_parameter_matters_once_away_from_initialisation():
     ("name", "other"),
     [
         ("text", normal(2, 4, 5, seed=8)),
+        ("pooled", normal(2, 7, seed=8)),
         ("aligned", normal(2, 3, 4, 6, 2, seed=8)),
         ("frames", normal(2, 2, 4, 6, 3, seed=8)),
         ("frame_roles", jnp.asarray([[1, 0], [0, 0]])),
@@ -249,7 +253,7 @@ def test_flash_attention_runs_forward_once_unless_everything_is_rematerialised(m
 
 
 def test_parameters_have_the_names_that_sharding_and_checkpoints_rely_on():
-    model = dit.DiT(**SIZES, aligned_channels=2, num_frame_roles=3, has_second_time=True, has_guidance=True)
+    model = dit.DiT(**SIZES, **{**ALL_INPUTS, "num_frame_roles": 3})
     shapes = jax.eval_shape(model.init, jax.random.key(0), X, T)["params"]
     paths = {
         jax.tree_util.keystr(k, simple=True, separator="/"): v.shape
@@ -266,7 +270,7 @@ def test_parameters_have_the_names_that_sharding_and_checkpoints_rely_on():
     assert paths["head_modulation"] == (2, 24)
     assert {path.split("/")[0] for path in paths} == {
         "patch_embed", "patch_embed_aligned", "frame_roles", "time_embed", "time_embed_r", "guidance_embed",
-        "time_modulation", "text_embed", "blocks", "head_modulation", "head",
+        "pooled_embed", "time_modulation", "text_embed", "blocks", "head_modulation", "head",
     }  # fmt: skip
 
 
@@ -279,7 +283,7 @@ def test_parameters_have_the_names_that_sharding_and_checkpoints_rely_on():
         (Conditioning(frames=jnp.zeros((2, 3, 4, 6, 3))), "num_frame_roles=0"),
         (Conditioning(r=T), "has_second_time=False"),
         (Conditioning(guidance_scale=T), "has_guidance=False"),
-        (Conditioning(pooled=jnp.zeros((2, 4))), "no such input"),
+        (Conditioning(pooled=jnp.zeros((2, 4))), "pooled_dim=0"),
     ],
 )
 def test_conditioning_that_the_network_has_no_input_for_is_an_error(cond, message):

@@ -70,8 +70,22 @@ def test_gradients_reach_the_text_encoder():
     assert np.any(gradient["text_encoder"]["embed"]["embedding"])
 
 
+def test_the_pooled_text_is_the_mean_of_the_real_states():
+    plain, params = network()
+    model = text_to_latent.TextToLatent(dit=plain.dit.clone(pooled_dim=8), text_encoder=plain.text_encoder)
+    cond = Conditioning(text_ids=IDS, text_mask=MASK)
+    encoded = model.apply({"params": params}, cond, method="encode_text")
+    real = np.asarray(encoded.text_mask)
+    assert not real.all()
+    means = [states[mask].mean(0) for states, mask in zip(np.asarray(encoded.text), real, strict=True)]
+    np.testing.assert_allclose(encoded.pooled, means, rtol=1e-5, atol=1e-6)
+    assert plain.apply({"params": params}, cond, method="encode_text").pooled is None
+
+
 def test_widths_that_do_not_fit_are_an_error():
     model, _ = network()
+    with pytest.raises(ValueError, match=r"pooled_dim=3 must be 0 or text_encoder\.width=8"):
+        text_to_latent.TextToLatent(dit=model.dit.clone(pooled_dim=3), text_encoder=model.text_encoder)
     with pytest.raises(ValueError, match=r"text_dim=8 must equal text_encoder\.width=12"):
         text_to_latent.TextToLatent(dit=model.dit, text_encoder=text.ByteTextEncoder(width=12))
 
