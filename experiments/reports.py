@@ -11,7 +11,7 @@ from experiments import image_vae
 from nova_jax import environment, experiment, inference
 from nova_jax.evaluation import plots, report
 
-SETTINGS = inference.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=3.0)
+SETTINGS = inference.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=2.0)
 PER_TASK = 64
 CEILING_SCENES = 500
 PER_PROMPT = 4

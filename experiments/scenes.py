@@ -20,7 +20,7 @@ from nova_jax.models.text import ByteTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.training import optimizer
 
-STEPS = 8000
+STEPS = 6500
 SCENES = source.Scenes(world.SHAPES_64, length=60_000)
 
 CONFIG = dataclasses.replace(
@@ -29,13 +29,13 @@ CONFIG = dataclasses.replace(
     model=TextToLatent(
         dit=DiT(
             width=128,
-            depth=8,
+            depth=6,
             num_heads=2,
             in_channels=16,
             patch_size=(1, 2, 2),  # 16 tokens, as in the quickstart
             text_dim=128,
             pooled_dim=128,
-            scan_unroll=8,
+            scan_unroll=6,
         ),
         text_encoder=ByteTextEncoder(width=128, depth=1, num_heads=2, downsample=4),
     ),
