@@ -33,7 +33,7 @@ PROMPTS = (
     "red apple",
     "soccer ball",
 )
-STEPS = 6000
+STEPS = 4500
 
 CONFIG = experiment.TrainConfig(
     name="emoji",
@@ -60,20 +60,20 @@ CONFIG = experiment.TrainConfig(
 )
 
 
-def with_codec(config: experiment.TrainConfig, held_out: Any = None, **vae: Any) -> experiment.TrainConfig:
+def with_codec(config: experiment.TrainConfig, held_out: Any = None, **fields: Any) -> experiment.TrainConfig:
     """Trains the autoencoder on the same pictures unless a codec is given by `data.codec_path`.
 
     Args:
         config: of the text-to-image run.
         held_out: pictures to measure the autoencoder on; None: those it was trained on.
-        vae: for `image_vae.make_config`.
+        fields: of `image_vae.make_config`.
     """
     data = config.data
     if data.codec_path:
         return config
     pixels = streams.Pixels(source=data.source, size=data.size)
     vae_config = dataclasses.replace(
-        image_vae.make_config(pixels, name=f"{config.name}_vae", **vae), run_dir=f"{config.directory}_vae"
+        image_vae.make_config(pixels, name=f"{config.name}_vae", **fields), run_dir=f"{config.directory}_vae"
     )
     folder = image_vae.train(vae_config, held_out or data.source)
     return dataclasses.replace(config, data=dataclasses.replace(data, codec_path=folder))

@@ -43,16 +43,16 @@ SMALL_VAE = VAE(
 
 
 def make_config(
-    data: streams.Pixels, *, name: str, steps: int, batch_size: int = 64, kl: float = 0.03
+    data: streams.Pixels, *, name: str, steps: int, batch_size: int = 64, kl: float = 0.03, vae: VAE = SMALL_VAE
 ) -> experiment.TrainConfig:
-    """Trains `SMALL_VAE` on pictures of any size divisible by 8.
+    """Trains an autoencoder on pictures of any size divisible by its compression.
 
     A strong `kl` leaves in the latents only what pictures need, and makes the decoder forgive what a small denoiser
     gets slightly wrong.
     """
     return experiment.TrainConfig(
         name=name,
-        model=SMALL_VAE,
+        model=vae,
         objective=reconstruction.Reconstruction(l2=2.0, ssim=0.0, levels=2, kl=kl),  # SSIM costs too much here
         data=data,
         optimizer=optimizer.AdamW(peak=3e-3, warmup=200, b2=0.99, schedule="cosine", total_steps=steps),

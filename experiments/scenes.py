@@ -22,6 +22,8 @@ from nova_jax.training import optimizer
 
 STEPS = 6500
 SCENES = source.Scenes(world.SHAPES_64, length=60_000)
+# Sixteen tokens a picture, as in the quickstart: twice its compression along each side.
+VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=32, width=96, patch_size=8)
 
 CONFIG = dataclasses.replace(
     quickstart.CONFIG,
@@ -31,8 +33,8 @@ CONFIG = dataclasses.replace(
             width=128,
             depth=6,
             num_heads=2,
-            in_channels=16,
-            patch_size=(1, 2, 2),  # 16 tokens, as in the quickstart
+            in_channels=32,
+            patch_size=(1, 1, 1),
             text_dim=128,
             pooled_dim=128,
             scan_unroll=6,
@@ -47,6 +49,6 @@ CONFIG = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    # A quarter of the quickstart's batch: pictures have four times its pixels.
-    prepare = functools.partial(emoji.with_codec, held_out=image_vae.held_out_scenes(SCENES), steps=4000, batch_size=16)
+    held_out = image_vae.held_out_scenes(SCENES)
+    prepare = functools.partial(emoji.with_codec, held_out=held_out, steps=4000, batch_size=32, vae=VAE)
     experiment.main(CONFIG, reports.finish_scenes, prepare=prepare)

@@ -2,6 +2,6 @@
 
 from data_pipelines.scenes.clips import Clips
 from data_pipelines.scenes.source import Scenes
-from data_pipelines.scenes.world import QUICKSTART, SHAPES_64, Object, Scene, World
+from data_pipelines.scenes.world import QUICKSTART, SHAPES_64, VARIED_32, VARIED_64, Object, Scene, World
 
-__all__ = ["QUICKSTART", "SHAPES_64", "Clips", "Object", "Scene", "Scenes", "World"]
+__all__ = ["QUICKSTART", "SHAPES_64", "VARIED_32", "VARIED_64", "Clips", "Object", "Scene", "Scenes", "World"]

@@ -40,7 +40,7 @@ def called(claim, scene):
     return found
 
 
-@pytest.fixture(scope="module", params=[scenes.QUICKSTART, scenes.SHAPES_64], ids=["32", "64"])
+@pytest.fixture(scope="module", params=[scenes.VARIED_32, scenes.VARIED_64], ids=["32", "64"])
 def drawn(request):
     """A world, and captioned scenes of its prior."""
     source = scenes.Scenes(request.param, seed=5)

@@ -38,7 +38,7 @@ def test_objects_move_at_constant_velocity_over_the_declared_way():
 
 
 def test_objects_stay_inside_and_apart_in_every_frame():
-    source = Clips(scenes.SHAPES_64, frames=13)
+    source = Clips(scenes.VARIED_64, frames=13)
     for i in range(30):
         clip = source.clip(i)
         assert all(source.world.fits(clips.scene_at(clip, k).objects) for k in range(13))
@@ -49,7 +49,7 @@ def test_a_clip_of_one_frame_is_a_picture():
     np.testing.assert_array_equal(source[0]["pixels"][0], render.render(source.clip(0).first, 32))
 
 
-@pytest.mark.parametrize("of", [scenes.QUICKSTART, scenes.SHAPES_64], ids=lambda w: str(w.image_size))
+@pytest.mark.parametrize("of", [scenes.VARIED_32, scenes.VARIED_64], ids=lambda w: str(w.image_size))
 def test_motions_are_read_back_from_the_pixels(of):
     source = Clips(of, seed=1)
     for i in range(15):

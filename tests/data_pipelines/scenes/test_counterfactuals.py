@@ -12,7 +12,7 @@ def edits(of, count, seed=0):
     return [counterfactuals.sample_edit(source.scene(i), of, rng) for i in range(count)]
 
 
-@pytest.mark.parametrize("of", [scenes.QUICKSTART, scenes.SHAPES_64], ids=lambda w: str(w.image_size))
+@pytest.mark.parametrize("of", [scenes.VARIED_32, scenes.VARIED_64], ids=lambda w: str(w.image_size))
 def test_pictures_agree_to_the_bit_outside_the_mask_and_differ_inside(of):
     for edit in edits(of, 40):
         before, after = (render.render(scene, of.image_size) for scene in (edit.before, edit.after))
@@ -22,16 +22,16 @@ def test_pictures_agree_to_the_bit_outside_the_mask_and_differ_inside(of):
 
 
 def test_the_result_of_an_edit_is_a_scene_of_the_world():
-    for edit in edits(scenes.QUICKSTART, 60):
-        assert scenes.QUICKSTART.fits(edit.after.objects)
+    for edit in edits(scenes.VARIED_32, 60):
+        assert scenes.VARIED_32.fits(edit.after.objects)
         picture = render.render(edit.after, 32)
-        read = sorted(d[:3] for d in parser.parse(picture, scenes.QUICKSTART))
+        read = sorted(d[:3] for d in parser.parse(picture, scenes.VARIED_32))
         assert read == sorted(d[:3] for d in world.truth(edit.after))
 
 
 def test_every_kind_changes_what_its_name_says():
     kinds = collections.Counter()
-    for kind, before, after, target in edits(scenes.SHAPES_64, 120):
+    for kind, before, after, target in edits(scenes.VARIED_64, 120):
         kinds[kind] += 1
         if kind == "background":
             assert after == before._replace(background=after.background) != before
@@ -52,7 +52,7 @@ def test_edits_never_make_a_held_out_pair():
 
 
 def test_a_removed_object_is_never_the_last_one():
-    assert all(edit.after.objects for edit in edits(scenes.QUICKSTART, 60))
+    assert all(edit.after.objects for edit in edits(scenes.VARIED_32, 60))
 
 
 def test_a_scene_that_cannot_change_is_refused():

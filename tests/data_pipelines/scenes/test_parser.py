@@ -6,7 +6,7 @@ from data_pipelines import scenes
 from data_pipelines.scenes import palette, parser, render, world
 from data_pipelines.scenes.world import Object, Scene
 
-WORLDS = [scenes.QUICKSTART, scenes.SHAPES_64]
+WORLDS = [scenes.VARIED_32, scenes.VARIED_64]
 by_size = pytest.mark.parametrize("of", WORLDS, ids=lambda w: str(w.image_size))
 
 
@@ -76,8 +76,8 @@ def test_backgrounds_are_read(of):
 @pytest.mark.parametrize("background", palette.BACKGROUNDS)
 def test_an_empty_picture_holds_nothing(background):
     picture = render.render(Scene((), background), 32)
-    assert parser.parse(picture, scenes.QUICKSTART) == []
-    assert parser.parse(degrade(picture, np.random.default_rng(0)), scenes.QUICKSTART) == []
+    assert parser.parse(picture, scenes.VARIED_32) == []
+    assert parser.parse(degrade(picture, np.random.default_rng(0)), scenes.VARIED_32) == []
 
 
 def test_floating_point_pixels_are_read_like_bytes():
@@ -93,27 +93,27 @@ def test_floating_point_pixels_are_read_like_bytes():
 def test_touching_objects_of_different_colors_are_two():
     a = Object("square", "red", "small", 0.37, 0.5, 0.14)
     b = Object("square", "blue", "small", 0.37 + 2 * 0.88 * 0.14, 0.5, 0.14)
-    found = parser.parse(render.render(Scene((a, b), "white"), 32), scenes.QUICKSTART)
+    found = parser.parse(render.render(Scene((a, b), "white"), 32), scenes.VARIED_32)
     assert sorted(d[:2] for d in found) == [("square", "blue"), ("square", "red")]
 
 
 def test_a_speck_is_no_object():
     picture = render.render(Scene((), "white"), 32)
     picture[4:7, 4:7] = palette.rgb("red")
-    assert parser.parse(picture, scenes.QUICKSTART) == []
+    assert parser.parse(picture, scenes.VARIED_32) == []
 
 
 def test_a_shape_outside_the_vocabulary_is_unknown():
     picture = render.render(Scene((), "white"), 32)
     picture[4:28, 15:18] = palette.rgb("red")
-    (found,) = parser.parse(picture, scenes.QUICKSTART)
+    (found,) = parser.parse(picture, scenes.VARIED_32)
     assert (found.shape, found.color) == (parser.UNKNOWN, "red")
 
 
 def test_an_object_in_a_background_color_carries_its_name():
     picture = render.render(Scene((), "white"), 32)
     picture[8:24, 8:24] = palette.rgb("black")
-    (found,) = parser.parse(picture, scenes.QUICKSTART)
+    (found,) = parser.parse(picture, scenes.VARIED_32)
     assert (found.shape, found.color) == ("square", "black")
 
 
@@ -121,11 +121,11 @@ def test_confidence_falls_with_damage():
     scene = Scene((Object("triangle", "green", "large", 0.5, 0.5, 0.25),), "white")
     picture, rng = render.render(scene, 32), np.random.default_rng(0)
     levels = [degrade(picture, rng, blur=0.1, noise=noise) for noise in (0.0, 0.05, 0.15)]
-    confidences = [parser.parse(level, scenes.QUICKSTART)[0].confidence for level in levels]
+    confidences = [parser.parse(level, scenes.VARIED_32)[0].confidence for level in levels]
     assert confidences == sorted(confidences, reverse=True)
     assert confidences[0] > 0.9
 
 
 def test_a_picture_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"\(32, 32, 3\)"):
-        parser.parse(np.zeros((64, 64, 3), np.uint8), scenes.QUICKSTART)
+        parser.parse(np.zeros((64, 64, 3), np.uint8), scenes.VARIED_32)

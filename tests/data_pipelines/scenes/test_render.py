@@ -5,7 +5,7 @@ from data_pipelines import scenes
 from data_pipelines.scenes import outlines, palette, render, source
 from data_pipelines.scenes.world import Object, Scene
 
-WORLDS = [scenes.QUICKSTART, scenes.SHAPES_64]
+WORLDS = [scenes.VARIED_32, scenes.VARIED_64]
 
 
 def one(shape, x=0.5, y=0.5, radius=0.2, rotation=0, background="white"):
@@ -66,7 +66,7 @@ def test_swatches_add_up_to_the_picture(of):
 
 def test_masks_are_disjoint_and_label_the_segmentation():
     for i in range(20):
-        scene = source.Scenes(scenes.SHAPES_64).scene(i)
+        scene = source.Scenes(scenes.VARIED_64).scene(i)
         masks, labels = render.masks(scene, 64), render.segmentation(scene, 64)
         assert masks.sum(axis=0).max() <= 1
         for k, mask in enumerate(masks):

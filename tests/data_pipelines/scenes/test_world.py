@@ -7,7 +7,7 @@ import pytest
 from data_pipelines import scenes
 from data_pipelines.scenes import world
 
-WORLDS = [world.QUICKSTART, world.SHAPES_64]
+WORLDS = [world.VARIED_32, world.VARIED_64]
 
 
 def draw(of, count, seed=0, sample=world.sample_scene):
@@ -44,7 +44,7 @@ def test_shapes_and_colors_are_uniform():
 
 
 def test_all_six_tasks_are_in_the_prior():
-    drawn = draw(world.QUICKSTART, 1000)
+    drawn = draw(world.VARIED_32, 1000)
     counts = collections.Counter(len(s.objects) for s in drawn)
     assert 0.3 < counts[1] / 1000 < 0.4
     assert 0.4 < counts[2] / 1000 < 0.52
@@ -66,7 +66,7 @@ def test_a_world_of_one_kind_of_object_can_be_drawn():
 
 
 def test_truth_reports_every_object_in_place():
-    (scene,) = draw(world.QUICKSTART, 1, seed=3)
+    (scene,) = draw(world.VARIED_32, 1, seed=3)
     for o, found in zip(scene.objects, world.truth(scene), strict=True):
         left, top, right, bottom = o.box
         assert found[:5] == o[:5]
@@ -94,7 +94,7 @@ def test_impossible_worlds_are_refused(choices, message):
 
 def test_sampling_held_out_pairs_of_a_world_without_any_is_refused():
     with pytest.raises(ValueError, match="holds nothing out"):
-        draw(world.QUICKSTART, 1, sample=world.sample_held_out)
+        draw(world.VARIED_32, 1, sample=world.sample_held_out)
 
 
 def test_a_world_too_crowded_to_draw_is_refused():
