@@ -6,7 +6,13 @@ from nova_jax.diffusion.denoiser import make_denoiser
 from nova_jax.diffusion.guidance import classifier_free
 from nova_jax.diffusion.objectives import FlowMatching
 from nova_jax.diffusion.reconstruction import Reconstruction
-from nova_jax.diffusion.schedules import RectifiedFlow, Schedule, VariancePreservingCosine, resolution_shift
+from nova_jax.diffusion.schedules import (
+    RectifiedFlow,
+    Schedule,
+    VarianceExploding,
+    VariancePreservingCosine,
+    resolution_shift,
+)
 from nova_jax.diffusion.time_sampling import LogitNormal, Shifted, TimeSampling, Uniform
 from nova_jax.diffusion.weighting import Constant, MinSNR
 
@@ -22,6 +28,7 @@ __all__ = [
     "Shifted",
     "TimeSampling",
     "Uniform",
+    "VarianceExploding",
     "VariancePreservingCosine",
     "classifier_free",
     "conditioning",

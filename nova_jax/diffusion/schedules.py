@@ -95,6 +95,31 @@ class VariancePreservingCosine(Schedule):
         return jnp.arctan(jnp.exp(-logsnr / 2)) / self.last_angle
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VarianceExploding(Schedule):
+    """Noise added to untouched data: alpha = 1, sigma = sigma_max t (Karras et al. 2022, arXiv 2206.00364).
+
+    Time is the noise level itself, scaled to 1, so that the flow is as straight as it can be; `time_grids.karras` puts
+    the steps where they belong. The noise that sampling starts from must be scaled by sigma_max; the data are never
+    quite forgotten.
+    """
+
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if self.sigma_max <= 0:
+            raise ValueError(f"sigma_max must be above 0, got {self.sigma_max}")
+
+    def alpha(self, t: Float[Array, "*dims"]) -> Float[Array, "*dims"]:  # noqa: D102
+        return jnp.ones_like(t)
+
+    def sigma(self, t: Float[Array, "*dims"]) -> Float[Array, "*dims"]:  # noqa: D102
+        return self.sigma_max * t
+
+    def inverse_logsnr(self, logsnr: Float[Array, "*dims"]) -> Float[Array, "*dims"]:  # noqa: D102
+        return jnp.exp(-logsnr / 2) / self.sigma_max
+
+
 def shift_time(t: Float[Array, "*dims"], shift: float | Float[Array, ""]) -> Float[Array, "*dims"]:
     """Moves times towards noise (shift > 1) or data (shift < 1) by (4); 0 and 1 stay where they are, exactly."""
     return t / (t + (1 - t) / shift)

@@ -4,11 +4,14 @@ The same seed gives the same noise whatever the batch size, the place in the bat
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
+
+from nova_jax.diffusion import schedules
 
 START = 0  # what is folded into a sample's key for its initial noise; step i of a stochastic sampler folds in i + 1
 
@@ -49,3 +52,36 @@ def initial_noise(seeds: ArrayLike | Sequence[int], shape: tuple[int, ...]) -> F
         noise = initial_noise([0, 1, 2], (1, 16, 16, 4))  # (3, 1, 16, 16, 4)
     """
     return normal(fold_in(keys_from_seeds(seeds), START), shape)
+
+
+def renoise(
+    x: Float[Array, "b *dims"],
+    t: Float[Array, ""],
+    t_up: Float[Array, ""],
+    z: Float[Array, "b *dims"],
+    schedule: schedules.Schedule,
+) -> Float[Array, "b *dims"]:
+    """Noises x, which lies at t, up to t_up >= t: what lies on the marginal at t then lies on that at t_up.
+
+        (alpha_up / alpha) x + sqrt(sigma_up^2 - (alpha_up / alpha)^2 sigma^2) z
+
+    The conditional of x at t_up given x at t, for z ~ N(0, I) of x's shape; x itself for t_up = t.
+    """
+    alpha = schedule.alpha(t)
+    ratio = jnp.where(alpha > 0, schedule.alpha(t_up) / jnp.where(alpha > 0, alpha, 1), 1)
+    ratio = jnp.where(t_up == t, 1, ratio)
+    added = schedule.sigma(t_up) ** 2 - (ratio * schedule.sigma(t)) ** 2
+    return ratio * x + root(added) * z
+
+
+def root(variance: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root of a variance that may be 0, or just below by rounding: 0 there, and so is its derivative."""
+    positive = variance > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
+
+
+def required(keys: Key[Array, " b"] | None, sampler: Any) -> Key[Array, " b"]:
+    """The keys, or a ValueError that says which sampler needs them."""
+    if keys is None:
+        raise ValueError(f"{type(sampler).__name__} is stochastic: pass key=..., one key or one per sample")
+    return keys

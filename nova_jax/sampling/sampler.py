@@ -62,6 +62,11 @@ class Step(NamedTuple):
 class Sampler(abc.ABC):
     """A solver: one step of it, and what it carries between steps."""
 
+    @property
+    def min_steps(self) -> int:
+        """The steps it takes to reach the order: fewer run, but at a lower one. More than 1 for multistep solvers."""
+        return 1
+
     @abc.abstractmethod
     def init(self, problem: Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
         """The state before the first step: any tree of arrays whose structure and shapes `step` keeps."""
@@ -168,6 +173,7 @@ def _check_times(times: time_grids.Grid) -> None:
         raise ValueError(f"times must be a list of N + 1 >= 2 numbers, got shape {np.shape(times)}")
     if isinstance(times, core.Tracer):
         return
-    steps = np.diff(np.asarray(times))
-    if not (np.all(steps <= 0) or np.all(steps >= 0)) or np.min(times) < 0 or np.max(times) > 1:
-        raise ValueError(f"times must fall from noise (1) to data (0) within [0, 1], got {np.asarray(times)}")
+    concrete = np.asarray(times)
+    steps = np.diff(concrete)
+    if not (np.all(steps <= 0) or np.all(steps >= 0)) or concrete.min() < 0 or concrete.max() > 1:
+        raise ValueError(f"times must fall from noise (1) to data (0) within [0, 1], got {concrete}")

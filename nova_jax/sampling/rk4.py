@@ -1,0 +1,42 @@
+"""The classical Runge-Kutta method: fourth order, four evaluations per step.
+
+    k1 = velocity(x, t)                       k2 = velocity(x + h/2 k1, t + h/2)
+    k3 = velocity(x + h/2 k2, t + h/2)        k4 = velocity(x + h k3, t + h)            h = t' - t
+    x' = x + h (k1 + 2 k2 + 2 k3 + k4) / 6
+
+Asks the network about the end of every step, clean data (t = 0) included. For smooth problems and reference paths.
+"""
+
+import dataclasses
+from typing import Any
+
+from jaxtyping import Array, Float, Key
+
+from nova_jax.sampling import sampler
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RK4(sampler.Sampler):
+    """Fourth order, four evaluations per step."""
+
+    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
+        """Nothing to remember."""
+        return ()
+
+    def step(
+        self,
+        problem: sampler.Problem,
+        x: Float[Array, "b *dims"],
+        t: Float[Array, ""],
+        t_next: Float[Array, ""],
+        state: Any,
+        keys: Key[Array, " b"] | None,
+    ) -> sampler.Step:
+        """One step along a mean of four slopes."""
+        h, middle = t_next - t, (t + t_next) / 2
+        k1 = problem.velocity(x, t)
+        k2 = problem.velocity(x + h / 2 * k1, middle)
+        k3 = problem.velocity(x + h / 2 * k2, middle)
+        k4 = problem.velocity(x + h * k3, t_next)
+        nfe = problem.evaluations(t) + 2 * problem.evaluations(middle) + problem.evaluations(t_next)
+        return sampler.Step(x + h * (k1 + 2 * k2 + 2 * k3 + k4) / 6, state, nfe)
