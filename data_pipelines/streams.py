@@ -16,6 +16,8 @@ import jax
 import numpy as np
 
 from data_pipelines import cache, images, loader, text
+from data_pipelines.scenes import scoring
+from data_pipelines.scenes.source import Scenes
 from data_pipelines.sources import arrays, base
 from nova_jax import config, weights
 from nova_jax.models import text as byte_text
@@ -114,6 +116,10 @@ class CaptionedLatents:
     def codec(self) -> tuple[Any, Params]:
         """The autoencoder and its parameters."""
         return _load_codec(self.codec_path)
+
+    def scorer(self, per_task: int) -> scoring.Scorer | None:
+        """What judges pictures of such data: GenEval's tasks for scenes; None where nothing can."""
+        return scoring.Scorer(self.source.world, per_task) if isinstance(self.source, Scenes) else None
 
     @property
     def latents(self) -> base.Source:

@@ -1,4 +1,4 @@
-"""The `nova` command: `nova generate`, `nova doctor`, `nova weights`.
+"""The `nova` command: `nova generate`, `nova bench`, `nova bench compare`, `nova weights`, `nova doctor`.
 
 Each command is a frozen dataclass, read by tyro, whose `run` imports what it needs: `nova --help` must answer within a
 second, and jax alone takes longer than that.
@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -27,12 +27,16 @@ class Generate:
     """Seed of the first picture of each prompt; the others count up from it."""
     count: int = 1
     """Pictures per prompt."""
+    sampler: str = "heun"
+    """The solver: euler, heun, dpmpp_2m, unipc_2, ...; an unknown name lists them all."""
     num_steps: int = 25
     """Sampler steps; Heun evaluates the network twice in each."""
+    time_grid: str = "uniform"
+    """uniform, shifted:3, cosine, karras, ..., or the JSON file of a fitted grid."""
     guidance_scale: float = 4.0
     """Classifier-free guidance scale; 1 is no guidance and costs half."""
-    sampler: Literal["euler", "heun"] = "heun"
-    """The solver."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide only at times within (low, high]: 1 is noise, 0 is data."""
     upscale: int = 1
     """Whole-number enlargement of the saved PNG, by repeated pixels."""
 
@@ -44,11 +48,72 @@ class Generate:
         prompts = [prompt for prompt in self.prompts for _ in range(self.count)]
         seeds = [self.seed + i for _ in self.prompts for i in range(self.count)]
         settings = inference.SamplingSettings(
-            num_steps=self.num_steps, guidance_scale=self.guidance_scale, sampler=self.sampler
+            sampler=self.sampler,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+            guidance_interval=self.guidance_interval,
+            time_grid=self.time_grid,
         )
         pixels = inference.generate(trained, prompts, seeds, settings)
         paths = inference.save_pngs(self.out or self.run / "generated", pixels, prompts, seeds, settings, self.upscale)
         print("\n".join(map(str, paths)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Compare samplers, step counts, time grids and guidance on a trained run: quality, evaluations, seconds."""
+
+    run: pathlib.Path
+    """The run folder of a trained text-to-image experiment."""
+    out: pathlib.Path | None = None
+    """Where results.jsonl and report.html go; RUN/bench when not given. What is there already is not measured again."""
+    samplers: tuple[str, ...] = ("euler", "heun", "ab2", "dpmpp_2m", "unipc_2", "deis_3")
+    """Which solvers; an unknown name lists them all."""
+    steps: tuple[int, ...] = (4, 8, 16, 32)
+    """Which numbers of steps."""
+    time_grids: tuple[str, ...] = ("uniform",)
+    """uniform, shifted:3, cosine, ..., or fitted grids: a path with {num_steps} in it."""
+    guidance: tuple[float, ...] = (2.0,)
+    """Which guidance scales; 1 is none."""
+    pictures: int = 192
+    """Pictures to draw in each cell."""
+    batch_size: int = 64
+    """Pictures at once."""
+
+    def execute(self) -> None:
+        """Measures what is not measured yet, writes the report and prints its path."""
+        from nova_jax.evaluation import step_benchmark, step_report
+
+        names = ("samplers", "steps", "time_grids", "guidance", "pictures", "batch_size")
+        grid = step_benchmark.Grid(**{name: getattr(self, name) for name in names})
+        folder = step_benchmark.run(self.run, grid, self.out, command=" ".join(["nova", *sys.argv[1:]]))
+        print(step_report.write(folder))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Print what changed between two benchmarks; fails if anything got worse beyond the intervals."""
+
+    before: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Folder of the first benchmark."""
+    after: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Folder of the second."""
+
+    def execute(self) -> None:
+        """Prints one line per change and exits with 1 on a regression."""
+        from nova_jax.evaluation import step_report
+
+        changes = step_report.compare(self.before, self.after)
+        for change in changes:
+            if change.before != change.after:
+                print(
+                    f"{change.cell:36} {change.what:18} {change.before:10.4g} -> {change.after:10.4g}  {change.verdict}"
+                )
+        worse = sum(change.verdict == "worse" for change in changes)
+        better = sum(change.verdict == "better" for change in changes)
+        print(f"{len(changes)} numbers compared: {better} better, {worse} worse beyond the intervals")
+        if worse:
+            sys.exit(1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,13 +152,21 @@ class Weights:
             print(self.out)
 
 
-COMMANDS = {"generate": Generate, "doctor": Doctor, "weights": Weights}
+COMMANDS = {"generate": Generate, "bench": Bench, "doctor": Doctor, "weights": Weights}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `nova` command; errors a user can mend are one sentence and a non-zero exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:2] == ["bench", "compare"]:
+        command = tyro.cli(Compare, prog="nova bench compare", args=argv[2:])
+        return _execute(command)
     command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="nova", description=__doc__, args=argv)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return _execute(command)
+
+
+def _execute(command: Any) -> None:
     try:
         command.execute()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"nova: {error}")

@@ -9,7 +9,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,28 +19,37 @@ from PIL import Image, PngImagePlugin
 from nova_jax import config, sampling, weights
 from nova_jax.diffusion import conditioning, denoiser, guidance
 from nova_jax.models import text
-from nova_jax.sampling import noise, time_grids
+from nova_jax.sampling import named, noise, time_grids
 from nova_jax.training import checkpoint
-from nova_jax.types import Conditioning, Params
+from nova_jax.types import Conditioning, Denoiser, Params, Sampled
 
 CHUNK = 16  # pictures per call: a fixed size, so that a picture does not depend on how many are asked for
+ROOM = 32  # steps that a compiled program has room for, at least; fewer cost nothing more
 CODEC_FOLDER = "codec"
-SAMPLERS = {"euler": sampling.Euler(), "heun": sampling.Heun()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How pictures are drawn: solver, number of steps, guidance."""
+    """How pictures are drawn.
 
-    sampler: Literal["euler", "heun"] = "heun"
+    Attributes:
+        sampler: A name from `sampling.named.SAMPLERS`.
+        num_steps: Of the sampler; how often it evaluates the network in each is its own affair.
+        guidance_scale: Of classifier-free guidance; 1 is none, and costs half.
+        guidance_interval: (low, high), the times within which to guide; None: all.
+        time_grid: A name that `sampling.time_grids.named` knows, or the JSON file of a fitted grid.
+    """
+
+    sampler: str = "heun"
     num_steps: int = 25
     guidance_scale: float = 4.0
+    guidance_interval: tuple[float, float] | None = None
+    time_grid: str = "uniform"
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler is {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps}; it must be at least 1")
+        named.get(self.sampler, self.num_steps)
+        if not self.guidance_scale >= 0:
+            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be 0 or more (1 is no guidance)")
 
 
 class TextToImage(NamedTuple):
@@ -94,47 +103,134 @@ def generate(
 
     Returns:
         uint8 pixels (b, f, h, w, 3).
+
+    Raises:
+        ValueError: not one seed for each prompt, a prompt too long, a time grid that there is not.
+        FloatingPointError: a walk ended in NaN or infinity; at which step.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt")
-    draw = _make_draw(trained.network, trained.objective, trained.codec, settings, trained.latent_shape)
+    grid = time_grids.named(settings.time_grid, settings.num_steps, trained.objective.schedule)
+    times = time_grids.pad(grid, max(settings.num_steps, ROOM))
+    guided = guidance_of(settings.guidance_scale)
+    draw = make_draw(
+        trained.network,
+        trained.objective,
+        named.get(settings.sampler),
+        guided,
+        settings.guidance_interval,
+        trained.latent_shape,
+    )
+    decode = make_decode(trained.codec)
     pictures = []
     for start in range(0, len(prompts), CHUNK):
         chunk = list(prompts[start : start + CHUNK])
         padded = chunk + [""] * (CHUNK - len(chunk))
         padded_seeds = list(seeds[start : start + CHUNK]) + [0] * (CHUNK - len(chunk))
-        ids, mask = text.encode_bytes(padded, trained.text_length)
-        pixels = draw(trained.params, trained.codec_params, ids, mask, np.asarray(padded_seeds, np.uint32))
-        pictures.append(np.asarray(pixels)[: len(chunk)])
+        conditions = encode(trained, padded)
+        arguments = (trained.params, *conditions, np.asarray(padded_seeds, np.uint32), times)
+        latents = draw(*arguments, jnp.float32(settings.guidance_scale)).x
+        if not np.all(np.isfinite(latents)):
+            explain_nonfinite(trained, settings, conditions, padded_seeds)
+        pictures.append(np.asarray(decode(trained.codec_params, latents))[: len(chunk)])
     return np.concatenate(pictures)
 
 
-@functools.lru_cache(maxsize=8)
-def _make_draw(network: Any, objective: Any, codec: Any, settings: SamplingSettings, latent_shape: tuple) -> Any:
-    """The jitted path from token ids and seeds to uint8 pixels."""
+def encode(trained: TextToImage, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
+    """The encoded prompts, one row each, and the encoded absence of a prompt, one row.
 
-    def draw(params: Params, codec_params: Params, ids: jax.Array, mask: jax.Array, seeds: jax.Array) -> jax.Array:
-        cond = network.apply({"params": params}, Conditioning(text_ids=ids, text_mask=mask), method="encode_text")
-        nothing = conditioning.null(Conditioning(text_ids=ids, text_mask=mask), parts=("text",))
-        null = network.apply({"params": params}, nothing, method="encode_text")
+    Raises:
+        ValueError: a prompt is too long for the network.
+    """
+    ids, mask = text.encode_bytes(list(prompts), trained.text_length)
+    return _make_encode(trained.network)(trained.params, ids, mask)
 
-        def apply(params: Params, x: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
-            return network.apply({"params": params}, x, t, cond)
 
-        denoise = denoiser.make_denoiser(apply, params, objective.schedule, objective.prediction)
-        guided = guidance.classifier_free(denoise, settings.guidance_scale, lambda _: null)
-        sampled = sampling.sample(
-            guided,
-            noise.initial_noise(seeds, latent_shape),
-            sampler=SAMPLERS[settings.sampler],
-            times=time_grids.uniform(settings.num_steps),
+def guidance_of(scale: float) -> bool | None:
+    """The kind of program for a scale: None, the condition left out (0); False, it alone (1); True, both."""
+    return None if scale == 0 else scale != 1
+
+
+def make_denoiser(
+    network: Any, params: Params, objective: Any, null: Conditioning, guided: bool | None, scale: Any, interval: Any
+) -> Denoiser:
+    """The network as a guided denoiser of encoded prompts."""
+
+    def apply(params: Params, x: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
+        return network.apply({"params": params}, x, t, cond)
+
+    plain = denoiser.make_denoiser(apply, params, objective.schedule, objective.prediction)
+    scale = scale if guided else 0 if guided is None else 1
+    return guidance.classifier_free(plain, scale, guidance.negative(null), interval=interval if guided else None)
+
+
+@functools.lru_cache(maxsize=32)
+def make_draw(
+    network: Any,
+    objective: Any,
+    sampler: sampling.Sampler,
+    guided: bool | None,
+    interval: tuple[float, float] | None,
+    latent_shape: tuple[int, ...],
+) -> Any:
+    """The jitted path from encoded prompts and seeds to latents: (params, cond, null, seeds, times, scale) -> Sampled.
+
+    Times and scale are data: grids padded to one length share one program.
+    """
+
+    def draw(
+        params: Params, cond: Conditioning, null: Conditioning, seeds: jax.Array, times: jax.Array, scale: jax.Array
+    ) -> Sampled:
+        return sampling.sample(
+            make_denoiser(network, params, objective, null, guided, scale, interval),
+            noise.initial_noise(seeds, latent_shape) * objective.schedule.sigma(times[0]),
+            sampler=sampler,
+            times=times,
             schedule=objective.schedule,
             cond=cond,
+            key=noise.keys_from_seeds(seeds),
         )
-        pixels = codec.decode(codec_params, codec.denormalize(sampled.x))
-        return to_uint8(pixels)
 
     return jax.jit(draw)
+
+
+@functools.lru_cache(maxsize=8)
+def make_decode(codec: Any) -> Any:
+    """The jitted path from latents to uint8 pixels: (codec parameters, latents) -> (b, f, h, w, 3)."""
+    return jax.jit(lambda params, latents: to_uint8(codec.decode(params, codec.denormalize(latents))))
+
+
+@functools.lru_cache(maxsize=8)
+def _make_encode(network: Any) -> Any:
+    def encode(params: Params, ids: jax.Array, mask: jax.Array) -> tuple[Conditioning, Conditioning]:
+        cond = Conditioning(text_ids=ids, text_mask=mask)
+        nothing = conditioning.null(jax.tree.map(lambda leaf: leaf[:1], cond), parts=("text",))
+        return tuple(network.apply({"params": params}, c, method="encode_text") for c in (cond, nothing))  # pyright: ignore[reportReturnType]
+
+    return jax.jit(encode)
+
+
+def explain_nonfinite(
+    trained: TextToImage,
+    settings: SamplingSettings,
+    conditions: tuple[Conditioning, Conditioning],
+    seeds: Sequence[int],
+) -> None:
+    """Raises FloatingPointError: where the walk left the finite numbers, or that the guided network is not at fault."""
+    cond, null = conditions
+    schedule = trained.objective.schedule
+    guided = guidance_of(settings.guidance_scale)
+    scale, interval = settings.guidance_scale, settings.guidance_interval
+    sampling.check_finite(
+        make_denoiser(trained.network, trained.params, trained.objective, null, guided, scale, interval),
+        noise.initial_noise(np.asarray(seeds, np.uint32), trained.latent_shape) * schedule.sigma(jnp.ones(())),
+        sampler=named.get(settings.sampler),
+        times=time_grids.named(settings.time_grid, settings.num_steps, schedule),
+        schedule=schedule,
+        cond=cond,
+        key=noise.keys_from_seeds(np.asarray(seeds, np.uint32)),
+    )
+    raise FloatingPointError(f"{settings.sampler} ended in numbers that are not finite, but not when walked again")
 
 
 def save_grid(path: str | pathlib.Path, pixels: np.ndarray, *, columns: int, upscale: int = 1) -> pathlib.Path:

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests spend their time in compilation of programs that run once: leave those unoptimised.
@@ -10,6 +12,12 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --x
 import jax
 import pytest
 
+# The processes of one test run compile each program once: many tests begin with the same ones.
+OWNS_CACHE = "NOVA_TEST_CACHE" not in os.environ
+CACHE = os.environ.setdefault("NOVA_TEST_CACHE", tempfile.mkdtemp(prefix="nova_jax_tests_") if OWNS_CACHE else "")
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
 
@@ -21,3 +29,8 @@ def shared() -> pathlib.Path:
     if not root or not pathlib.Path(root).is_dir():
         pytest.skip("set NOVA_SHARED to a folder with data/ and reference/ to run this test")
     return pathlib.Path(root)
+
+
+def pytest_sessionfinish(session):
+    if OWNS_CACHE:  # the process that started the others
+        shutil.rmtree(CACHE, ignore_errors=True)

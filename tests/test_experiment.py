@@ -9,52 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import streams
-from data_pipelines.scenes import source
 from nova_jax import config as configs
 from nova_jax import experiment, inference, weights
-from nova_jax.diffusion import FlowMatching
-from nova_jax.models.dit import DiT
-from nova_jax.models.text import ByteTextEncoder
-from nova_jax.models.text_to_latent import TextToLatent
-from nova_jax.models.vae import VAE
 from nova_jax.parallel.mesh import MeshConfig
-from nova_jax.training.optimizer import AdamW
-
-TINY_VAE = VAE(
-    latent_channels=4,
-    width=8,
-    width_multipliers=(1, 1),
-    halves_time=(False,),
-    num_blocks=1,
-    patch_size=4,
-    is_temporal=False,
-    has_attention=False,
-)
+from tests import tiny_run
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> experiment.TrainConfig:
-    folder = tmp_path_factory.mktemp("experiment")
-    weights.save(TINY_VAE, TINY_VAE.init(jax.random.key(0)), folder / "vae")
-    return experiment.TrainConfig(
-        name="tiny",
-        model=TextToLatent(
-            dit=DiT(width=16, depth=1, num_heads=2, in_channels=4, patch_size=(1, 1, 1), text_dim=8),
-            text_encoder=ByteTextEncoder(width=8, depth=1, num_heads=2, downsample=4),
-        ),
-        objective=FlowMatching(),
-        data=streams.CaptionedLatents(
-            source=source.Scenes(length=32), codec_path=str(folder / "vae"), cache_path=str(folder / "cache")
-        ),
-        optimizer=AdamW(peak=1e-3, warmup=2),
-        steps=4,
-        batch_size=8,
-        log_every=1,
-        checkpoint_every=2,
-        preview=experiment.Preview(every=4, prompts=("a red circle",)),
-        run_dir=str(folder / "run"),
-    )
+    return tiny_run.make_config(tmp_path_factory.mktemp("experiment"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +38,7 @@ def test_the_run_folder_holds_everything(finished):
     assert [line["step"] for line in read_log(finished)] == [1, 2, 3, 4]
     assert (finished.directory / "samples" / "00000004.png").is_file()
     codec, _ = weights.load(finished.directory / inference.CODEC_FOLDER)
-    assert codec == TINY_VAE
+    assert codec == tiny_run.TINY_VAE
 
 
 def test_the_same_command_with_more_steps_continues(tiny, finished):

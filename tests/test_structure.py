@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "sampling": SAMPLING,
     "tasks": SAMPLING | {"sampling"},
     "distillation": SAMPLING | {"sampling"},
-    "evaluation": SAMPLING | {"sampling", "tasks", "distillation"},
+    "evaluation": SAMPLING | {"sampling", "tasks", "distillation", "inference", "config", "environment"},
     "training": {"types", "config", "parallel"},
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}

@@ -1,6 +1,7 @@
 """Scores on scenes: what the parser reads back from ground truth, from reconstructions, and from generated pictures."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -47,19 +48,42 @@ class Scored(NamedTuple):
     judged: list[geneval.Judged]
 
 
-def score(generate: Generate, scene_world: World, *, per_task: int = 64, seed: int = 0) -> Scored:
-    """GenEval's six tasks: draws `per_task` pictures for each, parses them, and judges them against their prompts.
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """GenEval's six tasks on a world: prompts to draw pictures for, and what the pictures are worth.
 
     Chance is what pictures of random training scenes would score on the same prompts.
     """
-    prompts = geneval.make_prompts(
-        scene_world.shapes, scene_world.colors, per_task, seed, max_count=scene_world.max_objects
-    )
-    pictures = generate([prompt.text for prompt in prompts], range(seed, seed + len(prompts)))
-    judged = [
-        geneval.judge(prompt, parser.parse(picture, scene_world))
-        for prompt, picture in zip(prompts, pictures, strict=True)
-    ]
-    unrelated = source.Scenes(scene_world, seed=seed + 1, length=500)
-    chance = geneval.chance_rates(prompts, [world.truth(unrelated.scene(i)) for i in range(len(unrelated))])
-    return Scored(geneval.summarize(judged, chance), prompts, pictures, judged)
+
+    world: World
+    per_task: int = 64
+    seed: int = 0
+
+    @functools.cached_property
+    def prompts(self) -> list[geneval.Prompt]:
+        """`per_task` prompts for each task, task by task."""
+        shapes, colors, count = self.world.shapes, self.world.colors, self.world.max_objects
+        return geneval.make_prompts(shapes, colors, self.per_task, self.seed, max_count=count)
+
+    @functools.cached_property
+    def chance(self) -> dict[str, float]:
+        """What unrelated pictures score, per task."""
+        unrelated = source.Scenes(self.world, seed=self.seed + 1, length=500)
+        return geneval.chance_rates(self.prompts, [world.truth(unrelated.scene(i)) for i in range(len(unrelated))])
+
+    def judge(self, pictures: Sequence[np.ndarray]) -> list[geneval.Judged]:
+        """Parses one picture per prompt, uint8 (f, h, w, 3), and judges it."""
+        pairs = zip(self.prompts, pictures, strict=True)
+        return [geneval.judge(prompt, parser.parse(picture, self.world)) for prompt, picture in pairs]
+
+    def summarize(self, pictures: Sequence[np.ndarray]) -> geneval.Summary:
+        """Scores of one picture per prompt, with intervals."""
+        return geneval.summarize(self.judge(pictures), self.chance)
+
+
+def score(generate: Generate, scene_world: World, *, per_task: int = 64, seed: int = 0) -> Scored:
+    """Draws the pictures of a `Scorer`'s prompts and scores them."""
+    scorer = Scorer(scene_world, per_task, seed)
+    pictures = generate([prompt.text for prompt in scorer.prompts], range(seed, seed + len(scorer.prompts)))
+    judged = scorer.judge(list(pictures))
+    return Scored(geneval.summarize(judged, scorer.chance), scorer.prompts, pictures, judged)

@@ -28,3 +28,14 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     middle = successes + z * z / 2
     spread = z * math.sqrt(successes * (n - successes) / n + z * z / 4)
     return max((middle - spread) / (n + z * z), 0.0), min((middle + spread) / (n + z * z), 1.0)
+
+
+def difference(first: tuple[float, float, float], second: tuple[float, float, float]) -> tuple[float, float]:
+    """The interval of `second - first` from two rates with their intervals, (rate, low, high) each.
+
+    Newcombe's hybrid of Wilson intervals (1998, Statistics in Medicine 17, method 10).
+    """
+    (p, p_low, p_high), (q, q_low, q_high) = first, second
+    below = ((q - q_low) ** 2 + (p_high - p) ** 2) ** 0.5
+    above = ((q_high - q) ** 2 + (p - p_low) ** 2) ** 0.5
+    return q - p - below, q - p + above

@@ -26,7 +26,7 @@ from nova_jax.sampling.noise import initial_noise
 from nova_jax.sampling.ralston import Ralston
 from nova_jax.sampling.restart import Restart
 from nova_jax.sampling.rk4 import RK4
-from nova_jax.sampling.sampler import Problem, Sampler, Step, sample, sample_trajectory
+from nova_jax.sampling.sampler import Problem, Sampler, Step, check_finite, sample, sample_trajectory
 from nova_jax.sampling.sde_dpm_solver_pp import SDEDPMSolverPP
 from nova_jax.sampling.unipc import UniPC
 
@@ -51,6 +51,7 @@ __all__ = [
     "Sampler",
     "Step",
     "UniPC",
+    "check_finite",
     "initial_noise",
     "named",
     "noise",

@@ -39,6 +39,11 @@ class Churn(sampler.Sampler):
         if not 0 <= self.low <= self.high:
             raise ValueError(f"low and high must be 0 <= low <= high, got {self.low} and {self.high}")
 
+    @property
+    def stages(self) -> int:
+        """Two evaluations a step."""
+        return 2
+
     def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Float[Array, ""]:
         """log(1 + gamma) of a churned step: the grid says how many share the noise."""
         steps = jnp.sum(times[1:] != times[:-1])

@@ -31,6 +31,11 @@ class DPMSolverPP2S(sampler.Sampler):
         if not 0 < self.r <= 1:
             raise ValueError(f"r is {self.r}; it must be above 0 and at most 1")
 
+    @property
+    def stages(self) -> int:
+        """Two evaluations a step."""
+        return 2
+
     def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
         """Nothing to remember."""
         return ()

@@ -27,6 +27,11 @@ class Heun(sampler.Sampler):
         if self.final not in ("euler", "heun"):
             raise ValueError(f'final is {self.final!r}; choose "euler" or "heun" for the step that ends at sigma = 0')
 
+    @property
+    def stages(self) -> int:
+        """Two evaluations a step."""
+        return 2
+
     def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
         """Nothing to remember."""
         return ()

@@ -18,6 +18,11 @@ from nova_jax.sampling import sampler
 class Ralston(sampler.Sampler):
     """Second order, two evaluations per step."""
 
+    @property
+    def stages(self) -> int:
+        """Two evaluations a step."""
+        return 2
+
     def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
         """Nothing to remember."""
         return ()

@@ -42,6 +42,11 @@ class Restart(sampler.Sampler):
                 f"{type(self.inner).__name__}), got {self.repeats} and {self.num_steps}"
             )
 
+    @property
+    def stages(self) -> int:
+        """Those of the inner solver; restarts come on top."""
+        return self.inner.stages
+
     def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
         """What the inner solver remembers."""
         return self.inner.init(problem, x, times)

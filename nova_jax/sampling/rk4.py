@@ -19,6 +19,11 @@ from nova_jax.sampling import sampler
 class RK4(sampler.Sampler):
     """Fourth order, four evaluations per step."""
 
+    @property
+    def stages(self) -> int:
+        """Four evaluations a step."""
+        return 4
+
     def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
         """Nothing to remember."""
         return ()

@@ -67,6 +67,11 @@ class Sampler(abc.ABC):
         """The steps it takes to reach the order: fewer run, but at a lower one. More than 1 for multistep solvers."""
         return 1
 
+    @property
+    def stages(self) -> int:
+        """Evaluations of a step, as a rule; what a walk really spent is in its result."""
+        return 1
+
     @abc.abstractmethod
     def init(self, problem: Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
         """The state before the first step: any tree of arrays whose structure and shapes `step` keeps."""
@@ -134,6 +139,40 @@ def sample_trajectory(
 
     _, states = jax.lax.scan(body, start, pairs)
     return jnp.concatenate([start[0][None], states])
+
+
+def check_finite(
+    denoiser: Denoiser,
+    x: Float[Array, "b *dims"],
+    *,
+    sampler: Sampler,
+    times: time_grids.Grid,
+    schedule: schedules.Schedule,
+    cond: Any = None,
+    key: Key[Array, "..."] | None = None,
+) -> None:
+    """Walks like `sample`, and looks at every step: for a walk that has ended in NaN or infinity.
+
+    Raises:
+        FloatingPointError: the sampler, the first step after which x is not finite, and its times.
+    """
+
+    @jax.jit
+    def walk(x: Array, grid: Array) -> Array:
+        path = sample_trajectory(denoiser, x, sampler=sampler, times=grid, schedule=schedule, cond=cond, key=key)
+        return jnp.all(jnp.isfinite(path), axis=tuple(range(2, path.ndim)))
+
+    grid = np.asarray(times)
+    finite = np.asarray(walk(x, jnp.asarray(grid)))
+    if finite.all():
+        return
+    step = int(np.flatnonzero(~finite.all(axis=1))[0])
+    what = f"sample {int(np.flatnonzero(~finite[step])[0])} of {finite.shape[1]} is not finite"
+    if step == 0:
+        raise FloatingPointError(f"{what} before the first step, at t = {grid[0]:g}")
+    raise FloatingPointError(
+        f"{sampler}: {what} after step {step} of {len(grid) - 1}, from t = {grid[step - 1]:g} to {grid[step]:g}"
+    )
 
 
 def _setup(

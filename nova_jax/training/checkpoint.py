@@ -37,7 +37,7 @@ ASIDE = re.compile(r"\d{8,}\.(damaged|incomplete)(-\d+)?")
 NONE, DAMAGED = -1, -2  # in place of a step, agreed on by all processes
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint cannot be written or read; the message says which, why and what to do."""
 
 

@@ -22,11 +22,12 @@ that one is the result. All steps of all fits pass the same compiled program.
 from nova_jax.sampling.fitted.grid import FittedGrid, load
 from nova_jax.sampling.fitted.learned import fit_grid
 from nova_jax.sampling.fitted.local import curvature_grid, dynamic_programming_grid
-from nova_jax.sampling.fitted.program import FitSettings, fixed_grids, reference_ends
+from nova_jax.sampling.fitted.program import FitSettings, Program, fixed_grids, reference_ends
 
 __all__ = [
     "FitSettings",
     "FittedGrid",
+    "Program",
     "curvature_grid",
     "dynamic_programming_grid",
     "fit_grid",

@@ -1,0 +1,47 @@
+"""The smallest run from scenes to pictures: seconds to train, nothing learnt."""
+
+import jax
+
+from data_pipelines import streams
+from data_pipelines.scenes import source
+from nova_jax import experiment, weights
+from nova_jax.diffusion import FlowMatching
+from nova_jax.models.dit import DiT
+from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text_to_latent import TextToLatent
+from nova_jax.models.vae import VAE
+from nova_jax.training.optimizer import AdamW
+
+TINY_VAE = VAE(
+    latent_channels=4,
+    width=8,
+    width_multipliers=(1, 1),
+    halves_time=(False,),
+    num_blocks=1,
+    patch_size=4,
+    is_temporal=False,
+    has_attention=False,
+)
+
+
+def make_config(folder) -> experiment.TrainConfig:
+    """The run's config; its autoencoder, untrained, is written into the folder."""
+    weights.save(TINY_VAE, TINY_VAE.init(jax.random.key(0)), folder / "vae")
+    return experiment.TrainConfig(
+        name="tiny",
+        model=TextToLatent(
+            dit=DiT(width=16, depth=1, num_heads=2, in_channels=4, patch_size=(1, 1, 1), text_dim=8),
+            text_encoder=ByteTextEncoder(width=8, depth=1, num_heads=2, downsample=4),
+        ),
+        objective=FlowMatching(),
+        data=streams.CaptionedLatents(
+            source=source.Scenes(length=32), codec_path=str(folder / "vae"), cache_path=str(folder / "cache")
+        ),
+        optimizer=AdamW(peak=1e-3, warmup=2),
+        steps=4,
+        batch_size=8,
+        log_every=1,
+        checkpoint_every=2,
+        preview=experiment.Preview(every=4, prompts=("a red circle",)),
+        run_dir=str(folder / "run"),
+    )
