@@ -5,7 +5,10 @@
 Trains its autoencoder first, into `RUN_vae`, and finds it there when the command runs again. Writes scores, ceilings
 and pictures to report.html in the run folder.
 
-Result: not yet run to the end.
+Measured on one of two CPU cores, the other one busy: 17 minutes for the autoencoder (31.7 dB PSNR; the parser reads
+99.2 % of 2,000 held-out reconstructions right), 121 for the DiT. GenEval tasks (64 pictures each): single object 0.88,
+two objects 0.48, counting 0.45, colours 0.95, position 0.19, colour attribution 0.19; parser on reconstructions 0.990.
+Shapes, colours and places come out well; which belongs to which is what 900,000 samples do not teach this network.
 """
 
 import dataclasses
@@ -21,10 +24,9 @@ from nova_jax.models.text import ByteTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.training import optimizer
 
-STEPS = 16_000
+STEPS = 14_000
 SCENES = source.Scenes(world.SHAPES_64, length=100_000)
-# Under the strong KL five channels carry all that these pictures hold; more of them end as noise.
-VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=6)
+VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=8)
 
 CONFIG = dataclasses.replace(
     quickstart.CONFIG,
@@ -34,13 +36,13 @@ CONFIG = dataclasses.replace(
             width=128,
             depth=6,
             num_heads=2,
-            in_channels=6,
+            in_channels=8,
             patch_size=(1, 2, 2),  # sixteen tokens a picture, as in the quickstart
             text_dim=128,
             pooled_dim=128,
             scan_unroll=6,
         ),
-        text_encoder=ByteTextEncoder(width=128, depth=1, num_heads=2, downsample=4),
+        text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4),
     ),
     # Four times the quickstart's latents show the same layout through twice the noise.
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),
@@ -53,5 +55,5 @@ CONFIG = dataclasses.replace(
 
 if __name__ == "__main__":
     held_out = image_vae.held_out_scenes(SCENES)
-    prepare = functools.partial(emoji.with_codec, held_out=held_out, steps=4000, batch_size=16, vae=VAE)
+    prepare = functools.partial(emoji.with_codec, held_out=held_out, steps=5000, batch_size=16, kl=0.02, vae=VAE)
     experiment.main(CONFIG, reports.finish_scenes, prepare=prepare)
