@@ -6,7 +6,7 @@ Trains its autoencoder first, into `RUN_vae`, and finds it there when the comman
 and pictures to report.html in the run folder.
 
 Measured on one of two CPU cores, the other one busy: 17 minutes for the autoencoder (31.7 dB PSNR; the parser reads
-99.2 % of 2,000 held-out reconstructions right), 121 for the DiT. GenEval tasks (64 pictures each): single object 0.88,
+99.2 % of 2,000 held-out reconstructions right), 120 for the DiT. GenEval tasks (64 pictures each): single object 0.88,
 two objects 0.48, counting 0.45, colours 0.95, position 0.19, colour attribution 0.19; parser on reconstructions 0.990.
 Shapes, colours and places come out well; which belongs to which is what 900,000 samples do not teach this network.
 """
