@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nova_jax import environment, experiment
+from nova_jax import environment, recipe
 from nova_jax.diffusion import FlowMatching
 from nova_jax.models import flops, presets
 from nova_jax.training import optimizer, step
@@ -68,9 +68,9 @@ def time_steps(name: str, batch_size: int) -> dict[str, Any]:
     )
     adamw = optimizer.AdamW(peak=1e-4, warmup=10)
     example = jax.tree.map(lambda x: x[:1], batch)
-    state = step.init_state(lambda key: experiment.init_params(model, example, key), adamw, key=jax.random.key(0))
+    state = step.init_state(lambda key: recipe.init_params(model, example, key), adamw, key=jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    train_step = step.make_step(FlowMatching(num_bins=0), experiment.as_network(model), adamw)
+    train_step = step.make_step(FlowMatching(num_bins=0), recipe.as_network(model), adamw)
     seconds, losses = [], []
     for _ in range(WARM_UP + TIMED):
         start = time.perf_counter()

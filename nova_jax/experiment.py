@@ -17,12 +17,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from nova_jax import config as configs
-from nova_jax import environment, inference, weights
+from nova_jax import distillation, environment, inference, recipe, weights
 from nova_jax.config import ConfigError
 from nova_jax.models import flops
 from nova_jax.parallel import distributed
@@ -32,7 +30,7 @@ from nova_jax.training import optimizer as optimizers
 from nova_jax.types import Batch, Params, TrainState
 
 # What may change between two starts of one run. Everything else would make it another experiment.
-CHANGEABLE = ("steps", "log_every", "checkpoint_every", "keep", "mesh", "run_dir", "tensorboard", "preview")
+CHANGEABLE = ("steps", "log_every", "checkpoint_every", "keep", "mesh", "run_dir", "tensorboard", "preview", "teacher")
 
 
 @runtime_checkable
@@ -78,7 +76,7 @@ class TrainConfig:
     Attributes:
         name: of the experiment; its run folder is runs/NAME unless `run_dir` says otherwise.
         model: a Linen module called with (x, t, cond), or a `models.vae.VAE`.
-        objective: (network, params, batch, key) -> (loss, metrics).
+        objective: (network, params, batch, key) -> (loss, metrics), or a distillation method.
         data: a `DataSource`.
         optimizer: see `training.optimizer`.
         mesh: axis sizes; the default replicates over all devices.
@@ -87,6 +85,7 @@ class TrainConfig:
         ema_decay: of the averaged parameters, which are the ones sampled from.
         keep: newest checkpoints kept.
         preview: sample grids during training; needs a text-to-image network.
+        teacher: run folder that a distillation method starts from and learns from.
     """
 
     name: str
@@ -106,6 +105,7 @@ class TrainConfig:
     preview: Preview | None = None
     run_dir: str | None = None
     tensorboard: bool = False
+    teacher: str | None = None
 
     @property
     def directory(self) -> pathlib.Path:
@@ -144,29 +144,22 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
 
 def _train(config: TrainConfig, devices: Any, record: dict[str, Any], callbacks: Sequence[loop.Callback]) -> TrainState:
     """Restores or initialises the state, then hands it to the loop."""
-    init = functools.partial(init_params, config.model, config.data.example())
+    made = _recipe(config)
     metadata = {"data": config.data.fingerprint()}
     throughput = logging.Throughput(config.batch_size, record["flops_per_step"], record["peak_flops"])
     folder = config.directory
     with checkpoint.Checkpoints(folder / "checkpoints", keep=config.keep, metadata=metadata) as checkpoints:
-        restored = checkpoints.restore(step.abstract_state(init, config.optimizer, mesh=devices))
+        restored = checkpoints.restore(step.plan(made.make_state, *made.arguments, mesh=devices))
         first = restored.step if restored else 0
         with logging.RunLog(
             folder, throughput, total_steps=config.steps, start_step=first, tensorboard=config.tensorboard
         ) as log:
-            state = _start(config, restored, init, devices, log)
+            state = _start(config, restored, made, devices, log)
             if first >= config.steps:
                 return state
             return loop.fit(
                 state,
-                step.make_step(
-                    config.objective,
-                    as_network(config.model),
-                    config.optimizer,
-                    ema_decay=config.ema_decay,
-                    accumulate=config.accumulate,
-                    seed=config.seed,
-                ),
+                made.train_step,
                 functools.partial(_global_batches, config, meshes.batch_sharding(devices)),
                 loop=loop.Loop(
                     steps=config.steps,
@@ -181,13 +174,23 @@ def _train(config: TrainConfig, devices: Any, record: dict[str, Any], callbacks:
             )
 
 
+def _recipe(config: TrainConfig) -> recipe.Recipe:
+    """How the config's objective, or its distillation method, trains the config's model."""
+    settings = {"ema_decay": config.ema_decay, "accumulate": config.accumulate, "seed": config.seed}
+    example = config.data.example()
+    if not isinstance(config.objective, distillation.Method):
+        return recipe.plain(config.model, config.objective, config.optimizer, example, **settings)
+    teacher = inference.load_run(config.teacher) if config.teacher else None
+    return recipe.distilled(config.model, config.objective, config.optimizer, example, teacher, **settings)
+
+
 def _start(
-    config: TrainConfig, restored: checkpoint.Restored | None, init: Callable, devices: Any, log: logging.RunLog
+    config: TrainConfig, restored: checkpoint.Restored | None, made: recipe.Recipe, devices: Any, log: logging.RunLog
 ) -> TrainState:
     """The restored state, or a new one; says which."""
     if restored is None:
         log.event(f"{config.name}: started in {config.directory}, {config.steps} steps of {config.batch_size}")
-        return step.init_state(init, config.optimizer, key=jax.random.key(config.seed), mesh=devices)
+        return step.build(made.make_state, *made.arguments, mesh=devices)
     for note in restored.notes:
         log.event(note)
     if restored.metadata["data"] != config.data.fingerprint():
@@ -197,21 +200,6 @@ def _start(
         )
     log.event(f"{config.name}: resumed at step {restored.step} of {config.steps}", step=restored.step)
     return restored.state
-
-
-def init_params(model: Any, example: Batch, key: jax.Array) -> Params:
-    """Random parameters of a Linen module, or of an autoencoder."""
-    if isinstance(model, nn.Module):
-        x0, cond = jax.tree.map(jnp.asarray, tuple(example))
-        return model.init(key, x0, jnp.zeros(x0.shape[0]), cond)["params"]
-    return model.init(key)
-
-
-def as_network(model: Any) -> Any:
-    """(params, x, t, cond) -> prediction, for a Linen module; an autoencoder is its own network."""
-    if not isinstance(model, nn.Module):
-        return model
-    return lambda params, x, t, cond: model.apply({"params": params}, x, t, cond)
 
 
 def _global_batches(config: TrainConfig, sharding: Any, start: int) -> Iterator[Batch]:
@@ -224,14 +212,14 @@ def _global_batches(config: TrainConfig, sharding: Any, start: int) -> Iterator[
 def _record(config: TrainConfig) -> dict[str, Any]:
     """What config.json says: the resolved config, what it means in parameters and FLOPs, and where it runs."""
     example = config.data.example()
-    shapes = jax.eval_shape(functools.partial(init_params, config.model, example), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(recipe.init_params, config.model, example), jax.random.key(0))
     peak, source = environment.peak_flops()
     return {
         "config": configs.to_dict(config),
         "data": config.data.describe(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
         "flops_per_step": flops_per_step(config, example),
-        "flops_formula": "closed form of models/flops.py, three forward passes per step"
+        "flops_formula": "closed form of models/flops.py times the forward passes of a step: three, or its method's"
         if hasattr(config.model, "flops")
         else "XLA's count of the unoptimised step",
         "peak_flops": peak,
@@ -247,12 +235,14 @@ def flops_per_step(config: TrainConfig, example: Batch) -> float:
         text = example.cond.text_ids if example.cond.text_ids is not None else example.cond.text
         length = 0 if text is None else text.shape[1]
         forward = float(config.model.flops(tuple(example.x0.shape[1:4]), length))
+        if isinstance(config.objective, distillation.Method):
+            return config.objective.forwards * forward * config.batch_size
         return flops.train_step_flops(forward, config.batch_size)
-    init = functools.partial(init_params, config.model, example)
+    init = functools.partial(recipe.init_params, config.model, example)
     params = jax.eval_shape(init, jax.random.key(0))
 
     def loss(params: Params, key: jax.Array) -> Any:
-        loss, _ = config.objective(as_network(config.model), params, example, key)
+        loss, _ = config.objective(recipe.as_network(config.model), params, example, key)
         return loss
 
     cost: Any = jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).cost_analysis()

@@ -5,6 +5,7 @@
     in t               Euler, Heun, Midpoint, Ralston, RK4, AdamsBashforth, Adaptive
     in log-SNR         DPMSolverPP, DPMSolverPP2S, UniPC, DEIS
     stochastic         DDIM (with eta > 0), EulerAncestral, EulerMaruyama, SDEDPMSolverPP, Churn, Restart
+    few-step students  FlowMapSteps, Renoise
 
 A new solver is one file with one subclass of `Sampler`; a line in `named` gives it a name for the command line.
 """
@@ -20,10 +21,12 @@ from nova_jax.sampling.dpm_solver_pp_2s import DPMSolverPP2S
 from nova_jax.sampling.euler import Euler
 from nova_jax.sampling.euler_ancestral import EulerAncestral
 from nova_jax.sampling.euler_maruyama import EulerMaruyama
+from nova_jax.sampling.flow_map import FlowMapSteps
 from nova_jax.sampling.heun import Heun
 from nova_jax.sampling.midpoint import Midpoint
 from nova_jax.sampling.noise import initial_noise
 from nova_jax.sampling.ralston import Ralston
+from nova_jax.sampling.renoise import Renoise
 from nova_jax.sampling.restart import Restart
 from nova_jax.sampling.rk4 import RK4
 from nova_jax.sampling.sampler import Problem, Sampler, Step, check_finite, sample, sample_trajectory
@@ -42,10 +45,12 @@ __all__ = [
     "Euler",
     "EulerAncestral",
     "EulerMaruyama",
+    "FlowMapSteps",
     "Heun",
     "Midpoint",
     "Problem",
     "Ralston",
+    "Renoise",
     "Restart",
     "SDEDPMSolverPP",
     "Sampler",

@@ -10,9 +10,11 @@ from nova_jax.sampling.dpm_solver_pp_2s import DPMSolverPP2S
 from nova_jax.sampling.euler import Euler
 from nova_jax.sampling.euler_ancestral import EulerAncestral
 from nova_jax.sampling.euler_maruyama import EulerMaruyama
+from nova_jax.sampling.flow_map import FlowMapSteps
 from nova_jax.sampling.heun import Heun
 from nova_jax.sampling.midpoint import Midpoint
 from nova_jax.sampling.ralston import Ralston
+from nova_jax.sampling.renoise import Renoise
 from nova_jax.sampling.restart import Restart
 from nova_jax.sampling.rk4 import RK4
 from nova_jax.sampling.sampler import Sampler
@@ -43,6 +45,8 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m_sde": SDEDPMSolverPP(order=2),
     "churn": Churn(),
     "restart": Restart(),
+    "flow_map": FlowMapSteps(),
+    "renoise": Renoise(),
 }
 
 

@@ -27,6 +27,8 @@ from nova_jax.types import Metrics, Objective, Params, TrainState, TrainStep
 
 InitParams = Callable[[PRNGKeyArray], Params]
 MakeExtra = Callable[[Params], Any]
+Loss = Callable[[Params, Any, PRNGKeyArray], tuple[Array, Metrics]]  # (params, batch, key) -> (loss, metrics)
+StateLoss = Callable[[Params, TrainState, Any, PRNGKeyArray], tuple[Array, Metrics]]
 
 
 def start(params: Params, optimizer: Optimizer, make_extra: MakeExtra | None = None) -> TrainState:
@@ -43,6 +45,31 @@ def start(params: Params, optimizer: Optimizer, make_extra: MakeExtra | None = N
     return TrainState(jnp.zeros((), jnp.int32), copy, ema, optimizer.make().init(params), extra)
 
 
+def build(make_state: Callable[..., TrainState], *arguments: Any, mesh: Mesh | None = None) -> TrainState:
+    """Runs `make_state` where its result will live, each array on the devices where it stays.
+
+    Args:
+        make_state: makes a whole state of its arguments.
+        arguments: keys, and trees of parameters that are placed by the table of `parallel.rules` first.
+        mesh: None is one device.
+    """
+    if mesh is None:
+        return jax.jit(make_state)(*arguments)
+    shardings = rules.shardings(jax.eval_shape(make_state, *arguments), mesh)
+    placed = [arg if _is_key(arg) else jax.device_put(arg, rules.shardings(arg, mesh)) for arg in arguments]
+    return jax.jit(make_state, out_shardings=shardings)(*placed)
+
+
+def plan(make_state: Callable[..., TrainState], *arguments: Any, mesh: Mesh | None = None) -> TrainState:
+    """Shapes, dtypes and shardings of `build`, with nothing computed: to restore into, or to plan with."""
+    abstract = jax.eval_shape(make_state, *arguments)
+    if mesh is None:
+        return abstract
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, rules.shardings(abstract, mesh)
+    )
+
+
 def init_state(
     init_params: InitParams,
     optimizer: Optimizer,
@@ -52,26 +79,14 @@ def init_state(
     make_extra: MakeExtra | None = None,
 ) -> TrainState:
     """Initialises parameters, EMA and optimizer state, each array on the devices where it stays."""
-
-    def init(key: PRNGKeyArray) -> TrainState:
-        return start(init_params(key), optimizer, make_extra)
-
-    shardings = None if mesh is None else rules.shardings(jax.eval_shape(init, key), mesh)
-    return jax.jit(init, out_shardings=shardings)(key)
+    return build(lambda key: start(init_params(key), optimizer, make_extra), key, mesh=mesh)
 
 
 def state_of(
     params: Params, optimizer: Optimizer, *, mesh: Mesh | None = None, make_extra: MakeExtra | None = None
 ) -> TrainState:
     """The state before the first step of fine-tuning given parameters, which stay usable."""
-
-    def init(params: Params) -> TrainState:
-        return start(params, optimizer, make_extra)
-
-    shardings = None if mesh is None else rules.shardings(jax.eval_shape(init, params), mesh)
-    if mesh is not None:
-        params = jax.device_put(params, rules.shardings(params, mesh))
-    return jax.jit(init, out_shardings=shardings)(params)
+    return build(lambda params: start(params, optimizer, make_extra), params, mesh=mesh)
 
 
 def abstract_state(
@@ -82,12 +97,7 @@ def abstract_state(
     make_extra: MakeExtra | None = None,
 ) -> TrainState:
     """Shapes, dtypes and shardings of `init_state`, with nothing computed: to restore into, or to plan with."""
-    abstract = jax.eval_shape(lambda: start(init_params(jax.random.key(0)), optimizer, make_extra))
-    if mesh is None:
-        return abstract
-    return jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, rules.shardings(abstract, mesh)
-    )
+    return plan(lambda key: start(init_params(key), optimizer, make_extra), jax.random.key(0), mesh=mesh)
 
 
 def make_step(
@@ -113,33 +123,93 @@ def make_step(
         A `jax.jit` function; its metrics are those of the objective and `loss`, `grad_norm` (before clipping),
         `learning_rate` and `finite`.
     """
-    if not 0 <= ema_decay < 1 or accumulate < 1:
-        raise ValueError(f"ema_decay must be in [0, 1) and accumulate at least 1, got {ema_decay} and {accumulate}")
-    transform = optimizer.make()
 
-    def gradient(params: Params, batch: Any, key: PRNGKeyArray) -> tuple[Params, Metrics]:
-        loss_of = jax.value_and_grad(lambda p: objective(network, p, batch, key), has_aux=True)
-        (loss, metrics), grads = loss_of(params)
-        return rules.constrain_tree(grads), {**metrics, "loss": loss}
+    def loss(params: Params, state: TrainState, batch: Any, key: PRNGKeyArray) -> tuple[Array, Metrics]:
+        del state
+        return objective(network, params, batch, key)
+
+    return make_step_with_memory(loss, optimizer, ema_decay=ema_decay, accumulate=accumulate, seed=seed)
+
+
+def make_step_with_memory(
+    loss: StateLoss,
+    optimizer: Optimizer,
+    *,
+    ema_decay: float = 0.9999,
+    accumulate: int = 1,
+    seed: int = 0,
+    remember: Callable[[TrainState], Any] | None = None,
+) -> TrainStep:
+    """Like `make_step`, for a loss that also reads the rest of the state: a teacher, the average, the step.
+
+    Args:
+        loss: (params, state, batch, key) -> (loss, metrics); differentiated by `params` alone.
+        optimizer: see `nova_jax.training.optimizer`.
+        ema_decay: as in `make_step`.
+        accumulate: as in `make_step`.
+        seed: as in `make_step`.
+        remember: makes the next `extra` of the updated state; None keeps it.
+    """
+    check(ema_decay, accumulate)
+    transform = optimizer.make()
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, metrics = _accumulated(gradient, accumulate)(state.params, batch, key)
-        norm = optax.global_norm(grads)
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        new = state._replace(
-            step=state.step + 1,
-            params=params,
-            ema=update_ema(state.ema, params, state.step, ema_decay),
-            opt_state=opt_state,
+        params, opt_state, metrics = descend(
+            lambda params, batch, key: loss(params, state, batch, key),
+            state.params,
+            state.opt_state,
+            transform,
+            batch,
+            key,
+            accumulate=accumulate,
         )
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        rate = optimizer.learning_rate(state.step)
-        return rules.constrain_tree(kept), {**metrics, "grad_norm": norm, "learning_rate": rate, "finite": finite}
+        ema = update_ema(state.ema, params, state.step, ema_decay)
+        new = state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+        if remember is not None:
+            new = new._replace(extra=remember(new))
+        return commit(state, new, {**metrics, "learning_rate": optimizer.learning_rate(state.step)})
 
     return jax.jit(step, donate_argnums=0)
+
+
+def check(ema_decay: float, accumulate: int) -> None:
+    """Refuses settings of a step that cannot be meant.
+
+    Raises:
+        ValueError: a decay outside [0, 1), fewer than one part.
+    """
+    if not 0 <= ema_decay < 1 or accumulate < 1:
+        raise ValueError(f"ema_decay must be in [0, 1) and accumulate at least 1, got {ema_decay} and {accumulate}")
+
+
+def descend(
+    loss: Loss,
+    params: Params,
+    opt_state: Any,
+    transform: optax.GradientTransformation,
+    batch: Any,
+    key: PRNGKeyArray,
+    *,
+    accumulate: int = 1,
+) -> tuple[Params, Any, dict[str, Array]]:
+    """One update of one player: its parameters, its optimizer state, and metrics with `loss` and `grad_norm`."""
+
+    def gradient(params: Params, batch: Any, key: PRNGKeyArray) -> tuple[Params, Metrics]:
+        (value, metrics), grads = jax.value_and_grad(lambda p: loss(p, batch, key), has_aux=True)(params)
+        return rules.constrain_tree(grads), {**metrics, "loss": value}
+
+    grads, metrics = _accumulated(gradient, accumulate)(params, batch, key)
+    updates, opt_state = transform.update(grads, opt_state, params)
+    new: Any = optax.apply_updates(params, updates)
+    return new, opt_state, {**metrics, "grad_norm": optax.global_norm(grads)}
+
+
+def commit(state: TrainState, new: TrainState, metrics: dict[str, Array]) -> tuple[TrainState, Metrics]:
+    """The new state, or the old one whole if `loss` or `grad_norm` is not finite, and the metrics with `finite`."""
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    return rules.constrain_tree(kept), {**metrics, "finite": finite}
 
 
 def update_ema(ema: Params, params: Params, step: Array, decay: float) -> Params:
@@ -174,3 +244,7 @@ def _split_rows(x: Array, parts: int) -> Array:
         raise ValueError(f"a batch of {x.shape[0]} cannot be accumulated in {parts} equal parts")
     split = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
     return constrain(split, None, "batch", *[None] * (split.ndim - 2))
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines import exact
 from nova_jax import sampling
 from nova_jax.diffusion import RectifiedFlow
 from nova_jax.diffusion.denoiser import declare
 from nova_jax.sampling import adaptive
-from tests.sampling import exact
 
 FLOW = RectifiedFlow()
 DENOISER = exact.PRODUCT.denoiser(FLOW)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines import exact
 from nova_jax import sampling
 from nova_jax.diffusion import RectifiedFlow, VarianceExploding, VariancePreservingCosine
-from tests.sampling import exact
 
 FLOW = RectifiedFlow()
 SOLVERS = {

@@ -1,0 +1,150 @@
+"""MeanFlow: a flow map from its Eulerian identity, by forward-mode differentiation.
+
+    (1)  u + (t - r) D u = v(x_t, t),      D u = (d/dt + w . grad_x) u(x_t, t, r)        one jvp along (w, 1, 0)
+    (2)  error = u + (t - r) sg(D u) - v,        loss = mean e / sg(e + c)^p,  e = mean-square of the error
+
+(1) is exact for the true average velocity with w = v, the marginal velocity. What stands for v decides the method:
+
+    source "teacher"    v is the teacher's guided velocity at x_t, and so is w                  distillation
+    source "data"       v = eps - x0, whose mean given x_t is the marginal velocity; w = v      MeanFlow
+                        w = sg u(x_t, t, t), the network's own marginal velocity                improved MeanFlow
+    pairs ToData()      r = 0: continuous-time consistency (sCM in the time of rectified flow); p = 1/2 is its
+                        normalisation of the tangent, `warmup` the ramp of D u
+
+sg stops the gradient, so nothing is differentiated twice. Guidance from data: v <- w v + (1 - w) sg u(x_t, t, t, 0)
+with w the scale (MeanFlow, section 4.2), learnt beside plain rows where the condition is dropped.
+
+With p > 0 the regression no longer targets the mean: p = 1 is what MeanFlow uses on images; on low-dimensional problems
+it biases the map. The papers take sums over the elements of a sample where e is a mean, so their c differs.
+
+Geng et al. 2025, MeanFlow, arXiv 2505.13447, equations 6 - 11 and 19; Geng et al. 2025, Improved mean flows, arXiv
+2512.02012; Lu & Song 2024, sCM, 2410.11081, equation 6; distillation: Lee et al. 2025, Decoupled MeanFlow, 2510.24474.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from nova_jax.diffusion import conditioning, prediction
+from nova_jax.distillation import flow_map, method, time_pairs
+from nova_jax.distillation.flow_map import Samples, TimesOfSamples
+from nova_jax.training import step as steps
+from nova_jax.training.optimizer import Optimizer
+from nova_jax.types import Batch, Conditioning, Metrics, Params, TrainState, TrainStep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeanFlow(method.Method):
+    """Regression on the Eulerian identity (2).
+
+    A step costs about 1.4 gradients of flow matching, and the teacher's one or two evaluations.
+
+    Attributes:
+        source: where v comes from.
+        is_improved: take the derivative along the network's own velocity, with source "data".
+        pairs: times (t, r) to learn at.
+        norm_power: p of (2).
+        norm_floor: c of (2).
+        warmup: steps over which D u is faded in; 0: at once.
+        drop_rates: of the conditions, with source "data" and guidance.
+    """
+
+    source: Literal["teacher", "data"] = "teacher"
+    is_improved: bool = False
+    pairs: time_pairs.Pairs = dataclasses.field(default_factory=time_pairs.AnyPair)
+    norm_power: float = 0.0
+    norm_floor: float = 1e-3
+    warmup: int = 0
+    drop_rates: conditioning.DropRates = conditioning.DropRates()
+
+    def __post_init__(self) -> None:
+        if self.source not in ("teacher", "data"):
+            raise ValueError(f"source is {self.source!r}: use teacher or data")
+        if self.source == "teacher" and self.is_improved:
+            raise ValueError("is_improved goes with source='data': the teacher's velocity is the marginal one already")
+        if not 0 <= self.norm_power <= 1 or self.norm_floor <= 0 or self.warmup < 0:
+            raise ValueError(
+                f"norm_power={self.norm_power} must lie in [0, 1], norm_floor={self.norm_floor} above 0 and "
+                f"warmup={self.warmup} be at least 0"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:  # noqa: D102 (the base says it)
+        return self.source == "teacher"
+
+    @property
+    def needs_jvp(self) -> bool:  # noqa: D102
+        return True
+
+    @property
+    def forwards(self) -> float:  # noqa: D102
+        if self.source == "teacher":
+            return 4 + self.guidance.evaluations
+        return 4 + self.is_improved + self.guidance.is_needed
+
+    def memory(self, params: Params, teacher: Params | None) -> dict[str, Any]:  # noqa: D102
+        del params
+        return {"teacher": teacher} if self.needs_teacher else {}
+
+    def make_step(  # noqa: D102
+        self, networks: method.Networks, optimizer: Optimizer, *, ema_decay: float, accumulate: int = 1, seed: int = 0
+    ) -> TrainStep:
+        def loss(params: Params, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Metrics]:
+            return self.loss(networks, params, state, batch, key)
+
+        return steps.make_step_with_memory(loss, optimizer, ema_decay=ema_decay, accumulate=accumulate, seed=seed)
+
+    def loss(
+        self, networks: method.Networks, params: Params, state: TrainState, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Array, Metrics]:
+        """(2) on one batch, in float32; `error` is the mean of e."""
+        key_pairs, key_noise, key_scale, key_drop = jax.random.split(key, 4)
+        t, r = self.pairs.draw(key_pairs, batch.x0.shape[0])
+        x_t, eps = method.noised(batch.x0, t, key_noise)
+        scale = self.guidance.draw(key_scale, batch.x0.shape[0])
+        cond = method.told(batch.cond, scale)
+
+        def own(cond: Conditioning) -> Samples:
+            return jax.lax.stop_gradient(flow_map.average_velocity(networks.student, params, x_t, t, t, cond))
+
+        if self.source == "teacher":
+            v = self.guidance.velocity(networks.teacher, state.extra["teacher"], x_t, t, batch.cond, scale)
+            direction = v
+        else:
+            cond = conditioning.drop(cond, key_drop, self.drop_rates)
+            v = eps - batch.x0
+            if self.guidance.is_needed:
+                left_out = conditioning.null(cond, parts=self.guidance.parts)
+                v = self.guidance.combine(v, own(left_out), t, scale)
+            direction = own(cond) if self.is_improved else v
+
+        def u(x: Samples, t: TimesOfSamples, r: TimesOfSamples) -> Samples:
+            return flow_map.average_velocity(networks.student, params, x, t, r, cond)
+
+        error = identity_error(u, x_t, t, r, v=v, direction=direction, ramp=ramp(state.step, self.warmup))
+        e = method.mean_square(error)
+        return (e / jax.lax.stop_gradient(e + self.norm_floor) ** self.norm_power).mean(), {"error": e.mean()}
+
+
+def identity_error(
+    u: Callable[[Samples, TimesOfSamples, TimesOfSamples], Samples],
+    x_t: Samples,
+    t: TimesOfSamples,
+    r: TimesOfSamples,
+    *,
+    v: Samples,
+    direction: Samples,
+    ramp: Array | float = 1.0,
+) -> Samples:
+    """The error of (2) for an average velocity u(x, t, r), with `ramp` times the derivative along `direction`."""
+    value, derivative = jax.jvp(u, (x_t, t, r), (direction, jnp.ones_like(t), jnp.zeros_like(r)))
+    return value + ramp * prediction.right_pad(t - r, x_t) * jax.lax.stop_gradient(derivative) - v
+
+
+def ramp(step: Array, warmup: int) -> Array | float:
+    """0 to 1 over `warmup` steps."""
+    return jnp.minimum(1.0, step / warmup) if warmup else 1.0

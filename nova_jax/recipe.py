@@ -1,0 +1,149 @@
+"""What a run trains: from the model and objective of a config to the state and the step that the loop is handed.
+
+    an objective              a state from a key                          `training.step.make_step`
+    a distillation method     a state from a key and the teacher          the method's own step
+
+A teacher is a run folder. Its averaged parameters start the student and, frozen and without optimizer state, stay in
+`TrainState.extra`: the student's checkpoints hold all that is needed to go on.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nova_jax import distillation, inference
+from nova_jax.models.dit import DiT
+from nova_jax.training import step
+from nova_jax.training.optimizer import Optimizer
+from nova_jax.types import Batch, Params, TrainState, TrainStep
+
+
+class Recipe(NamedTuple):
+    """How a state is made, of what, and the step that trains it; see `training.step.build`."""
+
+    make_state: Callable[..., TrainState]
+    arguments: tuple[Any, ...]
+    train_step: TrainStep
+
+
+def init_params(model: Any, example: Batch, key: jax.Array) -> Params:
+    """Random parameters of a Linen module, or of an autoencoder."""
+    if isinstance(model, nn.Module):
+        x0, cond = jax.tree.map(jnp.asarray, tuple(example))
+        return model.init(key, x0, jnp.zeros(x0.shape[0]), cond)["params"]
+    return model.init(key)
+
+
+def as_network(model: Any) -> Any:
+    """(params, x, t, cond) -> prediction, for a Linen module; an autoencoder is its own network."""
+    if not isinstance(model, nn.Module):
+        return model
+    return lambda params, x, t, cond: model.apply({"params": params}, x, t, cond)
+
+
+def plain(model: Any, objective: Any, optimizer: Optimizer, example: Batch, *, seed: int, **settings: Any) -> Recipe:
+    """Training by an objective; `settings` are those of `training.step.make_step`."""
+    init = functools.partial(init_params, model, example)
+    train_step = step.make_step(objective, as_network(model), optimizer, seed=seed, **settings)
+    return Recipe(lambda key: step.start(init(key), optimizer), (jax.random.key(seed),), train_step)
+
+
+def distilled(
+    model: Any,
+    method: distillation.Method,
+    optimizer: Optimizer,
+    example: Batch,
+    teacher: inference.TextToImage | None,
+    *,
+    seed: int,
+    **settings: Any,
+) -> Recipe:
+    """Training a few-step student.
+
+    Args:
+        model: the student's network.
+        method: how it learns.
+        optimizer: of the student.
+        example: one sample.
+        teacher: what it starts from and learns from; None: from nothing, for a method that needs none.
+        seed: of the run.
+        settings: those of `training.step.make_step`.
+
+    Raises:
+        ValueError: what the method needs and the student or the teacher lacks.
+    """
+    check_student(model, method)
+    check_teacher(method, teacher)
+    init = functools.partial(init_params, model, example)
+    asked = as_network(teacher.network) if teacher else None
+    networks = distillation.Networks(student=as_network(model), teacher=asked, critic=asked)
+    train_step = method.make_step(networks, optimizer, seed=seed, **settings)
+    if teacher is None:
+        return Recipe(
+            lambda key: distillation.start(method, init(key), None, optimizer), (jax.random.key(seed),), train_step
+        )
+    distillation.check_growth(jax.eval_shape(init, jax.random.key(0)), teacher.params)
+
+    def make_state(key: jax.Array, params: Params) -> TrainState:
+        return distillation.start(method, distillation.grow(init(key), params), params, optimizer)
+
+    return Recipe(make_state, (jax.random.key(seed), teacher.params), train_step)
+
+
+def check_student(model: Any, method: distillation.Method) -> None:
+    """Refuses a network that cannot be this method's student.
+
+    Raises:
+        ValueError: it lacks an input, or its attention cannot be differentiated forwards.
+    """
+    dit = denoiser_of(model)
+    if not dit.has_second_time:
+        raise ValueError("a student reads a second time: set has_second_time=True in its DiT")
+    if method.guidance.max_scale is not None and not dit.has_guidance:
+        raise ValueError(
+            f"guidance.max_scale={method.guidance.max_scale} makes the scale an input: set has_guidance=True in the "
+            "student's DiT, or guidance.max_scale=None"
+        )
+    if method.guidance.max_scale is None and dit.has_guidance:
+        raise ValueError("the student's DiT has has_guidance=True, but guidance.max_scale=None teaches one scale only")
+
+
+def check_teacher(method: distillation.Method, teacher: inference.TextToImage | None) -> None:
+    """Refuses a teacher that lacks what the method asks it for.
+
+    Raises:
+        ValueError: no teacher where one is needed, another prediction or schedule, or no unconditional answer.
+    """
+    name = type(method).__name__
+    if teacher is None:
+        if method.needs_teacher:
+            raise ValueError(f"{name} learns from a teacher: set teacher=RUN, the folder of a trained run")
+        return
+    objective = teacher.objective
+    if (objective.prediction, objective.schedule) != (method.prediction, method.schedule):
+        raise ValueError(
+            f"the teacher predicts {objective.prediction} on {objective.schedule}; students are distilled from "
+            f"{method.prediction} on {method.schedule}: train such a teacher"
+        )
+    rates = getattr(objective, "drop_rates", None)
+    if method.guidance.is_needed and (rates is None or not rates.text):
+        raise ValueError(
+            f"guidance {method.guidance} asks for the teacher's unconditional answer, which it never learnt (its "
+            "objective drops no text): set guidance.scale=1, or train a teacher with drop_rates.text > 0"
+        )
+
+
+def denoiser_of(model: Any) -> DiT:
+    """The DiT of a network.
+
+    Raises:
+        ValueError: there is none.
+    """
+    dit = getattr(model, "dit", model)
+    if not isinstance(dit, DiT):
+        raise ValueError(f"distillation trains a DiT, or a network with one; got {type(model).__name__}")
+    return dit
