@@ -1,0 +1,1 @@
+"""Few-step students of a trained teacher: what they learn from."""
