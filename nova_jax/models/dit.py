@@ -144,7 +144,6 @@ class DiT(nn.Module):
             raise ValueError(f"extra frames need patches of one frame, not patch_size={self.patch_size}")
         super().__post_init__()
 
-    @nn.compact
     def __call__(
         self, x: Float[Array, "b f h w c"], t: Times, cond: Conditioning | None = None
     ) -> Float[Array, "b f h w o"]:
@@ -160,7 +159,16 @@ class DiT(nn.Module):
         Raises:
             ValueError: `cond` holds what this network has no input for.
         """
-        cond = cond or Conditioning()
+        return self._forward(x, t, cond or Conditioning())[1]
+
+    def hidden_tokens(self, x: Latents, t: Times, cond: Conditioning | None = None) -> Float[Array, "b n d"]:
+        """What the head reads: the tokens after the last layer, those of extra frames last; see `__call__`."""
+        return self._forward(x, t, cond or Conditioning())[0]
+
+    @nn.compact  # Flax allows one such method: it returns both results, and the compiler drops the one not asked for
+    def _forward(
+        self, x: Latents, t: Times, cond: Conditioning
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b f h w o"]]:
         self._check(x, cond)
         grid = tuple(size // patch for size, patch in zip(x.shape[1:4], self.patch_size, strict=True))
         tokens, positions = self._embed_latents(x, cond)
@@ -182,7 +190,7 @@ class DiT(nn.Module):
             name="blocks",
         )
         tokens, _ = blocks(tokens, Context(shared, text, text_mask, rotation))
-        return self._predict(tokens, e, grid)
+        return tokens, self._predict(tokens, e, grid)
 
     @nn.nowrap
     def flops(self, latent_shape: tuple[int, int, int], text_length: int, extra_frames: int = 0) -> int:

@@ -41,6 +41,10 @@ class TextToLatent(nn.Module):
         """Predicts what the denoiser predicts at x_t; see `DiT`."""
         return self.dit(x, t, self.encode_text(self._with_ids(cond or Conditioning(), x.shape[0])))
 
+    def hidden_tokens(self, x: Latents, t: Times, cond: Conditioning | None = None) -> Float[Array, "b n d"]:
+        """The tokens that the denoiser's head reads; see `DiT`."""
+        return self.dit.hidden_tokens(x, t, self.encode_text(self._with_ids(cond or Conditioning(), x.shape[0])))
+
     def encode_text(self, cond: Conditioning) -> Conditioning:
         """The conditioning with `text`, `text_mask` and, if the denoiser reads it, `pooled` made from its `text_ids`.
 
