@@ -1,5 +1,6 @@
 """What an experiment shows when it is done: scores on the terminal, pictures and curves in its report.html."""
 
+import dataclasses
 import json
 import time
 from typing import Any
@@ -8,13 +9,14 @@ import numpy as np
 
 from data_pipelines.scenes import scoring, source
 from experiments import image_vae
-from nova_jax import environment, experiment, inference
-from nova_jax.evaluation import plots, report
+from nova_jax import distillation, environment, experiment, inference
+from nova_jax.evaluation import geneval, plots, report
 
 SETTINGS = inference.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=2.0)
 PER_TASK = 64
 CEILING_SCENES = 500
 PER_PROMPT = 4
+STUDENT_STEPS = (1, 2, 4, 8)
 
 
 def finish_scenes(config: experiment.TrainConfig, result: experiment.Result) -> None:
@@ -67,6 +69,61 @@ def finish_captioned(config: experiment.TrainConfig, result: experiment.Result) 
     write(config, result, inference.load_run(result.directory), {})
 
 
+def finish_student(config: experiment.TrainConfig, result: experiment.Result) -> None:
+    """Scores a student at every number of steps beside its teacher, and writes its report with both side by side."""
+    trained, teacher = inference.load_run(result.directory), inference.load_run(config.teacher or "")
+    drawers = {"teacher, 50 steps": (teacher, teacher_settings(trained.objective))} | {
+        f"student, {settings.num_steps} step{'s' * (settings.num_steps > 1)}": (trained, settings)
+        for settings in student_settings(trained)
+    }
+    prompts = [prompt for prompt in config.preview.prompts for _ in range(2)] if config.preview else []
+    seeds = [seed % 2 for seed in range(len(prompts))]
+    sections: dict[str, Any] = {
+        name: [
+            _describe(settings) + ".",
+            report.images(inference.generate(run, prompts, seeds, settings), prompts, zoom=2),
+        ]
+        for name, (run, settings) in drawers.items()
+    }
+    if isinstance(getattr(config.data, "source", None), source.Scenes):
+        found = {name: score_scenes(run, config.data.source, settings) for name, (run, settings) in drawers.items()}
+        tasks = list(next(iter(found.values())).tasks)
+        rows = [
+            [name, *(summary.tasks[task].rate for task in tasks), summary.overall] for name, summary in found.items()
+        ]
+        for row in rows:
+            print(f"{row[0]:20}" + "".join(f"{value:8.3f}" for value in row[1:]))
+        sections = {"Scores": [report.table(["", *tasks, "overall"], rows)], **sections}
+        record = {
+            name: {task: score._asdict() for task, score in summary.tasks.items()} for name, summary in found.items()
+        }
+        (result.directory / "scores.json").write_text(json.dumps(record, indent=1) + "\n")
+    write(config, result, trained, sections)
+
+
+def teacher_settings(method: distillation.Method) -> inference.SamplingSettings:
+    """What a student is held against: its teacher in 50 steps, guided as the student has learnt it."""
+    return inference.SamplingSettings(sampler="euler", num_steps=50, guidance_scale=method.guidance.scale)
+
+
+def student_settings(trained: inference.TextToImage) -> list[inference.SamplingSettings]:
+    """One, two, four and eight steps, as far as the student knows them."""
+    known = trained.objective.trained_steps or STUDENT_STEPS
+    default = inference.settings_for(trained)
+    return [dataclasses.replace(default, num_steps=steps) for steps in STUDENT_STEPS if steps in known]
+
+
+def score_scenes(
+    trained: inference.TextToImage, scenes: source.Scenes, settings: inference.SamplingSettings
+) -> geneval.Summary:
+    """GenEval's six tasks."""
+    return scoring.score(
+        lambda prompts, seeds: inference.generate(trained, prompts, list(seeds), settings),
+        scenes.world,
+        per_task=PER_TASK,
+    ).summary
+
+
 def measure_ceilings(trained: inference.TextToImage, scenes: source.Scenes) -> dict[str, scoring.Ceiling]:
     """What the parser reads on held-out ground truth and on its reconstructions: no generated picture can do better."""
     held_out = image_vae.held_out_scenes(scenes)
@@ -94,7 +151,8 @@ def write(
     """Writes report.html: samples, the given sections, loss curves, config and environment."""
     prompts = [prompt for prompt in config.preview.prompts for _ in range(PER_PROMPT)] if config.preview else []
     seeds = [seed % PER_PROMPT for seed in range(len(prompts))]
-    pictures = inference.generate(trained, prompts, seeds, SETTINGS) if prompts else []
+    settings = inference.settings_for(trained) if config.teacher else SETTINGS
+    pictures = inference.generate(trained, prompts, seeds, settings) if prompts else []
     record = json.loads((result.directory / "config.json").read_text())
     lines = [json.loads(line) for line in (result.directory / "log.jsonl").read_text().splitlines()]
     kept = {key: record[key] for key in ("parameters", "flops_per_step", "peak_flops", "peak_source")}
@@ -103,7 +161,7 @@ def write(
         config.name,
         {
             "Samples": [
-                f"Seeds 0 to {PER_PROMPT - 1} of each prompt; {_describe(SETTINGS)}.",
+                f"Seeds 0 to {PER_PROMPT - 1} of each prompt; {_describe(settings)}.",
                 report.images(pictures, prompts, zoom=3),
             ],
             **sections,

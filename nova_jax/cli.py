@@ -27,14 +27,14 @@ class Generate:
     """Seed of the first picture of each prompt; the others count up from it."""
     count: int = 1
     """Pictures per prompt."""
-    sampler: str = "heun"
-    """The solver: euler, heun, dpmpp_2m, unipc_2, ...; an unknown name lists them all."""
-    num_steps: int = 25
-    """Sampler steps; Heun evaluates the network twice in each."""
+    sampler: str | None = None
+    """The solver: euler, heun, dpmpp_2m, unipc_2, ...; an unknown name lists them. Default: heun, or a student's."""
+    num_steps: int | None = None
+    """Sampler steps; Heun evaluates the network twice in each. Default: 25, or 4 for a student."""
     time_grid: str = "uniform"
     """uniform, shifted:3, cosine, karras, ..., or the JSON file of a fitted grid."""
-    guidance_scale: float = 4.0
-    """Classifier-free guidance scale; 1 is no guidance and costs half."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance scale; 1 is no guidance and costs half. Default: 4, or 1 for a student."""
     guidance_interval: tuple[float, float] | None = None
     """Guide only at times within (low, high]: 1 is noise, 0 is data."""
     upscale: int = 1
@@ -47,12 +47,12 @@ class Generate:
         trained = inference.load_run(self.run)
         prompts = [prompt for prompt in self.prompts for _ in range(self.count)]
         seeds = [self.seed + i for _ in self.prompts for i in range(self.count)]
-        settings = inference.SamplingSettings(
-            sampler=self.sampler,
-            num_steps=self.num_steps,
-            guidance_scale=self.guidance_scale,
+        asked = {name: getattr(self, name) for name in ("sampler", "num_steps", "guidance_scale")}
+        settings = dataclasses.replace(
+            inference.settings_for(trained),
             guidance_interval=self.guidance_interval,
             time_grid=self.time_grid,
+            **{name: value for name, value in asked.items() if value is not None},
         )
         pixels = inference.generate(trained, prompts, seeds, settings)
         paths = inference.save_pngs(self.out or self.run / "generated", pixels, prompts, seeds, settings, self.upscale)

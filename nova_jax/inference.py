@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from nova_jax import config, sampling, weights
+from nova_jax import config, distillation, sampling, weights
 from nova_jax.diffusion import conditioning, denoiser, guidance
 from nova_jax.models import text
 from nova_jax.sampling import named, noise, time_grids
 from nova_jax.training import checkpoint
-from nova_jax.types import Conditioning, Denoiser, Params, Sampled
+from nova_jax.types import Conditioning, Denoised, Denoiser, Params, Sampled
 
 CHUNK = 16  # pictures per call: a fixed size, so that a picture does not depend on how many are asked for
 ROOM = 32  # steps that a compiled program has room for, at least; fewer cost nothing more
@@ -53,7 +53,10 @@ class SamplingSettings:
 
 
 class TextToImage(NamedTuple):
-    """All that is needed to draw: the network with its parameters, the codec with its own, and the shapes."""
+    """All that is needed to draw: the network with its parameters, the codec with its own, and the shapes.
+
+    `objective` is what the network was trained with; a distillation method makes it a few-step student.
+    """
 
     network: Any
     params: Params
@@ -90,26 +93,66 @@ def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TextToImag
     )
 
 
+def settings_for(trained: TextToImage) -> SamplingSettings:
+    """How a run draws when nothing else is asked for: a student as its method says, in four steps or what it knows."""
+    method = trained.objective
+    if not isinstance(method, distillation.Method):
+        return SamplingSettings()
+    steps = max((n for n in method.trained_steps or (4,) if n <= 4), default=min(method.trained_steps or (4,)))
+    return SamplingSettings(sampler=method.sampler, num_steps=steps, guidance_scale=1.0)
+
+
+def check_settings(trained: TextToImage, settings: SamplingSettings) -> None:
+    """Refuses what a few-step student has not learnt.
+
+    Raises:
+        ValueError: a number of steps outside the trained ones, or guidance on top of what is distilled in.
+    """
+    method = trained.objective
+    if not isinstance(method, distillation.Method):
+        return
+    known = method.trained_steps
+    if known is not None and settings.sampler in ("flow_map", "renoise") and settings.num_steps not in known:
+        raise ValueError(
+            f"this student of {type(method).__name__} has not learnt num_steps={settings.num_steps}: use one of "
+            f"{', '.join(map(str, known))}"
+        )
+    if not _reads_guidance(trained.network) and settings.guidance_scale != 1:
+        raise ValueError(
+            f"guidance_scale={settings.guidance_scale:g}, but guidance of {method.guidance.scale:g} is distilled into "
+            "this student: use 1"
+        )
+
+
 def generate(
     trained: TextToImage,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    settings: SamplingSettings = SamplingSettings(),
+    settings: SamplingSettings | None = None,
 ) -> np.ndarray:
     """Draws one picture per (prompt, seed).
 
     A picture depends on its own prompt and seed alone: the starting noise comes from the seed, and the network always
     sees batches of the same size.
 
+    Args:
+        trained: a run.
+        prompts: what to draw.
+        seeds: one for each prompt.
+        settings: how; None: `settings_for` the run.
+
     Returns:
         uint8 pixels (b, f, h, w, 3).
 
     Raises:
-        ValueError: not one seed for each prompt, a prompt too long, a time grid that there is not.
+        ValueError: not one seed for each prompt, a prompt too long, a time grid that there is not, settings that a
+            student has not learnt.
         FloatingPointError: a walk ended in NaN or infinity; at which step.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt")
+    settings = settings_for(trained) if settings is None else settings
+    check_settings(trained, settings)
     grid = time_grids.named(settings.time_grid, settings.num_steps, trained.objective.schedule)
     times = time_grids.pad(grid, max(settings.num_steps, ROOM))
     guided = guidance_of(settings.guidance_scale)
@@ -154,14 +197,27 @@ def guidance_of(scale: float) -> bool | None:
 def make_denoiser(
     network: Any, params: Params, objective: Any, null: Conditioning, guided: bool | None, scale: Any, interval: Any
 ) -> Denoiser:
-    """The network as a guided denoiser of encoded prompts."""
+    """The network as a guided denoiser of encoded prompts; one that reads the scale is told it, and asked once."""
 
     def apply(params: Params, x: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
         return network.apply({"params": params}, x, t, cond)
 
     plain = denoiser.make_denoiser(apply, params, objective.schedule, objective.prediction)
+    if _reads_guidance(network):
+        return _told(plain, scale)
     scale = scale if guided else 0 if guided is None else 1
     return guidance.classifier_free(plain, scale, guidance.negative(null), interval=interval if guided else None)
+
+
+def _reads_guidance(network: Any) -> bool:
+    return getattr(getattr(network, "dit", network), "has_guidance", False)
+
+
+def _told(plain: Denoiser, scale: Any) -> Denoiser:
+    def denoise(x: jax.Array, t: jax.Array, cond: Conditioning) -> Denoised:
+        return plain(x, t, cond._replace(guidance_scale=jnp.broadcast_to(jnp.asarray(scale, t.dtype), t.shape[:1])))
+
+    return denoiser.declare(denoise, lambda t: denoiser.evaluations(plain, t))
 
 
 @functools.lru_cache(maxsize=32)

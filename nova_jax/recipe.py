@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from nova_jax import distillation, inference
+from nova_jax.layers import attention
 from nova_jax.models.dit import DiT
 from nova_jax.training import step
 from nova_jax.training.optimizer import Optimizer
@@ -101,6 +102,13 @@ def check_student(model: Any, method: distillation.Method) -> None:
         ValueError: it lacks an input, or its attention cannot be differentiated forwards.
     """
     dit = denoiser_of(model)
+    if method.needs_jvp and dit.attention_implementation not in attention.FORWARD_MODE:
+        able = ", ".join(sorted(name for name in attention.FORWARD_MODE if name))
+        raise ValueError(
+            f"{type(method).__name__} differentiates the network forwards, which attention "
+            f"{dit.attention_implementation!r} cannot: set attention_implementation to one of {able}, or the method's "
+            "difference to a short time such as 0.02"
+        )
     if not dit.has_second_time:
         raise ValueError("a student reads a second time: set has_second_time=True in its DiT")
     if method.guidance.max_scale is not None and not dit.has_guidance:

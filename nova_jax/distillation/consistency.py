@@ -4,7 +4,7 @@
 
 x_s is one step of the guided teacher from x_t, by Euler or by Heun; d the pseudo-Huber distance
 
-    (2)  d(a, b) = sqrt(e + c^2) - c,      e the mean square of a - b
+    (2)  d(a, b) = sqrt(e + c^2) - c = e / (sqrt(e + c^2) + c),      e the mean square of a - b
 
 and sg the student itself or its average. At s = 0 f is the identity, which ties the chain to data. One-step users see
 f(x_1, 1); more steps denoise and noise again (`sampling.Renoise`).
@@ -81,7 +81,7 @@ class DiscreteConsistency(method.Method):
 
             target = jax.lax.stop_gradient(end(state.ema if self.target == "ema" else params, x_s, t - h))
             e = method.mean_square(end(params, x_t, t) - target)
-            return (jnp.sqrt(e + self.huber**2) - self.huber).mean(), {"error": e.mean()}
+            return (e / (jnp.sqrt(e + self.huber**2) + self.huber)).mean(), {"error": e.mean()}
 
         return steps.make_step_with_memory(loss, optimizer, ema_decay=ema_decay, accumulate=accumulate, seed=seed)
 

@@ -15,6 +15,8 @@ a family of losses (Boffi et al. 2024, arXiv 2406.07507):
 Everything in `distillation` is written in the time of rectified flow, alpha = 1 - t and sigma = t.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,6 +27,7 @@ SCHEDULE = schedules.RectifiedFlow()
 
 Samples = Float[Array, "b *dims"]
 TimesOfSamples = Float[Array, " b"]
+AverageVelocity = Callable[[Samples, TimesOfSamples, TimesOfSamples], Samples]  # (x, t, r) -> u
 
 
 def average_velocity(

@@ -14,7 +14,6 @@ Neither needs forward-mode differentiation, so both work with every attention ke
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -24,15 +23,13 @@ from jaxtyping import Array, PRNGKeyArray
 from nova_jax.diffusion import conditioning
 from nova_jax.diffusion import time_sampling as time_samplings
 from nova_jax.distillation import flow_map, method
-from nova_jax.distillation.flow_map import Samples, TimesOfSamples
+from nova_jax.distillation.flow_map import AverageVelocity, Samples, TimesOfSamples
 from nova_jax.training import step as steps
 from nova_jax.training.optimizer import Optimizer
 from nova_jax.types import Batch, Metrics, Params, TrainState, TrainStep
 
-Velocity = Callable[[Samples, TimesOfSamples, TimesOfSamples], Samples]  # (x, t, r) -> average velocity
 
-
-def two_small_steps(velocity: Velocity, x: Samples, t: TimesOfSamples, h: TimesOfSamples) -> Samples:
+def two_small_steps(velocity: AverageVelocity, x: Samples, t: TimesOfSamples, h: TimesOfSamples) -> Samples:
     """The right side of (1), without a gradient."""
     middle = t - h / 2
     first = velocity(x, t, middle)

@@ -1,0 +1,115 @@
+"""A few-step student of a trained text-to-image run: pick a method, keep everything else.
+
+    python -m experiments.distill teacher=runs/quickstart
+    python -m experiments.distill teacher=runs/quickstart method=dmd2 steps=500 objective.guidance.scale=3
+    python -m experiments.distill teacher=runs/emoji method=mean_flow run_dir=runs/emoji_student
+
+Data, network and autoencoder are those of the teacher's own config; the network gains its second time. The student goes
+to TEACHER_METHOD unless `run_dir` says otherwise, resumes like any run, and is drawn from with `nova generate --run`.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+from experiments import reports
+from nova_jax import config as configs
+from nova_jax import distillation, experiment, inference
+from nova_jax.diffusion import time_sampling
+from nova_jax.training import optimizer
+
+GUIDANCE = distillation.Guidance(scale=2.0)
+PAIRS = distillation.AnyPair(time_sampling=time_sampling.Uniform(), same_share=0.25, full_share=0.1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A method with the length and the rate that suit the quickstart model."""
+
+    method: distillation.Method
+    steps: int = 1500
+    peak: float = 3e-3
+
+
+METHODS: dict[str, Preset] = {
+    "guidance": Preset(method=distillation.GuidanceDistillation(guidance=GUIDANCE)),
+    "progressive": Preset(method=distillation.Progressive(guidance=GUIDANCE, first_steps=16, stage_length=300)),
+    "shortcut": Preset(method=distillation.Shortcut(guidance=GUIDANCE, max_steps=32)),
+    "mean_flow": Preset(method=distillation.MeanFlow(guidance=GUIDANCE, pairs=PAIRS)),
+    "consistency": Preset(method=distillation.DiscreteConsistency(guidance=GUIDANCE, num_intervals=32)),
+    "dmd2": Preset(method=distillation.DMD2(guidance=GUIDANCE), steps=400, peak=1e-3),
+    "joint": Preset(
+        method=distillation.Joint(
+            guidance=GUIDANCE,
+            flow=distillation.MeanFlow(pairs=PAIRS),
+            matching=distillation.DMD2(num_steps=4, critic_updates=2),
+            matching_scale=0.1,
+        ),
+        steps=500,
+        peak=1e-3,
+    ),
+}
+
+
+def make_config(teacher: str, method: str) -> experiment.TrainConfig:
+    """The student's run, from the teacher's config and a preset.
+
+    Raises:
+        ValueError: an unknown method.
+        FileNotFoundError: the teacher is no run.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    path = pathlib.Path(teacher) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{teacher} is not a run folder: train the teacher first, or name its folder")
+    saved = json.loads(path.read_text())["config"]
+    packages = ("nova_jax", "data_pipelines")
+    model, data, preview = (configs.from_dict(saved[key], packages) for key in ("model", "data", "preview"))
+    preset = METHODS[method]
+    student = inference.SamplingSettings(
+        sampler=preset.method.sampler, num_steps=_steps(preset.method), guidance_scale=1
+    )
+    return experiment.TrainConfig(
+        name="distill",
+        model=dataclasses.replace(model, dit=dataclasses.replace(model.dit, has_second_time=True)),
+        objective=preset.method,
+        data=data,
+        optimizer=optimizer.Muon(peak=preset.peak, warmup=50, b2=0.99, schedule="linear", total_steps=preset.steps),
+        steps=preset.steps,
+        batch_size=saved["batch_size"],
+        ema_decay=0.99,
+        log_every=20,
+        checkpoint_every=500,
+        preview=preview and dataclasses.replace(preview, settings=student),
+        run_dir=f"{teacher.rstrip('/')}_{method}",
+        teacher=teacher,
+    )
+
+
+def _steps(method: distillation.Method) -> int:
+    return 4 if method.trained_steps is None or 4 in method.trained_steps else min(method.trained_steps)
+
+
+def split_arguments(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """`teacher=` and `method=`, which choose the config, and the overrides that change it."""
+    chosen = {"teacher": "runs/quickstart", "method": "mean_flow"}
+    rest = []
+    for text in arguments:
+        name, _, value = text.partition("=")
+        if name in chosen:
+            chosen[name] = value
+        else:
+            rest.append(text)
+    return chosen, rest
+
+
+if __name__ == "__main__":
+    chosen, sys.argv[1:] = split_arguments(sys.argv[1:])
+    try:
+        config = make_config(**chosen)
+    except (ValueError, OSError) as error:
+        sys.exit(f"distill: {error}")
+    experiment.main(config, reports.finish_student)

@@ -1,0 +1,87 @@
+"""Every method as a training step: on a mesh as on one device, and after an interruption as without."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nova_jax.parallel import distributed
+from nova_jax.parallel import mesh as meshes
+from nova_jax.training import checkpoint, step
+from tests.distillation import students
+
+STEPS = 5
+
+
+def train(made, mesh=None, steps=STEPS, state=None, first=0):
+    state = step.build(made.make_state, *made.arguments, mesh=mesh) if state is None else state
+    losses = []
+    for number in range(first, steps):
+        batch = students.rows(number * students.BATCH)
+        if mesh is not None:
+            batch = distributed.global_batch(batch, meshes.batch_sharding(mesh), students.BATCH)
+        state, metrics = made.train_step(state, batch)
+        assert bool(metrics["finite"])
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.mark.parametrize("name", students.METHODS)
+def test_a_method_trains_on_a_mesh_like_on_one_device(name):
+    expected, _ = train(students.make_recipe(name))
+    for sizes in ({"data": 1, "fsdp": 4, "tensor": 2}, {"data": 8}):
+        mesh = meshes.MeshConfig(**sizes).make()
+        with jax.set_mesh(mesh):
+            made = students.make_recipe(name)
+            losses, state = train(made, mesh)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=str(sizes))
+        assert made.train_step._cache_size() == 1, "one program serves every step"
+        teacher = state.extra.get("teacher")
+        if teacher is not None and sizes.get("fsdp"):
+            kernel = teacher["dit"]["blocks"]["mlp"]["up"]["kernel"]
+            assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+
+
+@pytest.mark.parametrize("name", ["progressive", "mean_flow", "dmd2"])
+def test_a_method_resumes_to_the_bit_with_all_it_remembers(name, tmp_path):
+    made = students.make_recipe(name)
+    straight, expected = train(made)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        first, state = train(made, steps=3)
+        checkpoints.save(3, state, {"position": 3 * students.BATCH})
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(step.plan(made.make_state, *made.arguments))
+    rest, state = train(made, state=restored.state, first=3)
+    assert first + rest == straight
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_the_teacher_stays_and_has_no_optimizer_state():
+    made = students.make_recipe("dmd2")
+    _, state = train(made, steps=2)
+    jax.tree.map(np.testing.assert_array_equal, state.extra["teacher"], made.arguments[1])
+    size = sum(leaf.size for leaf in jax.tree.leaves(made.arguments[1]))
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.extra["critic_opt_state"]))
+    assert moments < 2.1 * size, "two moments of the critic, none of the teacher"
+
+
+def test_the_critic_is_updated_more_often_than_the_student():
+    made = students.make_recipe("dmd2")
+    _, state = train(made, steps=3)
+    counts = [int(leaf) for leaf in jax.tree.leaves(state.extra["critic_opt_state"]) if leaf.dtype == jnp.int32]
+    assert set(counts) == {3 * students.METHODS["dmd2"].critic_updates}
+
+
+def test_a_progressive_student_learns_from_its_average_at_the_end_of_each_stage():
+    made = students.make_recipe("progressive")
+    length = students.METHODS["progressive"].stage_length
+    _, begun = train(made, steps=length - 1)
+    begun_copy = jax.device_get(begun)
+    _, ended = train(made, state=begun, first=length - 1, steps=length)
+    ended_copy = jax.device_get(ended)
+    jax.tree.map(np.testing.assert_array_equal, ended_copy.extra["previous"], ended_copy.ema)
+    _, later = train(made, state=ended, first=length, steps=length + 1)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(later).extra["previous"], ended_copy.ema)
+    assert not np.array_equal(
+        begun_copy.extra["previous"]["dit"]["head"]["kernel"], ended_copy.ema["dit"]["head"]["kernel"]
+    )

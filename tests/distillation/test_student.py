@@ -1,0 +1,152 @@
+"""Where a student starts: equal to its teacher to the bit, or refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nova_jax import distillation, recipe
+from nova_jax.diffusion import FlowMatching, conditioning, schedules
+from nova_jax.distillation import teacher as teachers
+from tests.distillation import students
+
+
+def at(batch, t=0.7):
+    return jnp.asarray(batch.x0), jnp.full(students.BATCH, t), jax.tree.map(jnp.asarray, batch.cond)
+
+
+@pytest.mark.parametrize("r", [None, 0.7, 0.0])
+def test_a_grown_student_answers_as_its_teacher_to_the_bit(r):
+    teacher = students.make_teacher()
+    model = students.make_model(has_second_time=True)
+    x, t, cond = at(students.rows(3))
+    fresh = model.init(jax.random.key(5), x, t, cond)["params"]
+    params = distillation.grow(fresh, teacher.params)
+    told = cond if r is None else cond._replace(r=jnp.full(students.BATCH, r))
+    answer = jax.jit(model.apply)({"params": params}, x, t, told)
+    np.testing.assert_array_equal(answer, jax.jit(teacher.network.apply)({"params": teacher.params}, x, t, cond))
+
+
+def test_growing_names_every_array_that_does_not_fit():
+    teacher = students.make_teacher()
+    x, t, cond = at(students.rows(0))
+    other = dataclasses.replace(students.make_model().dit, width=64, depth=3)
+    model = dataclasses.replace(students.make_model(), dit=other)
+    fresh = jax.eval_shape(model.init, jax.random.key(0), x, t, cond)["params"]
+    with pytest.raises(ValueError, match=r"dit/blocks/mlp/up/kernel has shape \(3, 64, 256\), the teacher's"):
+        distillation.grow(fresh, teacher.params)
+    with pytest.raises(ValueError, match=r"text_encoder/.* of the teacher is not in the student"):
+        distillation.grow({"dit": teacher.params["dit"]}, teacher.params)
+    with pytest.raises(ValueError, match=r"text_encoder/.* is not in the teacher"):
+        distillation.grow(teacher.params, {"dit": teacher.params["dit"]})
+
+
+def distil(method, model=None, **teacher):
+    model = students.make_model(has_second_time=True) if model is None else model
+    taught = students.make_teacher()._replace(**teacher)
+    return recipe.distilled(model, method, students.OPTIMIZER, students.rows(0, 1), taught, seed=0, ema_decay=0.9)
+
+
+def test_a_student_without_a_second_time_is_refused():
+    with pytest.raises(ValueError, match="has_second_time=True"):
+        distil(distillation.MeanFlow(), students.make_model())
+
+
+def test_attention_that_cannot_go_forwards_is_refused_with_those_that_can():
+    cudnn = students.make_model(has_second_time=True, attention_implementation="cudnn")
+    with pytest.raises(ValueError, match=r"attention 'cudnn' cannot: set .* one of flash_jvp, tiled, xla"):
+        distil(distillation.MeanFlow(), cudnn)
+    distil(distillation.MeanFlow(difference=0.02), cudnn)
+    distil(distillation.Shortcut(), cudnn)
+
+
+def test_a_scale_as_input_needs_an_input_for_it():
+    ranged = distillation.MeanFlow(guidance=distillation.Guidance(scale=1.0, max_scale=4.0))
+    with pytest.raises(ValueError, match="has_guidance=True"):
+        distil(ranged)
+    with pytest.raises(ValueError, match="teaches one scale only"):
+        distil(distillation.MeanFlow(), students.make_model(has_second_time=True, has_guidance=True))
+    distil(ranged, students.make_model(has_second_time=True, has_guidance=True))
+
+
+def test_a_teacher_without_an_unconditional_answer_cannot_be_guided():
+    never = FlowMatching(drop_rates=conditioning.DropRates(text=0.0))
+    with pytest.raises(ValueError, match="unconditional answer"):
+        distil(students.METHODS["mean_flow"], objective=never)
+    distil(distillation.MeanFlow(), objective=never)
+
+
+def test_a_teacher_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="predicts x0"):
+        distil(distillation.MeanFlow(), objective=FlowMatching(prediction="x0"))
+    with pytest.raises(ValueError, match="VariancePreservingCosine"):
+        distil(distillation.MeanFlow(), objective=FlowMatching(schedule=schedules.VariancePreservingCosine()))
+
+
+def test_a_method_that_learns_from_a_teacher_needs_one():
+    model = students.make_model(has_second_time=True)
+    with pytest.raises(ValueError, match="DMD2 learns from a teacher: set teacher=RUN"):
+        recipe.distilled(
+            model, distillation.DMD2(), students.OPTIMIZER, students.rows(0, 1), None, seed=0, ema_decay=0.9
+        )
+    made = recipe.distilled(
+        model,
+        distillation.MeanFlow(source="data"),
+        students.OPTIMIZER,
+        students.rows(0, 1),
+        None,
+        seed=0,
+        ema_decay=0.9,
+    )
+    assert made.make_state(*made.arguments).extra == {}
+
+
+def test_the_guided_teacher_obeys_scale_and_interval():
+    taught = students.make_teacher()
+    network = recipe.as_network(taught.network)
+    x, _, cond = at(students.rows(1))
+    t = jnp.linspace(0.1, 0.8, students.BATCH)
+    of_cond = network(taught.params, x, t, cond)
+    of_null = network(taught.params, x, t, conditioning.null(cond, parts=("text", "pooled")))
+
+    def ask(**fields):
+        return teachers.Guidance(**fields).velocity(network, taught.params, x, t, cond)
+
+    np.testing.assert_array_equal(ask(), of_cond)
+    guided = of_null + 3 * (of_cond - of_null)
+    np.testing.assert_allclose(ask(scale=3.0), guided, atol=2e-5)
+    part = ask(scale=3.0, interval=(0.3, 0.6))
+    inside = np.asarray((t > 0.3) & (t <= 0.6))
+    np.testing.assert_allclose(part[inside], guided[inside], atol=2e-5)
+    np.testing.assert_allclose(part[~inside], of_cond[~inside], atol=2e-5)
+
+
+def test_drawn_scales_lie_in_their_range_evenly_in_the_logarithm():
+    scales = np.asarray(teachers.Guidance(scale=1.0, max_scale=9.0).draw(jax.random.key(0), 20_000))
+    assert scales.min() >= 1
+    assert scales.max() <= 9
+    assert abs(np.mean(scales < 3) - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: teachers.Guidance(scale=-1.0), "scale=-1"),
+        (lambda: teachers.Guidance(scale=2.0, max_scale=1.0), "max_scale"),
+        (lambda: teachers.Guidance(interval=(0.5, 0.2)), "interval"),
+        (lambda: distillation.Progressive(first_steps=12), "power of two"),
+        (lambda: distillation.Shortcut(max_steps=1), "power of two"),
+        (lambda: distillation.MeanFlow(is_improved=True), "is_improved"),
+        (lambda: distillation.MeanFlow(difference=2.0), "difference=2"),
+        (lambda: distillation.DiscreteConsistency(huber=0.0), "huber"),
+        (lambda: distillation.DMD2(num_steps=0), "num_steps=0"),
+        (lambda: distillation.DMD2(sampler="euler"), "renoise or flow_map"),
+        (lambda: distillation.Joint(flow_scale=0.0, matching_scale=0.0), "one above 0"),
+        (lambda: distillation.AnyPair(same_share=0.9, full_share=0.2), "together <= 1"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
