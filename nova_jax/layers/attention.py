@@ -76,10 +76,11 @@ def _attend_tiled(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:
     b, n, heads, head_dim = q.shape
     blocks = -(-n // QUERY_BLOCK)
     padded = jnp.pad(q, ((0, 0), (0, blocks * QUERY_BLOCK - n), (0, 0), (0, 0)))
-    rows = padded.reshape(b, blocks, QUERY_BLOCK, heads, head_dim).transpose(1, 0, 3, 2, 4)
+    # A block holds every blocks-th query, so that each shard of tokens has its part in every turn of the loop.
+    rows = padded.reshape(b, QUERY_BLOCK, blocks, heads, head_dim).transpose(2, 0, 3, 1, 4)
     k, v = (a.transpose(0, 2, 1, 3) for a in (k, v))
     out = jax.lax.map(jax.checkpoint(lambda q: _weigh_values(q, k, v, mask)), rows)
-    return out.transpose(1, 0, 3, 2, 4).reshape(b, -1, heads, head_dim)[:, :n]
+    return out.transpose(1, 3, 0, 2, 4).reshape(b, -1, heads, head_dim)[:, :n]
 
 
 def _weigh_values(

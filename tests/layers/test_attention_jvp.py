@@ -1,10 +1,12 @@
 import functools
+import re
 import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nova_jax.layers import attention, attention_jvp
@@ -166,3 +168,17 @@ def test_on_a_gpu_the_primal_and_its_gradient_are_flash_kernels_in_half_precisio
     half = jax.tree.map(lambda a: a[:, :8].astype(dtype), (QKV, DIRECTION))
     program = lower_for_gpu(jax.grad(functools.partial(target_loss, flash_jvp)), *half)
     assert program.count("custom_call @__cudnn$fmha") == kernels
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tiled", "flash_jvp"])
+def test_on_a_mesh_each_device_attends_from_its_own_queries_and_heads(implementation):
+    mesh = meshes.MeshConfig(fsdp=2, context=2, tensor=2).make()
+    qkv = tuple(
+        jax.ShapeDtypeStruct((2, size, 4, 8), jnp.float32, sharding=NamedSharding(mesh, P("fsdp", tokens, "tensor")))
+        for size, tokens in ((2 * attention.QUERY_BLOCK, "context"), (L, None), (L, None))
+    )
+    attend = functools.partial(attention.attend, implementation=implementation)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(functools.partial(derivative, attend)).lower(qkv, qkv, MASK).compile()
+    assert all(sharding.spec == P("fsdp", "context", "tensor") for sharding in compiled.output_shardings)
+    assert not re.findall("all-gather|all-reduce|all-to-all|collective-permute", compiled.as_text())
