@@ -46,6 +46,7 @@ def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: 
 
     Raises:
         ValueError: an unknown implementation.
+        TypeError: a derivative that the implementation does not have.
     """
     if implementation is None:
         implementation = "xla" if q.shape[1] * k.shape[1] <= SCORES_LIMIT else "tiled"

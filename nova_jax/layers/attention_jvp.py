@@ -40,6 +40,7 @@ def with_target_tangent(primal: Callable[..., Queries], q: Queries, k: Keys, v: 
     Raises:
         TypeError: on reverse mode through the tangent: `jax.grad` outside `jax.jvp`, or of a loss that does not apply
             `stop_gradient` to what `jax.jvp` returned.
+        NotImplementedError: on `jax.vmap` of the derivative.
     """
     return primal(q, k, v, mask)
 
