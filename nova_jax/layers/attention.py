@@ -1,10 +1,12 @@
 """Multi-head attention, softmax(q k^T / sqrt(head size)) v, with RMS-normalised queries and keys.
 
-Three implementations of the same function:
+Four implementations of the same function:
 
-    xla     plain products; forms the n x l scores. Every autodiff mode.
-    tiled   the same, in blocks of queries whose scores are recomputed in the backward pass. Every autodiff mode.
-    cudnn   flash attention of cuDNN: NVIDIA GPUs, bfloat16 or float16. Reverse mode only: `jax.jvp` through it fails.
+    xla        plain products; forms the n x l scores. Every autodiff mode.
+    tiled      the same, in blocks of queries whose scores are recomputed in the backward pass. Every autodiff mode.
+    cudnn      flash attention of cuDNN: NVIDIA GPUs, bfloat16 or float16. Reverse mode only: `jax.jvp` fails.
+    flash_jvp  cudnn (elsewhere and in float32: tiled) whose tangent is a constant to reverse mode: `jax.jvp`, and
+               `jax.grad` of losses that hold `stop_gradient` of such a tangent. `jax.grad` alone fails.
 
 Queries and keys are normalised before the product so that logits stay bounded (Dehghani et al. 2023, arXiv 2302.05442).
 """
@@ -17,12 +19,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from nova_jax.layers import linear, rope
+from nova_jax.layers import attention_jvp, linear, rope
 from nova_jax.parallel.constrain import constrain
 
-Implementation = Literal["xla", "tiled", "cudnn"]
+Implementation = Literal["xla", "tiled", "cudnn", "flash_jvp"]
 QKNorm = Literal["per_head", "across_heads"]
 
+FORWARD_MODE = frozenset({None, "xla", "tiled", "flash_jvp"})  # the implementations that `jax.jvp` can pass
 SCORES_LIMIT = 2**20  # scores per sample and head above which the default goes from "xla" to "tiled"
 QUERY_BLOCK = 128
 
@@ -43,6 +46,7 @@ def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: 
 
     Raises:
         ValueError: an unknown implementation.
+        TypeError: a derivative that the implementation does not have.
     """
     if implementation is None:
         implementation = "xla" if q.shape[1] * k.shape[1] <= SCORES_LIMIT else "tiled"
@@ -54,7 +58,14 @@ def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: 
         if mask is not None:  # cuDNN spreads a mask over heads, but not over queries
             mask = jnp.broadcast_to(mask[:, None, None], (q.shape[0], 1, q.shape[1], k.shape[1]))
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-    raise ValueError(f"unknown attention implementation {implementation!r}: use xla, tiled, cudnn or None")
+    if implementation == "flash_jvp":
+        return attention_jvp.with_target_tangent(_attend_flash, q, k, v, mask)
+    raise ValueError(f"unknown attention implementation {implementation!r}: use xla, tiled, cudnn, flash_jvp or None")
+
+
+def _attend_flash(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:
+    has_kernel = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
+    return attend(q, k, v, mask=mask, implementation="cudnn" if has_kernel else "tiled")
 
 
 def _attend_plain(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:
@@ -66,10 +77,11 @@ def _attend_tiled(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:
     b, n, heads, head_dim = q.shape
     blocks = -(-n // QUERY_BLOCK)
     padded = jnp.pad(q, ((0, 0), (0, blocks * QUERY_BLOCK - n), (0, 0), (0, 0)))
-    rows = padded.reshape(b, blocks, QUERY_BLOCK, heads, head_dim).transpose(1, 0, 3, 2, 4)
+    # A block holds every blocks-th query, so that each shard of tokens has its part in every turn of the loop.
+    rows = padded.reshape(b, QUERY_BLOCK, blocks, heads, head_dim).transpose(2, 0, 3, 1, 4)
     k, v = (a.transpose(0, 2, 1, 3) for a in (k, v))
     out = jax.lax.map(jax.checkpoint(lambda q: _weigh_values(q, k, v, mask)), rows)
-    return out.transpose(1, 0, 3, 2, 4).reshape(b, -1, heads, head_dim)[:, :n]
+    return out.transpose(1, 3, 0, 2, 4).reshape(b, -1, heads, head_dim)[:, :n]
 
 
 def _weigh_values(
