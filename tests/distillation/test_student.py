@@ -58,8 +58,8 @@ def test_attention_that_cannot_go_forwards_is_refused_with_those_that_can():
     cudnn = students.make_model(has_second_time=True, attention_implementation="cudnn")
     with pytest.raises(ValueError, match=r"attention 'cudnn' cannot: set .* one of flash_jvp, tiled, xla"):
         distil(distillation.MeanFlow(), cudnn)
-    distil(distillation.MeanFlow(difference=0.02), cudnn)
-    distil(distillation.Shortcut(), cudnn)
+    recipe.check_student(cudnn, distillation.MeanFlow(difference=0.02))
+    recipe.check_student(cudnn, distillation.Shortcut())
 
 
 def test_a_scale_as_input_needs_an_input_for_it():
@@ -105,14 +105,14 @@ def test_a_method_that_learns_from_a_teacher_needs_one():
 
 def test_the_guided_teacher_obeys_scale_and_interval():
     taught = students.make_teacher()
-    network = recipe.as_network(taught.network)
+    network, params = recipe.as_network(taught.network), jax.tree.map(jnp.asarray, taught.params)
     x, _, cond = at(students.rows(1))
     t = jnp.linspace(0.1, 0.8, students.BATCH)
-    of_cond = network(taught.params, x, t, cond)
-    of_null = network(taught.params, x, t, conditioning.null(cond, parts=("text", "pooled")))
+    of_cond = network(params, x, t, cond)
+    of_null = network(params, x, t, conditioning.null(cond, parts=("text", "pooled")))
 
     def ask(**fields):
-        return teachers.Guidance(**fields).velocity(network, taught.params, x, t, cond)
+        return teachers.Guidance(**fields).velocity(network, params, x, t, cond)
 
     np.testing.assert_array_equal(ask(), of_cond)
     guided = of_null + 3 * (of_cond - of_null)
