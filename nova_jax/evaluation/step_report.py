@@ -17,7 +17,6 @@ def write(folder: str | pathlib.Path) -> pathlib.Path:
     folder = pathlib.Path(folder)
     header, lines = step_benchmark.read(folder)
     cells = [line for line in lines if line["kind"] == "cell"]
-    evaluations = {line["guidance"]: line for line in lines if line["kind"] == "evaluation"}
     grid = header["grid"]
     sections: dict[str, list[Any]] = {}
     if any("overall" in cell for cell in cells):
@@ -39,7 +38,7 @@ def write(folder: str | pathlib.Path) -> pathlib.Path:
         "The same prompts and seeds in every cell: down the samplers, along the evaluations.",
         *_contact_sheet(folder, cells),
     ]
-    sections["All cells"] = [_table(cells, evaluations)]
+    sections["All cells"] = [_table(cells)]
     sections["Commands"] = [
         "Draw with the settings of a point; fill in the prompt.",
         *(report.command(command(header, cell)) for cell in _front(cells)),
@@ -177,12 +176,11 @@ def _contact_sheet(folder: pathlib.Path, cells: Sequence[Line]) -> list[Any]:
     return rows
 
 
-def _table(cells: Sequence[Line], evaluations: dict[float, Line]) -> plots.Markup:
+def _table(cells: Sequence[Line]) -> plots.Markup:
     scored = [*cells[0]["scores"], "overall"] if cells and "overall" in cells[0] else []
-    header = ["sampler", "grid", "guidance", "steps", "nfe", "GFLOP", "s/batch", "of evaluations", "rmse", *scored]
+    header = ["sampler", "grid", "guidance", "steps", "nfe", "GFLOP", "s/batch", "overhead", "rmse", *scored]
     rows = []
     for cell in cells:
-        one = evaluations[cell["guidance"]]
         rates = {name: task["rate"] for name, task in cell.get("scores", {}).items()}
         rates |= {"overall": cell["overall"]["rate"]} if rates else {}
         rows.append(
@@ -190,7 +188,7 @@ def _table(cells: Sequence[Line], evaluations: dict[float, Line]) -> plots.Marku
                 *(cell[name] for name in ("sampler", "time_grid", "guidance", "steps", "nfe")),
                 round(cell["flops"] / 1e9, 2),
                 round(cell["seconds"]["median"], 3),
-                round(cell["seconds"]["median"] / (one["seconds"] / one["nfe"] * cell["nfe"]), 3),
+                round(cell["overhead"]["median"], 3),
                 round(cell["rmse"]["value"], 4),
                 *(round(rates[name], 3) for name in scored),
             ]
