@@ -22,7 +22,7 @@ def write(folder: str | pathlib.Path) -> pathlib.Path:
     if any("overall" in cell for cell in cells):
         sections["Quality against evaluations"] = [
             "Share of pictures that show what their prompt asks for, over all tasks, with 95 % intervals. The line "
-            "joins the points that no other beats.",
+            "joins the points that no other beats; above them, their steps. Points of equal cost stand side by side.",
             _pareto(cells, lambda cell: cell["nfe"], "network evaluations per picture"),
         ]
         sections["Quality against seconds"] = [
@@ -137,6 +137,9 @@ def _front(cells: Sequence[Line]) -> list[Line]:
 
 def _pareto(cells: Sequence[Line], cost: Any, label: str) -> plots.Markup:
     scored = [cell for cell in cells if "overall" in cell]
+    costs, rates = [cost(cell) for cell in scored], [cell["overall"]["rate"] for cell in scored]
+    front = plots.pareto_front(costs, rates)
+    named = [scored[i] for i in front]
     drawn = [
         plots.Series(
             name,
@@ -144,13 +147,11 @@ def _pareto(cells: Sequence[Line], cost: Any, label: str) -> plots.Markup:
             [cell["overall"]["rate"] for cell in line],
             [cell["overall"]["low"] for cell in line],
             [cell["overall"]["high"] for cell in line],
-            labels=[str(cell["steps"]) for cell in line],
+            labels=[str(cell["steps"]) if cell in named else "" for cell in line],
             style="points",
         )
         for name, line in _series(scored).items()
     ]
-    costs, rates = [cost(cell) for cell in scored], [cell["overall"]["rate"] for cell in scored]
-    front = plots.pareto_front(costs, rates)
     frontier = plots.Series("frontier", [costs[i] for i in front], [rates[i] for i in front], style="steps")
     return plots.draw([*drawn, frontier], x_label=label, y_label="right pictures", log_x=True)
 
