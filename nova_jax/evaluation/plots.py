@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, SupportsFloat
 import numpy as np
 
 WIDTH, HEIGHT = 720, 340
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 48
+LEFT, RIGHT, TOP, BOTTOM = 84, 16, 12, 54  # room for the larger text of narrow screens
+ASIDE = 7  # pixels between points of several series at the same x
 NUM_COLOURS = 6  # of the style sheet; dashes tell further series apart
 MAX_POINTS = 800  # of a drawn line; more than pixels can show
 
@@ -92,7 +93,8 @@ def draw(
     x_axis = _axis(xs, LEFT, WIDTH - RIGHT, log_x, padding=0.0 if all(s.style != "points" for s in parts) else 0.06)
     y_axis = _axis(ys, HEIGHT - BOTTOM, TOP, log_y, padding=0.05)
     body = _frame(x_axis, y_axis, x_label, y_label)
-    body += "".join(_series(s, colour, x_axis, y_axis) for s, colour in zip(parts, _colours(parts), strict=True))
+    drawn = zip(parts, _colours(parts), _aside(parts), strict=True)
+    body += "".join(_series(s, colour, aside, x_axis, y_axis) for s, colour, aside in drawn)
     names = ", ".join(s.name for s in parts if s.name)
     title = html.escape(f"{y_label or 'values'} against {x_label or 'x'}: {names}")
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{body}</svg>'
@@ -163,16 +165,16 @@ def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> str:
         parts.append(f'<text class="tick end" x="{LEFT - 8}" y="{y + 4:.1f}">{number(tick)}</text>')
     for tick, x in zip(x_axis.ticks, x_axis.to_pixels(np.asarray(x_axis.ticks)), strict=True):
         parts.append(f'<path class="axis" d="M{x:.1f} {bottom}v5"/>')
-        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 19}">{number(tick)}</text>')
+        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 21}">{number(tick)}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
     parts.append(f'<text class="label mid" x="{(LEFT + right) / 2}" y="{HEIGHT - 8}">{escape(x_label)}</text>')
     middle = (TOP + bottom) / 2
-    parts.append(f'<text class="label mid" transform="translate(14 {middle}) rotate(-90)">{escape(y_label)}</text>')
+    parts.append(f'<text class="label mid" transform="translate(18 {middle}) rotate(-90)">{escape(y_label)}</text>')
     return "".join(parts)
 
 
-def _series(series: Series, classes: str, x_axis: Axis, y_axis: Axis) -> str:
-    x, y = x_axis.to_pixels(np.asarray(series.x)), y_axis.to_pixels(np.asarray(series.y))
+def _series(series: Series, classes: str, aside: np.ndarray, x_axis: Axis, y_axis: Axis) -> str:
+    x, y = x_axis.to_pixels(np.asarray(series.x)) + aside, y_axis.to_pixels(np.asarray(series.y))
     bounds = None
     if series.low is not None and series.high is not None:
         bounds = y_axis.to_pixels(np.asarray(series.low)), y_axis.to_pixels(np.asarray(series.high))
@@ -183,6 +185,17 @@ def _series(series: Series, classes: str, x_axis: Axis, y_axis: Axis) -> str:
         outline = np.concatenate([x, x[::-1]]), np.concatenate([bounds[0], bounds[1][::-1]])
         band = f'<path class="band {classes}" d="{_path(*outline, "line")}Z"/>'
     return f'{band}<path class="line {classes}" d="{_path(*_thin(x, y), series.style)}"/>'
+
+
+def _aside(series: Sequence[Series]) -> list[np.ndarray]:
+    """Pixels that each point moves aside, so that points of several series at the same x stand side by side."""
+    moves = [np.zeros(len(s.x)) for s in series]
+    rivals = [i for i, s in enumerate(series) if s.style == "points"]
+    for i in rivals:
+        for j, x in enumerate(np.asarray(series[i].x)):
+            here = [k for k in rivals if x in np.asarray(series[k].x)]
+            moves[i][j] = ASIDE * (here.index(i) - (len(here) - 1) / 2) if here else 0.0
+    return moves
 
 
 def _path(x: np.ndarray, y: np.ndarray, style: str) -> str:
@@ -211,7 +224,11 @@ def _points(
         exact = f"{series.name} {label}: {number(series.x[i])}, {number(series.y[i])}".strip()
         parts.append(f'<circle class="dot {classes}" cx="{x[i]:.1f}" cy="{y[i]:.1f}" r="4.5">')
         parts.append(f"<title>{escape(exact)}</title></circle>")
-        if label:
+        if label and bounds is not None and np.isfinite(bounds[1][i]):
+            parts.append(
+                f'<text class="tick note mid" x="{x[i]:.1f}" y="{bounds[1][i] - 5:.1f}">{escape(label)}</text>'
+            )
+        elif label:
             is_far_right = x[i] > WIDTH - RIGHT - 7 * len(label) - 12
             side, dx = ("end", -9) if is_far_right else ("", 9)
             parts.append(

@@ -4,6 +4,7 @@ Every cell of the grid (sampler x time grid x guidance x steps) draws the same p
 
     nfe        network evaluations per picture, guided ones counted twice         flops   nfe x those of one evaluation
     seconds    per batch, from noise to latents: median and range, compilation apart
+    overhead   seconds / (nfe x those of one evaluation, which is timed in turn with the cell's batches: `timing`)
     rmse       distance of the latents to the same model's path of 1000 steps from the same noise, first batch
     scores     GenEval's six tasks, where the run's data can judge pictures
 
@@ -16,7 +17,7 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,13 +27,14 @@ import rich.console
 import rich.progress
 
 from nova_jax import config, environment, inference, sampling
-from nova_jax.evaluation import geneval, intervals
+from nova_jax.evaluation import geneval, intervals, timing
 from nova_jax.sampling import named, time_grids
 from nova_jax.types import Conditioning
 
 RESULTS, REPORT = "results.jsonl", "report.html"
 SHOWN = 8  # pictures of each cell that are kept for the contact sheet
 REFERENCE = sampling.AdamsBashforth(order=2)  # one evaluation a step, second order
+CALLS = 16  # steps of the walk that times one evaluation: about as long as a cell's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,20 +156,14 @@ class Bench:
             path.with_suffix(".partial").rename(path)
         return np.load(path)
 
-    def evaluation(self, guidance: float, repeats: int = 20) -> dict[str, float]:
-        """Seconds and FLOPs of one evaluation of the first batch, guidance as it is."""
-        trained, (cond, null, seeds) = self.trained, self.batches[0]
-        guided = inference.guidance_of(guidance)
-
-        def evaluate(params: Any, x: jax.Array, t: jax.Array, cond: Any, null: Any, scale: jax.Array) -> Any:
-            denoise = inference.make_denoiser(trained.network, params, trained.objective, null, guided, scale, None)
-            return denoise(x, t, cond)
-
-        x = sampling.initial_noise(seeds, trained.latent_shape)
-        arguments = (trained.params, x, jnp.full(len(x), 0.5), cond, null, jnp.float32(guidance))
-        run = jax.jit(evaluate)
-        seconds = [_seconds(lambda: run(*arguments))[0] for _ in range(repeats + 1)][1:]
-        return {"seconds": float(np.median(seconds)), "nfe": 2 if guided else 1}
+    def evaluation(self, batch: int, guidance: float) -> float:
+        """Seconds of one network evaluation of a batch, from a walk of `CALLS` steps that does nothing else."""
+        trained, guided = self.trained, inference.guidance_of(guidance)
+        shape = trained.latent_shape
+        walk = inference.make_draw(trained.network, trained.objective, timing.Stay(), guided, None, shape)
+        arguments = self._arguments(batch, time_grids.uniform(CALLS), guidance)
+        seconds, sampled = timing.seconds(lambda: walk(*arguments))
+        return seconds / int(sampled.nfe)
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Draws the cell's pictures, batch by batch, and measures them."""
@@ -175,13 +171,15 @@ class Bench:
         times = time_grids.named(cell.time_grid, cell.steps, self.schedule)
         program = self.program(sampler, cell.guidance, self.room)
         padded = time_grids.pad(times, self.room)
-        seconds, latents, nfe = [], [], 0
+        seconds, overheads, latents, nfe = [], [], [], 0
         for batch in range(len(self.batches)):
+            one = self.evaluation(batch, cell.guidance)
             arguments = self._arguments(batch, padded, cell.guidance)
-            spent, sampled = _seconds(lambda arguments=arguments: program(*arguments))
+            spent, sampled = timing.seconds(lambda arguments=arguments: program(*arguments))
             seconds.append(spent)
             latents.append(np.asarray(sampled.x))
             nfe = int(sampled.nfe)
+            overheads.append(spent / (nfe * one))
             if not np.all(np.isfinite(latents[-1])):
                 settings = inference.SamplingSettings(
                     sampler=cell.sampler, num_steps=cell.steps, guidance_scale=cell.guidance, time_grid=cell.time_grid
@@ -194,7 +192,8 @@ class Bench:
         rmse, low, high = _rmse(per_sample)
         return {
             "nfe": nfe,
-            "seconds": {"median": float(np.median(seconds)), "low": min(seconds), "high": max(seconds)},
+            "seconds": timing.spread(seconds),
+            "overhead": timing.spread(overheads),
             "rmse": {"value": rmse, "low": low, "high": high, "n": len(per_sample)},
         } | self._scores(pictures)
 
@@ -271,7 +270,7 @@ def run(
     if not todo:
         return folder
     for guidance in grid.guidance:
-        _append(folder / RESULTS, {"kind": "evaluation", "guidance": guidance} | bench.evaluation(guidance))
+        bench.evaluation(0, guidance)  # compiles its walk
         bench.reference(guidance)
     with _Progress(todo, console or rich.console.Console()) as progress:
         for cell in todo:
@@ -382,12 +381,6 @@ def _digest(params: Any) -> str:
     """Tells models apart: the sums of the parameters' absolute values."""
     total = sum(float(np.abs(np.asarray(leaf, np.float64)).sum()) for leaf in jax.tree.leaves(params))
     return f"{total:.10e}"
-
-
-def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = jax.block_until_ready(call())
-    return time.perf_counter() - start, result
 
 
 def _rmse(squares: np.ndarray) -> tuple[float, float, float]:

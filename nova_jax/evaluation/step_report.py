@@ -17,13 +17,12 @@ def write(folder: str | pathlib.Path) -> pathlib.Path:
     folder = pathlib.Path(folder)
     header, lines = step_benchmark.read(folder)
     cells = [line for line in lines if line["kind"] == "cell"]
-    evaluations = {line["guidance"]: line for line in lines if line["kind"] == "evaluation"}
     grid = header["grid"]
     sections: dict[str, list[Any]] = {}
     if any("overall" in cell for cell in cells):
         sections["Quality against evaluations"] = [
             "Share of pictures that show what their prompt asks for, over all tasks, with 95 % intervals. The line "
-            "joins the points that no other beats.",
+            "joins the points that no other beats; above them, their steps. Points of equal cost stand side by side.",
             _pareto(cells, lambda cell: cell["nfe"], "network evaluations per picture"),
         ]
         sections["Quality against seconds"] = [
@@ -39,7 +38,7 @@ def write(folder: str | pathlib.Path) -> pathlib.Path:
         "The same prompts and seeds in every cell: down the samplers, along the evaluations.",
         *_contact_sheet(folder, cells),
     ]
-    sections["All cells"] = [_table(cells, evaluations)]
+    sections["All cells"] = [_table(cells)]
     sections["Commands"] = [
         "Draw with the settings of a point; fill in the prompt.",
         *(report.command(command(header, cell)) for cell in _front(cells)),
@@ -138,6 +137,9 @@ def _front(cells: Sequence[Line]) -> list[Line]:
 
 def _pareto(cells: Sequence[Line], cost: Any, label: str) -> plots.Markup:
     scored = [cell for cell in cells if "overall" in cell]
+    costs, rates = [cost(cell) for cell in scored], [cell["overall"]["rate"] for cell in scored]
+    front = plots.pareto_front(costs, rates)
+    named = [scored[i] for i in front]
     drawn = [
         plots.Series(
             name,
@@ -145,13 +147,11 @@ def _pareto(cells: Sequence[Line], cost: Any, label: str) -> plots.Markup:
             [cell["overall"]["rate"] for cell in line],
             [cell["overall"]["low"] for cell in line],
             [cell["overall"]["high"] for cell in line],
-            labels=[str(cell["steps"]) for cell in line],
+            labels=[str(cell["steps"]) if cell in named else "" for cell in line],
             style="points",
         )
         for name, line in _series(scored).items()
     ]
-    costs, rates = [cost(cell) for cell in scored], [cell["overall"]["rate"] for cell in scored]
-    front = plots.pareto_front(costs, rates)
     frontier = plots.Series("frontier", [costs[i] for i in front], [rates[i] for i in front], style="steps")
     return plots.draw([*drawn, frontier], x_label=label, y_label="right pictures", log_x=True)
 
@@ -177,12 +177,11 @@ def _contact_sheet(folder: pathlib.Path, cells: Sequence[Line]) -> list[Any]:
     return rows
 
 
-def _table(cells: Sequence[Line], evaluations: dict[float, Line]) -> plots.Markup:
+def _table(cells: Sequence[Line]) -> plots.Markup:
     scored = [*cells[0]["scores"], "overall"] if cells and "overall" in cells[0] else []
-    header = ["sampler", "grid", "guidance", "steps", "nfe", "GFLOP", "s/batch", "of evaluations", "rmse", *scored]
+    header = ["sampler", "grid", "guidance", "steps", "nfe", "GFLOP", "s/batch", "overhead", "rmse", *scored]
     rows = []
     for cell in cells:
-        one = evaluations[cell["guidance"]]
         rates = {name: task["rate"] for name, task in cell.get("scores", {}).items()}
         rates |= {"overall": cell["overall"]["rate"]} if rates else {}
         rows.append(
@@ -190,7 +189,7 @@ def _table(cells: Sequence[Line], evaluations: dict[float, Line]) -> plots.Marku
                 *(cell[name] for name in ("sampler", "time_grid", "guidance", "steps", "nfe")),
                 round(cell["flops"] / 1e9, 2),
                 round(cell["seconds"]["median"], 3),
-                round(cell["seconds"]["median"] / (one["seconds"] / one["nfe"] * cell["nfe"]), 3),
+                round(cell["overhead"]["median"], 3),
                 round(cell["rmse"]["value"], 4),
                 *(round(rates[name], 3) for name in scored),
             ]

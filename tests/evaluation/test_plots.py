@@ -102,6 +102,14 @@ def test_intervals_become_a_band_or_whiskers():
     assert plots.draw([Series("a", [0, 1], [1, 2], **bounds, style="points")]).count('class="line') == 2
 
 
+def test_points_of_several_series_at_one_x_stand_side_by_side():
+    series = [Series(name, [1, 2 + i], [0, 1], style="points") for i, name in enumerate("abc")]
+    figure = ElementTree.fromstring(plots.draw(series))
+    places = [float(dot.get("cx")) for dot in figure.iter("circle") if dot.get("cx") != "12"]
+    np.testing.assert_allclose(np.diff(places[::2]), plots.ASIDE, atol=0.06)  # x = 1
+    np.testing.assert_allclose(np.diff(places[1::2]), (places[-1] - places[2]) / 3, atol=0.1)  # x = 2, 3, 4
+
+
 def test_names_and_labels_are_escaped():
     evil = '</text><script>alert(1)</script>"'
     markup = plots.draw(
