@@ -46,14 +46,13 @@ class Trial:
     method: distillation.Method
     steps: int
     peak: float = 2e-3
-    batch_size: int = 512
+    batch_size: int = 256
     from_velocity: bool = False  # start from a network that has learnt the teacher's velocity
 
 
 UNIFORM_PAIRS = distillation.AnyPair(time_sampling=time_sampling.Uniform(), same_share=0.25, full_share=0.05)
 TO_DATA = distillation.ToData(time_sampling=time_sampling.Uniform(), full_share=0.05)
 TRIALS: dict[str, Trial] = {
-    "guidance": Trial(method=distillation.GuidanceDistillation(), steps=5_000),
     "progressive": Trial(method=distillation.Progressive(first_steps=32, stage_length=3_000), steps=18_000),
     "shortcut": Trial(method=distillation.Shortcut(), steps=20_000),
     "shortcut_data": Trial(method=distillation.Shortcut(source="data"), steps=20_000),

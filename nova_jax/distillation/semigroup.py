@@ -107,13 +107,13 @@ class Progressive(method.Method):
             u = flow_map.average_velocity(networks.student, params, x_t, t, t - h, cond)
             return method.mean_square(u - target).mean(), {"stage": stage.astype(jnp.float32)}
 
-        def remember(state: TrainState) -> dict[str, Any]:
-            ends = (state.step % self.stage_length == 0) & (state.step < self.num_stages * self.stage_length)
-            previous = jax.tree.map(lambda a, b: jnp.where(ends, a, b), state.ema, state.extra["previous"])
-            return {**state.extra, "previous": previous}
+        def prepare(state: TrainState) -> TrainState:
+            begins = (state.step % self.stage_length == 0) & (state.step < self.num_stages * self.stage_length)
+            previous = jax.tree.map(lambda a, b: jnp.where(begins, a, b), state.ema, state.extra["previous"])
+            return state._replace(extra={**state.extra, "previous": previous})
 
         return steps.make_step_with_memory(
-            loss, optimizer, ema_decay=ema_decay, accumulate=accumulate, seed=seed, remember=remember
+            loss, optimizer, ema_decay=ema_decay, accumulate=accumulate, seed=seed, prepare=prepare
         )
 
 

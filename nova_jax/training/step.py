@@ -138,7 +138,7 @@ def make_step_with_memory(
     ema_decay: float = 0.9999,
     accumulate: int = 1,
     seed: int = 0,
-    remember: Callable[[TrainState], Any] | None = None,
+    prepare: Callable[[TrainState], TrainState] | None = None,
 ) -> TrainStep:
     """Like `make_step`, for a loss that also reads the rest of the state: a teacher, the average, the step.
 
@@ -148,13 +148,14 @@ def make_step_with_memory(
         ema_decay: as in `make_step`.
         accumulate: as in `make_step`.
         seed: as in `make_step`.
-        remember: makes the next `extra` of the updated state; None keeps it.
+        prepare: what happens to the state before the step, such as a change of teacher; None: nothing.
     """
     check(ema_decay, accumulate)
     transform = optimizer.make()
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        state = state if prepare is None else prepare(state)
         params, opt_state, metrics = descend(
             lambda params, batch, key: loss(params, state, batch, key),
             state.params,
@@ -166,8 +167,6 @@ def make_step_with_memory(
         )
         ema = update_ema(state.ema, params, state.step, ema_decay)
         new = state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-        if remember is not None:
-            new = new._replace(extra=remember(new))
         return commit(state, new, {**metrics, "learning_rate": optimizer.learning_rate(state.step)})
 
     return jax.jit(step, donate_argnums=0)
