@@ -15,7 +15,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,13 +47,19 @@ class Trial:
     steps: int
     peak: float = 2e-3
     batch_size: int = 256
+    schedule: Literal["constant", "cosine"] = "cosine"
     from_velocity: bool = False  # start from a network that has learnt the teacher's velocity
 
 
 UNIFORM_PAIRS = distillation.AnyPair(time_sampling=time_sampling.Uniform(), same_share=0.25, full_share=0.05)
 TO_DATA = distillation.ToData(time_sampling=time_sampling.Uniform(), full_share=0.05)
 TRIALS: dict[str, Trial] = {
-    "progressive": Trial(method=distillation.Progressive(first_steps=32, stage_length=3_000), steps=18_000),
+    "progressive": Trial(
+        method=distillation.Progressive(first_steps=32, stage_length=3_000),
+        steps=18_000,
+        peak=1e-3,
+        schedule="constant",
+    ),
     "shortcut": Trial(method=distillation.Shortcut(), steps=20_000),
     "shortcut_data": Trial(method=distillation.Shortcut(source="data"), steps=20_000),
     "mean_flow": Trial(method=distillation.MeanFlow(pairs=UNIFORM_PAIRS), steps=20_000),
@@ -140,7 +146,7 @@ def train(trial: Trial, seed: int, scale: float = 1.0, start: Params | None = No
     if isinstance(method, distillation.Progressive):
         method = dataclasses.replace(method, stage_length=max(1, round(method.stage_length * scale)))
     key_init, key_data = jax.random.split(jax.random.key(seed))
-    adam = optimizer.AdamW(peak=trial.peak, warmup=min(100, steps // 10), schedule="cosine", total_steps=steps)
+    adam = optimizer.AdamW(peak=trial.peak, warmup=min(100, steps // 10), schedule=trial.schedule, total_steps=steps)
     params = init_params(key_init) if start is None else start
     critic = init_params(jax.random.fold_in(key_init, 1)) if start is None else start
     state = distillation.start(method, params, critic, adam)

@@ -5,8 +5,9 @@
 
 The right side is a constant; who gives it, and how h runs, makes two methods of one target:
 
-    Progressive   stages of h = 1/n, 1/(n/2), .., 1. The first one's small steps are the guided teacher's, those of each
-                  later one the averaged student's at the end of the stage before (Salimans & Ho 2022, arXiv 2202.00512)
+    Progressive   stages of h = 1/n, 1/(n/2), .., 1. The small steps of the first are the guided teacher's, those of
+                  each later one the averaged student's at the end of the stage before (Salimans & Ho 2022, arXiv
+                  2202.00512). A share of the rows repeats earlier stages, so that one student serves all of them
     Shortcut      one stage. A share of the rows learns (1) for random h = 1, 1/2, 1/4, .. from the averaged student;
                   the others learn u(x_t, t, t) from data or from the teacher (Frans et al. 2024, arXiv 2410.12557)
 
@@ -18,9 +19,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-from nova_jax.diffusion import conditioning
+from nova_jax.diffusion import conditioning, prediction
 from nova_jax.diffusion import time_sampling as time_samplings
 from nova_jax.distillation import flow_map, method
 from nova_jax.distillation.flow_map import AverageVelocity, Samples, TimesOfSamples
@@ -29,12 +30,20 @@ from nova_jax.training.optimizer import Optimizer
 from nova_jax.types import Batch, Metrics, Params, TrainState, TrainStep
 
 
-def two_small_steps(velocity: AverageVelocity, x: Samples, t: TimesOfSamples, h: TimesOfSamples) -> Samples:
-    """The right side of (1), without a gradient."""
-    middle = t - h / 2
+def two_small_steps(
+    velocity: AverageVelocity,
+    x: Samples,
+    t: TimesOfSamples,
+    h: TimesOfSamples,
+    is_known: Bool[Array, " b"] | None = None,
+) -> Samples:
+    """The right side of (1), without a gradient; where the whole step `is_known` to the velocity, its own answer."""
+    middle = t - h / 2 if is_known is None else jnp.where(is_known, t - h, t - h / 2)
     first = velocity(x, t, middle)
     second = velocity(flow_map.move(x, t, middle, first), middle, t - h)
-    return jax.lax.stop_gradient((first + second) / 2)
+    both = (first + second) / 2
+    chosen = both if is_known is None else jnp.where(prediction.right_pad(is_known, x), first, both)
+    return jax.lax.stop_gradient(chosen)
 
 
 def draw_step(key: PRNGKeyArray, h: TimesOfSamples) -> TimesOfSamples:
@@ -48,21 +57,30 @@ class Progressive(method.Method):
     """Progressive distillation: the number of steps halves from stage to stage.
 
     A step costs two evaluations of what it learns from and the gradient of one of the student. The averaged student is
-    the teacher of the next stage, so `ema_decay` should forget within a stage.
+    the teacher of the next stage, so `ema_decay` should forget within a stage, and the learning rate last to the end.
 
     Attributes:
         first_steps: n, steps of the first stage; a power of two.
         stage_length: training steps of each stage; the last one goes on to the end of the run.
+        repeated_share: rows that repeat what the student knew at the end of the stage before; 0 forgets all but h = 1.
     """
 
     first_steps: int = 32
     stage_length: int = 1000
+    repeated_share: float = 0.5
 
     def __post_init__(self) -> None:
         if self.first_steps < 1 or self.first_steps & (self.first_steps - 1) or self.stage_length < 1:
             raise ValueError(
                 f"first_steps={self.first_steps} must be a power of two and stage_length={self.stage_length} positive"
             )
+        if not 0 <= self.repeated_share < 1:
+            raise ValueError(f"repeated_share={self.repeated_share} must lie in [0, 1)")
+
+    def _draw_age(self, key: PRNGKeyArray, stage: Array, batch_size: int) -> Int[Array, " b"]:
+        """How many stages ago each row's step was new: 0, or evenly 1 .. stage in a share of the rows."""
+        u = time_samplings.stratified(key, (batch_size,)) / max(self.repeated_share, 1e-6)
+        return jnp.where(u < 1, jnp.ceil(u * stage), 0).astype(jnp.int32)
 
     @property
     def num_stages(self) -> int:
@@ -75,7 +93,7 @@ class Progressive(method.Method):
 
     @property
     def trained_steps(self) -> tuple[int, ...]:  # noqa: D102
-        return tuple(1 << i for i in range(self.num_stages))
+        return tuple(1 << i for i in range(self.num_stages)) if self.repeated_share else (1,)
 
     def memory(self, params: Params, teacher: Params | None) -> dict[str, Any]:  # noqa: D102
         return {"teacher": teacher, "previous": params}
@@ -84,9 +102,10 @@ class Progressive(method.Method):
         self, networks: method.Networks, optimizer: Optimizer, *, ema_decay: float, accumulate: int = 1, seed: int = 0
     ) -> TrainStep:
         def loss(params: Params, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Metrics]:
-            key_time, key_noise, key_scale = jax.random.split(key, 3)
+            key_size, key_time, key_noise, key_scale = jax.random.split(key, 4)
             stage = jnp.minimum(state.step // self.stage_length, self.num_stages - 1)
-            h = jnp.full(batch.x0.shape[:1], 2.0**stage / self.first_steps)
+            age = self._draw_age(key_size, stage, batch.x0.shape[0])
+            h = 2.0 ** (stage - age) / self.first_steps
             t = draw_step(key_time, h)
             x_t, _ = method.noised(batch.x0, t, key_noise)
             scale = self.guidance.draw(key_scale, batch.x0.shape[0])
@@ -102,7 +121,7 @@ class Progressive(method.Method):
             target = jax.lax.cond(
                 stage == 0,
                 lambda: two_small_steps(of_teacher, x_t, t, h),
-                lambda: two_small_steps(of_previous, x_t, t, h),
+                lambda: two_small_steps(of_previous, x_t, t, h, is_known=age > 0),
             )
             u = flow_map.average_velocity(networks.student, params, x_t, t, t - h, cond)
             return method.mean_square(u - target).mean(), {"stage": stage.astype(jnp.float32)}
