@@ -1,4 +1,4 @@
-"""What a distillation step costs beside the flow-matching step of the same network: FLOPs and memory, as XLA counts them.
+"""What a distillation step costs beside the flow-matching step of the same network: FLOPs and memory by XLA's count.
 
     python -m experiments.bench_distill_step PATH               writes the figures as JSON to PATH
     python -m experiments.bench_distill_step PATH 12 512 16     depth, width and batch size

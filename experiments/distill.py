@@ -33,6 +33,7 @@ class Preset:
     peak: float = 3e-3
 
 
+DEFAULT_METHOD = "consistency"
 METHODS: dict[str, Preset] = {
     "guidance": Preset(method=distillation.GuidanceDistillation(guidance=GUIDANCE)),
     "progressive": Preset(method=distillation.Progressive(guidance=GUIDANCE, first_steps=16, stage_length=300)),
@@ -95,7 +96,7 @@ def _steps(method: distillation.Method) -> int:
 
 def split_arguments(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     """`teacher=` and `method=`, which choose the config, and the overrides that change it."""
-    chosen = {"teacher": "runs/quickstart", "method": "mean_flow"}
+    chosen = {"teacher": "runs/quickstart", "method": DEFAULT_METHOD}
     rest = []
     for text in arguments:
         name, _, value = text.partition("=")
