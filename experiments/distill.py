@@ -71,7 +71,7 @@ def make_config(teacher: str, method: str) -> experiment.TrainConfig:
     model, data, preview = (configs.from_dict(saved[key], packages) for key in ("model", "data", "preview"))
     preset = METHODS[method]
     student = inference.SamplingSettings(
-        sampler=preset.method.sampler, num_steps=_steps(preset.method), guidance_scale=1
+        sampler=preset.method.sampler, num_steps=_steps(preset.method), guidance_scale=1.0
     )
     return experiment.TrainConfig(
         name="distill",

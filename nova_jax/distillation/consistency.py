@@ -36,14 +36,14 @@ class DiscreteConsistency(method.Method):
     Attributes:
         num_intervals: n.
         solver: of the teacher's step; Heun's costs twice.
-        target: who gives f(x_s, s): the average of the student, or the student.
+        target: who gives f(x_s, s): the student, or its average, which passes news along the chain more slowly.
         huber: c of (2); large: half the squared error over c.
     """
 
     sampler: str = "renoise"
     num_intervals: int = 64
     solver: Literal["euler", "heun"] = "heun"
-    target: Literal["ema", "student"] = "ema"
+    target: Literal["student", "ema"] = "student"
     huber: float = 0.03
 
     def __post_init__(self) -> None:
