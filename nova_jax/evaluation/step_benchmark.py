@@ -33,7 +33,20 @@ from nova_jax.evaluation.step_drawing import REFERENCE, Bench
 from nova_jax.evaluation.step_grid import TEACHER, Cell, Grid, cells, student_cells, student_name
 from nova_jax.sampling import named
 
-__all__ = ["REFERENCE", "REPORT", "RESULTS", "TEACHER", "Bench", "Cell", "Grid", "cell_of", "cells", "read", "run"]
+__all__ = [
+    "REFERENCE",
+    "REPORT",
+    "RESULTS",
+    "TEACHER",
+    "Bench",
+    "Cell",
+    "Grid",
+    "cell_of",
+    "cells",
+    "check_student",
+    "read",
+    "run",
+]
 
 RESULTS, REPORT = "results.jsonl", "report.html"
 
@@ -121,12 +134,12 @@ def _load(run_dir: pathlib.Path, grid: Grid) -> dict[str, inference.TextToImage]
     models = {TEACHER: trained}
     for folder in grid.students:
         student = inference.load_run(folder)
-        _check_student(folder, student, trained)
+        check_student(folder, student, trained)
         models[student_name(folder)] = student
     return models
 
 
-def _check_student(folder: str, student: inference.TextToImage, trained: inference.TextToImage) -> None:
+def check_student(folder: str, student: inference.TextToImage, trained: inference.TextToImage) -> None:
     """Refuses a run whose latents cannot be held against those of the teacher.
 
     Raises:
