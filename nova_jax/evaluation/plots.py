@@ -242,7 +242,7 @@ def _mark(series: Series, classes: str, x: float, y: float, title: str = "") -> 
     """A dot, or the diamond of a series that is set apart."""
     if series.is_set_apart:
         return f'<path class="dot {classes}" d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6Z">{title}</path>'
-    return f'<circle class="dot {classes}" cx="{x:.1f}" cy="{y:.1f}" r="4.5">{title}</circle>'
+    return f'<circle class="dot {classes}" cx="{round(x, 1):g}" cy="{round(y, 1):g}" r="4.5">{title}</circle>'
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -273,7 +273,7 @@ def _legend(series: Sequence[Series]) -> str:
         if s.name and s.style != "faint":
             dash = " dashed" if s.is_set_apart and "dashed" not in colour else ""
             line = f'<path class="line {colour}{dash}" d="M1 6H23"/>'
-            mark = _mark(s, colour, 12, 6) if s.style == "points" else line
+            mark = _mark(s, colour, 12.0, 6.0) if s.style == "points" else line
             key = f'<svg class="key" viewBox="0 0 24 12" aria-hidden="true">{mark}</svg>'
             keys.append(f"<li>{key}{escape(s.name)}</li>")
     return f'<ul class="legend">{"".join(keys)}</ul>' if len(keys) > 1 else ""

@@ -251,14 +251,14 @@ def _resume(path: pathlib.Path, header: dict[str, Any]) -> set[str]:
         _append(path, header)
         return set()
     found, lines = read(path.parent)
-    for part, what in {"digest": "model", "students": "students", "grid": "grid"}.items():
+    for part, what in {"digest": "another model", "students": "other students", "grid": "another grid"}.items():
         there = found.get(part, {})
         if part == "grid":  # fields that older results lack, and the class that they name
             there = json.loads(json.dumps(dataclasses.asdict(Grid()))) | there
             there.pop("_class_name", None)
         if there != header[part]:
             raise ValueError(
-                f"{path} holds results of another {what}: choose another folder, or delete it\n  there: {there}\n"
+                f"{path} holds results of {what}: choose another folder, or delete it\n  there: {there}\n"
                 f"  now:   {header[part]}"
             )
     path.write_text("".join(json.dumps(line) + "\n" for line in (found, *lines)), encoding="utf-8")

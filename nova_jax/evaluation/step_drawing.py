@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nova_jax import inference, sampling
-from nova_jax.evaluation import geneval, intervals, timing
-from nova_jax.evaluation.step_grid import TEACHER, Cell, Grid, reads_guidance
+from nova_jax.evaluation import geneval, intervals, step_grid, timing
+from nova_jax.evaluation.step_grid import Cell, Grid
 from nova_jax.sampling import named, time_grids
 from nova_jax.types import Conditioning, Sampled
 
@@ -83,7 +83,12 @@ class Bench:
         return [(*inference.encode(trained, self.prompts[part]), self.seeds[part]) for part in slices]
 
     def program(
-        self, sampler: sampling.Sampler, guidance: float, room: int, model: str = TEACHER, interval: Interval = None
+        self,
+        sampler: sampling.Sampler,
+        guidance: float,
+        room: int,
+        model: str = step_grid.TEACHER,
+        interval: Interval = None,
     ) -> Any:
         """The compiled walk: one for all times and scales, and for all models of one network.
 
@@ -102,7 +107,7 @@ class Bench:
             jax.block_until_ready(self.programs[key](*self.arguments(0, warm, guidance, model)))
         return self.programs[key]
 
-    def arguments(self, batch: int, times: Any, guidance: float, model: str = TEACHER) -> tuple:
+    def arguments(self, batch: int, times: Any, guidance: float, model: str = step_grid.TEACHER) -> tuple:
         """What a program of this model is called with."""
         cond, null, seeds = self.batches[model][batch]
         times = jnp.asarray(times, jnp.float32)
@@ -110,11 +115,11 @@ class Bench:
 
     def target(self, cell: Cell) -> tuple[float, Interval]:
         """Guidance of the teacher's path that the cell aims at: its own, or what is distilled into the student."""
-        if cell.model == TEACHER:
+        if cell.model == step_grid.TEACHER:
             return cell.guidance, None
         student = self.models[cell.model]
         distilled = student.objective.guidance
-        return cell.guidance if reads_guidance(student) else distilled.scale, distilled.interval
+        return cell.guidance if step_grid.reads_guidance(student) else distilled.scale, distilled.interval
 
     def reference(self, guidance: float, interval: Interval = None) -> np.ndarray:
         """Where the teacher's fine path of the first batch ends; kept in the folder."""
@@ -129,7 +134,7 @@ class Bench:
             path.with_suffix(".partial").rename(path)
         return np.load(path)
 
-    def evaluation(self, batch: int, guidance: float, model: str = TEACHER) -> float:
+    def evaluation(self, batch: int, guidance: float, model: str = step_grid.TEACHER) -> float:
         """Seconds of one network evaluation of a batch, from a walk of `CALLS` steps that does nothing else."""
         trained, guided = self.models[model], inference.guidance_of(guidance)
         asked = Asked(trained.objective.schedule, trained.objective.prediction)
@@ -196,7 +201,7 @@ class Bench:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents as uint8 pictures."""
-        trained = self.models[TEACHER]
+        trained = self.models[step_grid.TEACHER]
         return np.asarray(inference.make_decode(trained.codec)(trained.codec_params, latents))
 
     def _scores(self, pictures: np.ndarray) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nova_jax.evaluation import intervals, plots, report, step_benchmark
-from nova_jax.evaluation.step_benchmark import TEACHER
 
 Line = dict[str, Any]
 Number = float | int
@@ -22,6 +21,7 @@ def write(folder: str | pathlib.Path) -> pathlib.Path:
     header, lines = step_benchmark.read(folder)
     cells = [line for line in lines if line["kind"] == "cell"]
     models = [line for line in lines if line["kind"] == "model"]
+    students = header.get("students", {})
     sections = _plots(header, cells)
     sections["Contact sheet"] = [
         "The same prompts and seeds in every cell: down the samplers and students, along the evaluations.",
@@ -44,7 +44,7 @@ def write(folder: str | pathlib.Path) -> pathlib.Path:
     document = report.page(
         f"Step benchmark: {header['model']}",
         sections,
-        subtitle=f"{header['parameters']:,} parameters, {len(cells)} cells, {len(header.get('students', {}))} students",
+        subtitle=f"{header['parameters']:,} parameters, {len(cells)} cells, students: {', '.join(students) or 'none'}",
     )
     report.write(folder / step_benchmark.REPORT, document)
     return folder / step_benchmark.REPORT
@@ -84,7 +84,7 @@ def _plots(header: Line, cells: Sequence[Line]) -> dict[str, list[Any]]:
 def command(header: Line, cell: Line) -> str:
     """How to draw with a cell's settings."""
     model = step_benchmark.cell_of(cell).model
-    run = header["run"] if model == TEACHER else header["students"][model]["run"]
+    run = header["run"] if model == step_benchmark.TEACHER else header["students"][model]["run"]
     return (
         f'nova generate --run {run} "PROMPT" --sampler {cell["sampler"]} --num-steps {cell["steps"]} '
         f"--guidance-scale {cell['guidance']:g} --time-grid {cell['time_grid']}"
@@ -166,7 +166,7 @@ def _series(cells: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def _is_student(cell: Line) -> bool:
-    return step_benchmark.cell_of(cell).model != TEACHER
+    return step_benchmark.cell_of(cell).model != step_benchmark.TEACHER
 
 
 def _front(cells: Sequence[Line]) -> list[Line]:

@@ -12,11 +12,10 @@ import rich.console
 from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.scenes import scoring, world
-from nova_jax import cli, experiment, inference, sampling
+from nova_jax import cli, inference, sampling
 from nova_jax.evaluation import intervals, step_benchmark, step_report
 from nova_jax.parallel import mesh as meshes
 from nova_jax.sampling import named
-from tests import tiny_run
 
 GRID = step_benchmark.Grid(
     samplers=("euler", "heun"),
@@ -28,11 +27,6 @@ GRID = step_benchmark.Grid(
     diversity_prompts=2,
     diversity_seeds=2,
 )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return experiment.run(tiny_run.make_config(tmp_path_factory.mktemp("bench"))).directory
 
 
 @pytest.fixture(scope="module")

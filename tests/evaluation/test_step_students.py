@@ -19,11 +19,6 @@ TEACHER = step_benchmark.TEACHER
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return experiment.run(tiny_run.make_config(tmp_path_factory.mktemp("teacher"))).directory
-
-
-@pytest.fixture(scope="module")
 def student(trained):
     """One step at a rate of nothing: the teacher's own network, which now reads a second time."""
     still = AdamW(peak=1e-30, warmup=1)
@@ -117,7 +112,7 @@ def test_a_killed_benchmark_of_students_goes_on_and_refuses_other_students(bench
     header = json.loads(whole[0])
     header["students"]["twin"]["digest"] = "another"
     path.write_text("\n".join([json.dumps(header), *whole[1:]]) + "\n")
-    with pytest.raises(ValueError, match="results of another students"):
+    with pytest.raises(ValueError, match="results of other students"):
         run(trained, make_grid(student, twin), folder)
 
 
