@@ -81,7 +81,6 @@ def run(
     run_dir = pathlib.Path(run_dir)
     folder = pathlib.Path(folder) if folder else run_dir / "bench"
     models = _load(run_dir, grid)
-    trained = models[TEACHER]
     points = [*cells(grid), *(cell for name in list(models)[1:] for cell in student_cells(name, models[name], grid))]
     saved = _saved(run_dir)["config"]
     scorer = _scorer(saved["data"], grid.pictures)
@@ -89,22 +88,7 @@ def run(
         grid = dataclasses.replace(grid, prompts=tuple(saved["preview"]["prompts"]))
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(models, grid, folder, scorer)
-    header = {
-        "kind": "header",
-        "run": str(run_dir),
-        "model": saved["name"],
-        "parameters": _size(trained.params),
-        "digest": _digest(trained.params),
-        "students": {
-            student_name(student): {"run": student, "digest": _digest(models[student_name(student)].params)}
-            for student in grid.students
-        },
-        "grid": json.loads(json.dumps(dataclasses.asdict(grid))),
-        "flops_per_evaluation": _flops(trained),
-        "environment": environment.describe(),
-        "command": command,
-    }
-    done = _resume(folder / RESULTS, header)
+    done = _resume(folder / RESULTS, _header(models, run_dir, grid, command))
     for line in _training(models, run_dir, grid):
         if line["name"] not in done:
             _append(folder / RESULTS, line)
@@ -112,6 +96,26 @@ def run(
     if todo:
         _measure(bench, todo, folder / RESULTS, console or rich.console.Console())
     return folder
+
+
+def _header(
+    models: Mapping[str, inference.TextToImage], run_dir: pathlib.Path, grid: Grid, command: str
+) -> dict[str, Any]:
+    """What all results of a folder have in common; `_resume` compares it."""
+    trained = models[TEACHER]
+    folders = {student_name(folder): folder for folder in grid.students}
+    return {
+        "kind": "header",
+        "run": str(run_dir),
+        "model": _saved(run_dir)["config"]["name"],
+        "parameters": _size(trained.params),
+        "digest": _digest(trained.params),
+        "students": {name: {"run": run, "digest": _digest(models[name].params)} for name, run in folders.items()},
+        "grid": json.loads(json.dumps(dataclasses.asdict(grid))),
+        "flops_per_evaluation": _flops(trained),
+        "environment": environment.describe(),
+        "command": command,
+    }
 
 
 def _measure(bench: Bench, todo: list[Cell], path: pathlib.Path, console: rich.console.Console) -> None:
