@@ -61,7 +61,7 @@ class Generate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Compare samplers, step counts, time grids and guidance on a trained run: quality, evaluations, seconds."""
+    """Compare samplers, steps, time grids, guidance and students of a trained run: quality, evaluations, seconds."""
 
     run: pathlib.Path
     """The run folder of a trained text-to-image experiment."""
@@ -79,12 +79,16 @@ class Bench:
     """Pictures to draw in each cell."""
     batch_size: int = 64
     """Pictures at once."""
+    students: tuple[str, ...] = ()
+    """Run folders of few-step students of the run, to hold against it."""
+    student_steps: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of steps of the students, as far as they have learnt them."""
 
     def execute(self) -> None:
         """Measures what is not measured yet, writes the report and prints its path."""
         from nova_jax.evaluation import step_benchmark, step_report
 
-        names = ("samplers", "steps", "time_grids", "guidance", "pictures", "batch_size")
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("run", "out")]
         grid = step_benchmark.Grid(**{name: getattr(self, name) for name in names})
         folder = step_benchmark.run(self.run, grid, self.out, command=" ".join(["nova", *sys.argv[1:]]))
         print(step_report.write(folder))

@@ -65,6 +65,7 @@ class TextToImage(NamedTuple):
     codec_params: Params
     latent_shape: tuple[int, int, int, int]  # f h w c
     text_length: int
+    step: int = 0  # training steps behind the parameters
 
 
 def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TextToImage:
@@ -80,7 +81,7 @@ def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TextToImag
     saved = json.loads((run_dir / "config.json").read_text())
     if "text_length" not in saved["data"]:
         raise ValueError(f"{run_dir} trained {saved['config']['name']!r}, which is not a text-to-image run")
-    _, params = checkpoint.read_ema(run_dir / "checkpoints", step=step)
+    step, params = checkpoint.read_ema(run_dir / "checkpoints", step=step)
     codec, codec_params = weights.load(run_dir / CODEC_FOLDER)
     return TextToImage(
         network=config.from_dict(saved["config"]["model"]),
@@ -90,6 +91,7 @@ def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TextToImag
         codec_params=codec_params,
         latent_shape=tuple(saved["data"]["latent_shape"]),
         text_length=saved["data"]["text_length"],
+        step=step,
     )
 
 

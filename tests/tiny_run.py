@@ -1,10 +1,13 @@
 """The smallest run from scenes to pictures: seconds to train, nothing learnt."""
 
+import dataclasses
+import pathlib
+
 import jax
 
 from data_pipelines import streams
 from data_pipelines.scenes import source
-from nova_jax import experiment, weights
+from nova_jax import distillation, experiment, weights
 from nova_jax.diffusion import FlowMatching
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import ByteTextEncoder
@@ -44,4 +47,20 @@ def make_config(folder) -> experiment.TrainConfig:
         checkpoint_every=2,
         preview=experiment.Preview(every=4, prompts=("a red circle",)),
         run_dir=str(folder / "run"),
+    )
+
+
+def make_student_config(teacher: pathlib.Path, run_dir: pathlib.Path, **changes) -> experiment.TrainConfig:
+    """A student of the trained tiny run, which lies beside its autoencoder."""
+    config = make_config(teacher.parent)
+    student = dataclasses.replace(config.model, dit=dataclasses.replace(config.model.dit, has_second_time=True))
+    return dataclasses.replace(
+        config,
+        name="tiny_student",
+        model=student,
+        objective=distillation.Shortcut(max_steps=8),
+        preview=None,
+        run_dir=str(run_dir),
+        teacher=str(teacher),
+        **changes,
     )

@@ -1,4 +1,4 @@
-"""Confidence intervals for rates.
+"""Confidence intervals for rates, and for root mean squares.
 
 Wilson's score interval (E. B. Wilson 1927, "Probable inference, the law of succession, and statistical inference"): the
 rates whose z-test does not reject the observed k of n,
@@ -10,6 +10,10 @@ It stays inside [0, 1] and keeps its coverage at rates near 0 and 1, where k/n -
 
 import math
 import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import special
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -39,3 +43,15 @@ def difference(first: tuple[float, float, float], second: tuple[float, float, fl
     below = ((q - q_low) ** 2 + (p_high - p) ** 2) ** 0.5
     above = ((q_high - q) ** 2 + (p - p_low) ** 2) ** 0.5
     return q - p - below, q - p + above
+
+
+def root_mean(squares: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """The root of a mean of squares with its 95 % interval, {value, low, high, n}, from the spread between them.
+
+    Student's t over the squares, then the root; the lower end is never below 0, and one square has no interval.
+    """
+    values = np.asarray(squares, np.float64)
+    n, mean = len(values), float(values.mean())
+    wide = float(special.stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+    low, high = max(mean - wide, 0.0), mean + wide
+    return {"value": math.sqrt(mean), "low": math.sqrt(low), "high": math.sqrt(high), "n": n}

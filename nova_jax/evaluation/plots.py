@@ -36,6 +36,7 @@ class Series(NamedTuple):
     high: Values | None = None
     labels: Sequence[str] = ()  # written beside points
     style: Literal["line", "faint", "points", "steps"] = "line"
+    is_set_apart: bool = False  # diamonds instead of dots, dashes instead of a line
 
 
 class Axis(NamedTuple):
@@ -184,7 +185,8 @@ def _series(series: Series, classes: str, aside: np.ndarray, x_axis: Axis, y_axi
     if bounds is not None:
         outline = np.concatenate([x, x[::-1]]), np.concatenate([bounds[0], bounds[1][::-1]])
         band = f'<path class="band {classes}" d="{_path(*outline, "line")}Z"/>'
-    return f'{band}<path class="line {classes}" d="{_path(*_thin(x, y), series.style)}"/>'
+    dash = " dashed" if series.is_set_apart and "dashed" not in classes else ""
+    return f'{band}<path class="line {classes}{dash}" d="{_path(*_thin(x, y), series.style)}"/>'
 
 
 def _aside(series: Sequence[Series]) -> list[np.ndarray]:
@@ -222,8 +224,7 @@ def _points(
             parts.append(f'<path class="line {classes}" d="M{x[i]:.1f} {bounds[0][i]:.1f}V{bounds[1][i]:.1f}"/>')
         label = series.labels[i] if i < len(series.labels) else ""
         exact = f"{series.name} {label}: {number(series.x[i])}, {number(series.y[i])}".strip()
-        parts.append(f'<circle class="dot {classes}" cx="{x[i]:.1f}" cy="{y[i]:.1f}" r="4.5">')
-        parts.append(f"<title>{escape(exact)}</title></circle>")
+        parts.append(_mark(series, classes, x[i], y[i], f"<title>{escape(exact)}</title>"))
         if label and bounds is not None and np.isfinite(bounds[1][i]):
             parts.append(
                 f'<text class="tick note mid" x="{x[i]:.1f}" y="{bounds[1][i] - 5:.1f}">{escape(label)}</text>'
@@ -235,6 +236,13 @@ def _points(
                 f'<text class="tick note {side}" x="{x[i] + dx:.1f}" y="{y[i] - 6:.1f}">{escape(label)}</text>'
             )
     return "".join(parts)
+
+
+def _mark(series: Series, classes: str, x: float, y: float, title: str = "") -> str:
+    """A dot, or the diamond of a series that is set apart."""
+    if series.is_set_apart:
+        return f'<path class="dot {classes}" d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6Z">{title}</path>'
+    return f'<circle class="dot {classes}" cx="{round(x, 1):g}" cy="{round(y, 1):g}" r="4.5">{title}</circle>'
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -263,11 +271,9 @@ def _legend(series: Sequence[Series]) -> str:
     keys = []
     for s, colour in zip(series, _colours(series), strict=True):
         if s.name and s.style != "faint":
-            dot, line = (
-                f'<circle class="dot {colour}" cx="12" cy="6" r="4.5"/>',
-                f'<path class="line {colour}" d="M1 6H23"/>',
-            )
-            mark = dot if s.style == "points" else line
+            dash = " dashed" if s.is_set_apart and "dashed" not in colour else ""
+            line = f'<path class="line {colour}{dash}" d="M1 6H23"/>'
+            mark = _mark(s, colour, 12.0, 6.0) if s.style == "points" else line
             key = f'<svg class="key" viewBox="0 0 24 12" aria-hidden="true">{mark}</svg>'
             keys.append(f"<li>{key}{escape(s.name)}</li>")
     return f'<ul class="legend">{"".join(keys)}</ul>' if len(keys) > 1 else ""

@@ -1,223 +1,54 @@
-"""How many steps are enough: quality against evaluations against seconds, for samplers, time grids and guidance.
+"""How many steps are enough: quality against evaluations against seconds, for samplers, time grids, guidance, students.
 
-Every cell of the grid (sampler x time grid x guidance x steps) draws the same pictures from the same noise and says
+Every cell draws the same pictures from the same noise: those of a trained run (sampler x time grid x guidance x steps)
+and those of its few-step students (steps that they have learnt). It says
 
     nfe        network evaluations per picture, guided ones counted twice         flops   nfe x those of one evaluation
     seconds    per batch, from noise to latents: median and range, compilation apart
     overhead   seconds / (nfe x those of one evaluation, which is timed in turn with the cell's batches: `timing`)
-    rmse       distance of the latents to the same model's path of 1000 steps from the same noise, first batch
+    rmse       distance of the latents to the run's own path of 1000 steps from the same noise: `step_drawing`
+    diversity  how far the latents of one prompt differ from seed to seed: `step_drawing`
     scores     GenEval's six tasks, where the run's data can judge pictures
 
-The number of steps is data, so each sampler compiles once for all its step counts and time grids. Results are lines of
-results.jsonl; a benchmark that was killed goes on where it stopped.
+and, in a line of its own for each model, what its training cost. The number of steps is data, so each sampler compiles
+once for all its step counts and time grids, and for all models of one network. Results are lines of results.jsonl; a
+benchmark that was killed goes on where it stopped.
 """
 
 import dataclasses
-import itertools
 import json
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
 
-from nova_jax import config, environment, inference, sampling
-from nova_jax.evaluation import geneval, intervals, timing
-from nova_jax.sampling import named, time_grids
-from nova_jax.types import Conditioning
+from nova_jax import config, distillation, environment, inference
+from nova_jax.evaluation import geneval
+from nova_jax.evaluation.step_drawing import REFERENCE, Bench
+from nova_jax.evaluation.step_grid import TEACHER, Cell, Grid, cells, student_cells, student_name
+from nova_jax.sampling import named
+
+__all__ = [
+    "REFERENCE",
+    "REPORT",
+    "RESULTS",
+    "TEACHER",
+    "Bench",
+    "Cell",
+    "Grid",
+    "cell_of",
+    "cells",
+    "check_student",
+    "read",
+    "run",
+]
 
 RESULTS, REPORT = "results.jsonl", "report.html"
-SHOWN = 8  # pictures of each cell that are kept for the contact sheet
-REFERENCE = sampling.AdamsBashforth(order=2)  # one evaluation a step, second order
-CALLS = 16  # steps of the walk that times one evaluation: about as long as a cell's
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid:
-    """What to compare.
-
-    Attributes:
-        samplers: Names of `sampling.named.SAMPLERS`.
-        steps: Numbers of steps.
-        time_grids: Names that `time_grids.named` knows; "{num_steps}" in the path of a fitted grid is filled in.
-        guidance: Scales of classifier-free guidance.
-        pictures: To draw in each cell; rounded to whole batches.
-        batch_size: Pictures at once.
-        reference_steps: Of the path that latents are compared with.
-        prompts: What to draw where the run's data brings no prompts of its own.
-        seed: Of the first picture.
-    """
-
-    samplers: tuple[str, ...] = ("euler", "heun", "ab2", "dpmpp_2m", "unipc_2", "deis_3")
-    steps: tuple[int, ...] = (4, 8, 16, 32)
-    time_grids: tuple[str, ...] = ("uniform",)
-    guidance: tuple[float, ...] = (2.0,)
-    pictures: int = 192
-    batch_size: int = 64
-    reference_steps: int = 1000
-    prompts: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in ("samplers", "steps", "time_grids", "guidance"):
-            values = getattr(self, field)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{field} is {values}; give one or more different values")
-        for sampler, steps in itertools.product(self.samplers, self.steps):
-            named.get(sampler, steps)
-        if min(self.guidance) < 0:
-            raise ValueError(f"guidance is {self.guidance}; scales must be 0 or more (1 is no guidance)")
-        if self.pictures < 1 or self.batch_size < 1 or self.reference_steps < max(self.steps):
-            raise ValueError(
-                "pictures and batch_size must be at least 1 and reference_steps no less than the most steps, got "
-                f"{self.pictures}, {self.batch_size} and {self.reference_steps}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One point of the grid."""
-
-    sampler: str
-    time_grid: str
-    guidance: float
-    steps: int
-
-    @property
-    def key(self) -> str:
-        """A name for files and messages."""
-        return f"{self.sampler}-{self.time_grid}-g{self.guidance:g}-{self.steps}"
-
-
-def cells(grid: Grid) -> list[Cell]:
-    """All points, the cheap ones of each sampler first."""
-    product = itertools.product(grid.samplers, grid.time_grids, grid.guidance, grid.steps)
-    return [Cell(*point) for point in product]
-
-
-class Bench:
-    """A trained run on a grid: prompts, encoded conditions, compiled programs and the reference."""
-
-    def __init__(self, trained: inference.TextToImage, grid: Grid, folder: pathlib.Path, scorer: Any = None) -> None:
-        self.trained, self.grid, self.folder, self.scorer = trained, grid, folder, scorer
-        self.schedule = trained.objective.schedule
-        self.programs: dict[tuple, Any] = {}
-        self.compile_seconds = 0.0
-        prompts = [prompt.text for prompt in scorer.prompts] if scorer else list(grid.prompts)
-        if not prompts:
-            raise ValueError("the run's data brings no prompts to draw: give some")
-        # Tasks are mixed, so that the first batch holds some of each; the seed of a picture is its prompt's number.
-        self.order = np.random.default_rng(grid.seed).permutation(len(prompts))
-        count = len(prompts) if scorer else grid.pictures
-        self.order = np.resize(self.order, -(-count // grid.batch_size) * grid.batch_size)
-        self.count = count
-        self.prompts = [prompts[i] for i in self.order]
-        self.seeds = np.asarray(grid.seed + (self.order if scorer else np.arange(len(self.order))), np.uint32)
-        self.batches = [self._encode(start) for start in range(0, len(self.prompts), grid.batch_size)]
-        self.room = max(grid.steps)
-
-    def _encode(self, start: int) -> tuple[Conditioning, Conditioning, np.ndarray]:
-        stop = start + self.grid.batch_size
-        return *inference.encode(self.trained, self.prompts[start:stop]), self.seeds[start:stop]
-
-    def program(self, sampler: sampling.Sampler, guidance: float, room: int) -> Any:
-        """The compiled walk for this sampler: one for all times and scales, with and without guidance apart."""
-        guided = inference.guidance_of(guidance)
-        key = (sampler, guided, room)
-        if key not in self.programs:
-            trained = self.trained
-            draw = inference.make_draw(trained.network, trained.objective, sampler, guided, None, trained.latent_shape)
-            start = time.perf_counter()
-            self.programs[key] = draw.lower(*self._arguments(0, np.ones(room + 1), guidance)).compile()
-            self.compile_seconds += time.perf_counter() - start
-            warm = np.zeros(room + 1)
-            warm[0] = 1.0  # one step: what the first call of a program pays is not the cell's
-            jax.block_until_ready(self.programs[key](*self._arguments(0, warm, guidance)))
-        return self.programs[key]
-
-    def _arguments(self, batch: int, times: Any, guidance: float) -> tuple:
-        cond, null, seeds = self.batches[batch]
-        return self.trained.params, cond, null, seeds, jnp.asarray(times, jnp.float32), jnp.float32(guidance)
-
-    def reference(self, guidance: float) -> np.ndarray:
-        """Where a fine path of the first batch ends; kept in the folder."""
-        path = self.folder / f"reference-g{guidance:g}.npy"
-        if not path.is_file():
-            steps = self.grid.reference_steps
-            program = self.program(REFERENCE, guidance, steps)
-            latents = program(*self._arguments(0, time_grids.uniform(steps), guidance)).x
-            with path.with_suffix(".partial").open("wb") as file:
-                np.save(file, np.asarray(latents))
-            path.with_suffix(".partial").rename(path)
-        return np.load(path)
-
-    def evaluation(self, batch: int, guidance: float) -> float:
-        """Seconds of one network evaluation of a batch, from a walk of `CALLS` steps that does nothing else."""
-        trained, guided = self.trained, inference.guidance_of(guidance)
-        shape = trained.latent_shape
-        walk = inference.make_draw(trained.network, trained.objective, timing.Stay(), guided, None, shape)
-        arguments = self._arguments(batch, time_grids.uniform(CALLS), guidance)
-        seconds, sampled = timing.seconds(lambda: walk(*arguments))
-        return seconds / int(sampled.nfe)
-
-    def measure(self, cell: Cell) -> dict[str, Any]:
-        """Draws the cell's pictures, batch by batch, and measures them."""
-        sampler = named.get(cell.sampler, cell.steps)
-        times = time_grids.named(cell.time_grid, cell.steps, self.schedule)
-        program = self.program(sampler, cell.guidance, self.room)
-        padded = time_grids.pad(times, self.room)
-        seconds, overheads, latents, nfe = [], [], [], 0
-        for batch in range(len(self.batches)):
-            one = self.evaluation(batch, cell.guidance)
-            arguments = self._arguments(batch, padded, cell.guidance)
-            spent, sampled = timing.seconds(lambda arguments=arguments: program(*arguments))
-            seconds.append(spent)
-            latents.append(np.asarray(sampled.x))
-            nfe = int(sampled.nfe)
-            overheads.append(spent / (nfe * one))
-            if not np.all(np.isfinite(latents[-1])):
-                settings = inference.SamplingSettings(
-                    sampler=cell.sampler, num_steps=cell.steps, guidance_scale=cell.guidance, time_grid=cell.time_grid
-                )
-                cond, null, seeds = self.batches[batch]
-                inference.explain_nonfinite(self.trained, settings, (cond, null), seeds.tolist())
-        per_sample = np.mean((latents[0] - self.reference(cell.guidance)) ** 2, axis=tuple(range(1, latents[0].ndim)))
-        pictures = np.concatenate([self.decode(batch) for batch in latents])
-        self._keep(cell, pictures)
-        rmse, low, high = _rmse(per_sample)
-        return {
-            "nfe": nfe,
-            "seconds": timing.spread(seconds),
-            "overhead": timing.spread(overheads),
-            "rmse": {"value": rmse, "low": low, "high": high, "n": len(per_sample)},
-        } | self._scores(pictures)
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents as uint8 pictures."""
-        return np.asarray(inference.make_decode(self.trained.codec)(self.trained.codec_params, latents))
-
-    def _scores(self, pictures: np.ndarray) -> dict[str, Any]:
-        """Task scores, with the overall rate over all pictures (the tasks have equally many)."""
-        if self.scorer is None:
-            return {}
-        in_order = [np.empty(0)] * self.count
-        for place, number in enumerate(self.order[: self.count]):
-            in_order[number] = pictures[place]
-        summary: geneval.Summary = self.scorer.summarize(in_order)
-        right = round(sum(task.rate * task.n for task in summary.tasks.values()))
-        low, high = intervals.wilson(right, self.count)
-        tasks = {name: task._asdict() for name, task in summary.tasks.items()}
-        return {"scores": tasks, "overall": {"rate": right / self.count, "low": low, "high": high, "n": self.count}}
-
-    def _keep(self, cell: Cell, pictures: np.ndarray) -> None:
-        path = self.folder / "pictures" / f"{cell.key.replace('/', '_')}.npy"
-        path.parent.mkdir(exist_ok=True)
-        np.save(path, pictures[:SHOWN, 0])
 
 
 def run(
@@ -241,46 +72,119 @@ def run(
         The folder, with results.jsonl.
 
     Raises:
-        FileNotFoundError: no such run, or no checkpoint in it.
-        ValueError: results of another grid or model are already there; nothing to draw.
+        FileNotFoundError: no such run.
+        CheckpointError: no checkpoint in it.
+        ValueError: results of another grid or model are already there; nothing to draw; a student that is none, or not
+            of this run, or that has learnt none of the steps.
         FloatingPointError: a walk ended in NaN or infinity: sampler, step and time.
     """
     run_dir = pathlib.Path(run_dir)
     folder = pathlib.Path(folder) if folder else run_dir / "bench"
-    trained = inference.load_run(run_dir)
-    saved = json.loads((run_dir / "config.json").read_text())["config"]
+    models = _load(run_dir, grid)
+    points = [*cells(grid), *(cell for name in list(models)[1:] for cell in student_cells(name, models[name], grid))]
+    saved = _saved(run_dir)["config"]
     scorer = _scorer(saved["data"], grid.pictures)
     if not grid.prompts and saved.get("preview"):
         grid = dataclasses.replace(grid, prompts=tuple(saved["preview"]["prompts"]))
     folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(trained, grid, folder, scorer)
-    header = {
+    bench = Bench(models, grid, folder, scorer)
+    done = _resume(folder / RESULTS, _header(models, run_dir, grid, command))
+    for line in _training(models, run_dir, grid):
+        if line["name"] not in done:
+            _append(folder / RESULTS, line)
+    todo = [cell for cell in points if cell.key not in done]
+    if todo:
+        _measure(bench, todo, folder / RESULTS, console or rich.console.Console())
+    return folder
+
+
+def _header(
+    models: Mapping[str, inference.TextToImage], run_dir: pathlib.Path, grid: Grid, command: str
+) -> dict[str, Any]:
+    """What all results of a folder have in common; `_resume` compares it."""
+    trained = models[TEACHER]
+    folders = {student_name(folder): folder for folder in grid.students}
+    return {
         "kind": "header",
         "run": str(run_dir),
-        "model": saved["name"],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
+        "model": _saved(run_dir)["config"]["name"],
+        "parameters": _size(trained.params),
         "digest": _digest(trained.params),
-        "grid": json.loads(json.dumps(config.to_dict(grid))),
+        "students": {name: {"run": run, "digest": _digest(models[name].params)} for name, run in folders.items()},
+        "grid": json.loads(json.dumps(dataclasses.asdict(grid))),
         "flops_per_evaluation": _flops(trained),
         "environment": environment.describe(),
         "command": command,
     }
-    done = _resume(folder / RESULTS, header)
-    todo = [cell for cell in cells(grid) if cell.key not in done]
-    if not todo:
-        return folder
-    for guidance in grid.guidance:
-        bench.evaluation(0, guidance)  # compiles its walk
-        bench.reference(guidance)
-    with _Progress(todo, console or rich.console.Console()) as progress:
+
+
+def _measure(bench: Bench, todo: list[Cell], path: pathlib.Path, console: rich.console.Console) -> None:
+    """Writes a line for each cell, then one for the programs."""
+    bench.prepare(todo)
+    flops = {name: _flops(trained) for name, trained in bench.models.items()}
+    with _Progress(todo, console) as progress:
         for cell in todo:
             found = bench.measure(cell)
-            found["flops"] = found["nfe"] * header["flops_per_evaluation"]
-            _append(folder / RESULTS, {"kind": "cell"} | dataclasses.asdict(cell) | found)
+            found["flops"] = found["nfe"] * flops[cell.model]
+            _append(path, {"kind": "cell"} | dataclasses.asdict(cell) | found)
             progress.done(cell, found)
     programs = {"count": len(bench.programs), "compile_seconds": round(bench.compile_seconds, 2)}
-    _append(folder / RESULTS, {"kind": "programs"} | programs)
-    return folder
+    _append(path, {"kind": "programs"} | programs)
+
+
+def _load(run_dir: pathlib.Path, grid: Grid) -> dict[str, inference.TextToImage]:
+    """The run and its students, by name."""
+    trained = inference.load_run(run_dir)
+    models = {TEACHER: trained}
+    for folder in grid.students:
+        student = inference.load_run(folder)
+        check_student(folder, student, trained)
+        models[student_name(folder)] = student
+    return models
+
+
+def check_student(folder: str, student: inference.TextToImage, trained: inference.TextToImage) -> None:
+    """Refuses a run whose latents cannot be held against those of the teacher.
+
+    Raises:
+        ValueError: it is no student, or draws other latents.
+    """
+    if not isinstance(student.objective, distillation.Method):
+        name = type(student.objective).__name__
+        raise ValueError(f"{folder} is not a student: it was trained with {name}, not with a distillation method")
+    if student.latent_shape != trained.latent_shape:
+        raise ValueError(
+            f"the student {folder} draws latents {student.latent_shape} and the run {trained.latent_shape} (frames, "
+            "height, width, channels): give students of this run"
+        )
+    if (student.codec, _digest(student.codec_params)) != (trained.codec, _digest(trained.codec_params)):
+        raise ValueError(f"the student {folder} draws latents of another autoencoder: give students of this run")
+
+
+def _training(models: Mapping[str, inference.TextToImage], run_dir: pathlib.Path, grid: Grid) -> list[dict[str, Any]]:
+    """A line for each model: what it is and what its own training has cost so far, against the run's."""
+    folders = [str(run_dir), *grid.students]
+    lines = []
+    for (name, trained), folder in zip(models.items(), folders, strict=True):
+        per_step = float(_saved(folder)["flops_per_step"])
+        lines.append(
+            {
+                "kind": "model",
+                "name": name,
+                "run": folder,
+                "method": type(trained.objective).__name__,
+                "parameters": _size(trained.params),
+                "flops_per_evaluation": _flops(trained),
+                "training_steps": trained.step,
+                "flops_per_step": per_step,
+                "training_flops": trained.step * per_step,
+            }
+        )
+    return [line | {"teacher_trainings": line["training_flops"] / lines[0]["training_flops"]} for line in lines]
+
+
+def _saved(run_dir: str | pathlib.Path) -> dict[str, Any]:
+    return json.loads((pathlib.Path(run_dir) / "config.json").read_text())
 
 
 class _Progress:
@@ -316,7 +220,8 @@ class _Progress:
 
 def _cost(cell: Cell) -> float:
     """Evaluations of a cell, about: most solvers that take two a step are named for it by their `stages`."""
-    return float(cell.steps * named.get(cell.sampler).stages * (1 if cell.guidance in (0, 1) else 2))
+    is_single = cell.guidance in (0, 1) or cell.model != TEACHER
+    return float(cell.steps * named.get(cell.sampler).stages * (1 if is_single else 2))
 
 
 def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -345,20 +250,29 @@ def _append(path: pathlib.Path, record: dict[str, Any]) -> None:
 
 
 def _resume(path: pathlib.Path, header: dict[str, Any]) -> set[str]:
-    """The cells that are done; starts the file if there is none and mends its end if it was cut short."""
+    """Models and cells that are done; starts the file if there is none and mends its end if it was cut short."""
     if not path.is_file():
         _append(path, header)
         return set()
     found, lines = read(path.parent)
-    for part in ("digest", "grid"):
-        if found[part] != header[part]:
+    for part, what in {"digest": "another model", "students": "other students", "grid": "another grid"}.items():
+        there = found.get(part, {})
+        if part == "grid":  # fields that older results lack, and the class that they name
+            there = json.loads(json.dumps(dataclasses.asdict(Grid()))) | there
+            there.pop("_class_name", None)
+        if there != header[part]:
             raise ValueError(
-                f"{path} holds results of another {'model' if part == 'digest' else 'grid'}: choose another folder, or "
-                f"delete it\n  there: {found[part]}\n  now:   {header[part]}"
+                f"{path} holds results of {what}: choose another folder, or delete it\n  there: {there}\n"
+                f"  now:   {header[part]}"
             )
     path.write_text("".join(json.dumps(line) + "\n" for line in (found, *lines)), encoding="utf-8")
-    names = [field.name for field in dataclasses.fields(Cell)]
-    return {Cell(*(line[name] for name in names)).key for line in lines if line["kind"] == "cell"}
+    models = {line["name"] for line in lines if line["kind"] == "model"}
+    return models | {cell_of(line).key for line in lines if line["kind"] == "cell"}
+
+
+def cell_of(line: Mapping[str, Any]) -> Cell:
+    """The point that a line of kind "cell" tells of; older results, which name no model, tell of the run itself."""
+    return Cell(**{field.name: line[field.name] for field in dataclasses.fields(Cell) if field.name in line})
 
 
 def _scorer(data: dict[str, Any], pictures: int) -> Any:
@@ -377,14 +291,11 @@ def _flops(trained: inference.TextToImage) -> float:
     return float(network.flops(shape, length) - (encoder.flops(length) if encoder else 0))
 
 
+def _size(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def _digest(params: Any) -> str:
     """Tells models apart: the sums of the parameters' absolute values."""
     total = sum(float(np.abs(np.asarray(leaf, np.float64)).sum()) for leaf in jax.tree.leaves(params))
     return f"{total:.10e}"
-
-
-def _rmse(squares: np.ndarray) -> tuple[float, float, float]:
-    """The root mean square over samples and its 95 % interval, from the spread between samples."""
-    mean = float(squares.mean(dtype=np.float64))
-    spread = 1.96 * float(squares.std(ddof=1)) / np.sqrt(len(squares)) if len(squares) > 1 else 0.0
-    return float(np.sqrt(mean)), float(np.sqrt(max(mean - spread, 0.0))), float(np.sqrt(mean + spread))

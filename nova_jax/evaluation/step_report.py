@@ -1,4 +1,7 @@
-"""What a step benchmark found, as one page to read, and two benchmarks as what changed between them."""
+"""What a step benchmark found, as one page to read, and two benchmarks as what changed between them.
+
+Students are drawn with diamonds and dashes, samplers of the run itself with dots and lines.
+"""
 
 import pathlib
 from collections.abc import Sequence
@@ -13,32 +16,24 @@ Number = float | int
 
 
 def write(folder: str | pathlib.Path) -> pathlib.Path:
-    """Writes report.html beside the results: Pareto plots, contact sheet, table, commands, environment."""
+    """Writes report.html beside the results: Pareto plots, contact sheet, tables, commands, environment."""
     folder = pathlib.Path(folder)
     header, lines = step_benchmark.read(folder)
     cells = [line for line in lines if line["kind"] == "cell"]
-    grid = header["grid"]
-    sections: dict[str, list[Any]] = {}
-    if any("overall" in cell for cell in cells):
-        sections["Quality against evaluations"] = [
-            "Share of pictures that show what their prompt asks for, over all tasks, with 95 % intervals. The line "
-            "joins the points that no other beats; above them, their steps. Points of equal cost stand side by side.",
-            _pareto(cells, lambda cell: cell["nfe"], "network evaluations per picture"),
-        ]
-        sections["Quality against seconds"] = [
-            f"Seconds from noise to latents for {grid['batch_size']} pictures, median of the batches.",
-            _pareto(cells, lambda cell: cell["seconds"]["median"], "seconds per batch"),
-        ]
-    sections["Distance to the fine path"] = [
-        f"Root mean square distance of the latents to the same model's path of {grid['reference_steps']} steps from "
-        "the same noise. What it costs in quality, the scores say.",
-        _distances(cells),
-    ]
+    models = [line for line in lines if line["kind"] == "model"]
+    students = header.get("students", {})
+    sections = _plots(header, cells)
     sections["Contact sheet"] = [
-        "The same prompts and seeds in every cell: down the samplers, along the evaluations.",
+        "The same prompts and seeds in every cell: down the samplers and students, along the evaluations.",
         *_contact_sheet(folder, cells),
     ]
     sections["All cells"] = [_table(cells)]
+    if models:
+        sections["Training cost"] = [
+            "Of each model's own training so far, teacher's evaluations within it included; what a student begins "
+            "from, the trained teacher, is not counted again. One teacher training is that of the run itself.",
+            _costs(models),
+        ]
     sections["Commands"] = [
         "Draw with the settings of a point; fill in the prompt.",
         *(report.command(command(header, cell)) for cell in _front(cells)),
@@ -49,16 +44,49 @@ def write(folder: str | pathlib.Path) -> pathlib.Path:
     document = report.page(
         f"Step benchmark: {header['model']}",
         sections,
-        subtitle=f"{header['parameters']:,} parameters, {len(cells)} cells",
+        subtitle=f"{header['parameters']:,} parameters, {len(cells)} cells, students: {', '.join(students) or 'none'}",
     )
     report.write(folder / step_benchmark.REPORT, document)
     return folder / step_benchmark.REPORT
 
 
+def _plots(header: Line, cells: Sequence[Line]) -> dict[str, list[Any]]:
+    """Quality, diversity and distance, as far as the cells have them."""
+    sections: dict[str, list[Any]] = {}
+    batch_size, reference_steps = header["grid"]["batch_size"], header["grid"]["reference_steps"]
+    if any("overall" in cell for cell in cells):
+        sections["Quality against evaluations"] = [
+            "Share of pictures that show what their prompt asks for, over all tasks, with 95 % intervals. The line "
+            "joins the points that no other beats; above them, their steps. Points of equal cost stand side by side.",
+            _pareto(cells, lambda cell: cell["nfe"], "network evaluations per picture"),
+        ]
+        sections["Quality against seconds"] = [
+            f"Seconds from noise to latents for {batch_size} pictures, median of the batches.",
+            _pareto(cells, lambda cell: cell["seconds"]["median"], "seconds per batch"),
+        ]
+    if any("diversity" in cell for cell in cells):
+        sections["Diversity against evaluations"] = [
+            "Standard deviation of the latents from seed to seed of one prompt, root mean square over prompts and "
+            "elements, with 95 % intervals over prompts. A model that draws one picture per prompt falls towards 0. "
+            "Guidance lowers it too: hold a student against its teacher at the scale that is distilled into it.",
+            _diversity(cells),
+        ]
+    sections["Distance to the fine path"] = [
+        f"Root mean square distance of the latents to the run's own path of {reference_steps} steps from "
+        "the same noise; for a student, at the guidance that is distilled into it. What it costs in quality, the "
+        "scores say. A student of a flow map learns to end where that path ends. One that matches distributions "
+        "(DMD2, and joint methods) does not: its distance need not be small.",
+        _distances(cells),
+    ]
+    return sections
+
+
 def command(header: Line, cell: Line) -> str:
     """How to draw with a cell's settings."""
+    model = step_benchmark.cell_of(cell).model
+    run = header["run"] if model == step_benchmark.TEACHER else header["students"][model]["run"]
     return (
-        f'nova generate --run {header["run"]} "PROMPT" --sampler {cell["sampler"]} --num-steps {cell["steps"]} '
+        f'nova generate --run {run} "PROMPT" --sampler {cell["sampler"]} --num-steps {cell["steps"]} '
         f"--guidance-scale {cell['guidance']:g} --time-grid {cell['time_grid']}"
     )
 
@@ -76,8 +104,9 @@ class Change(NamedTuple):
 def compare(first: str | pathlib.Path, second: str | pathlib.Path) -> list[Change]:
     """What changed from one benchmark to another, cell by cell; cells that only one of them has are left out.
 
-    A score is better or worse when the interval of the difference leaves out 0, a distance when the two intervals do
-    not meet, evaluations when they are not equal. Seconds are of two moments and machines: never judged.
+    A score is better or worse when the interval of the difference leaves out 0, a distance or a diversity (more is
+    better) when the two intervals do not meet, evaluations when they are not equal. Seconds are of two moments and
+    machines: never judged.
 
     Raises:
         ValueError: they have no cell in common.
@@ -99,6 +128,10 @@ def _changes(key: str, before: Line, after: Line) -> list[Change]:
     first, second = before["rmse"], after["rmse"]
     apart = (second["low"] - first["high"], second["high"] - first["low"])
     changes.append(_judged(key, "rmse", first["value"], second["value"], *apart))
+    if "diversity" in before and "diversity" in after:
+        first, second = before["diversity"], after["diversity"]
+        apart = (first["low"] - second["high"], first["high"] - second["low"])
+        changes.append(_judged(key, "diversity", first["value"], second["value"], *apart))
     rates = {"overall": (before.get("overall"), after.get("overall"))}
     rates |= {task: (score, after.get("scores", {}).get(task)) for task, score in before.get("scores", {}).items()}
     for what, (p, q) in rates.items():
@@ -116,17 +149,24 @@ def _judged(key: str, what: str, before: Number, after: Number, least: Number, m
 
 
 def _key(cell: Line) -> str:
-    return step_benchmark.Cell(*(cell[name] for name in ("sampler", "time_grid", "guidance", "steps"))).key
+    return step_benchmark.cell_of(cell).key
 
 
 def _series(cells: Sequence[Line]) -> dict[str, list[Line]]:
-    """Cells by what is on one line of a plot: sampler, and time grid and guidance where there are several."""
-    many_grids, many_scales = (len({cell[name] for cell in cells}) > 1 for name in ("time_grid", "guidance"))
+    """Cells by what is on one line of a plot: sampler or student; time grid and guidance where it has several."""
     found: dict[str, list[Line]] = {}
-    for cell in sorted(cells, key=lambda cell: cell["nfe"]):
-        name = cell["sampler"] + many_grids * f" {cell['time_grid']}" + many_scales * f" g{cell['guidance']:g}"
-        found.setdefault(name, []).append(cell)
+    for is_student in (False, True):
+        some = [cell for cell in cells if _is_student(cell) == is_student]
+        many_grids, many_scales = (len({cell[name] for cell in some}) > 1 for name in ("time_grid", "guidance"))
+        for cell in sorted(some, key=lambda cell: cell["nfe"]):
+            name = f"{cell['model']} ({cell['sampler']})" if is_student else cell["sampler"]
+            name += many_grids * f" {cell['time_grid']}" + many_scales * f" g{cell['guidance']:g}"
+            found.setdefault(name, []).append(cell)
     return found
+
+
+def _is_student(cell: Line) -> bool:
+    return step_benchmark.cell_of(cell).model != step_benchmark.TEACHER
 
 
 def _front(cells: Sequence[Line]) -> list[Line]:
@@ -149,6 +189,7 @@ def _pareto(cells: Sequence[Line], cost: Any, label: str) -> plots.Markup:
             [cell["overall"]["high"] for cell in line],
             labels=[str(cell["steps"]) if cell in named else "" for cell in line],
             style="points",
+            is_set_apart=_is_student(line[0]),
         )
         for name, line in _series(scored).items()
     ]
@@ -156,16 +197,35 @@ def _pareto(cells: Sequence[Line], cost: Any, label: str) -> plots.Markup:
     return plots.draw([*drawn, frontier], x_label=label, y_label="right pictures", log_x=True)
 
 
+def _diversity(cells: Sequence[Line]) -> plots.Markup:
+    drawn = [
+        plots.Series(
+            name,
+            [cell["nfe"] for cell in line],
+            *([cell["diversity"][part] for cell in line] for part in ("value", "low", "high")),
+            style="points",
+            is_set_apart=_is_student(line[0]),
+        )
+        for name, line in _series([cell for cell in cells if "diversity" in cell]).items()
+    ]
+    return plots.draw(drawn, x_label="network evaluations per picture", y_label="latent deviation", log_x=True)
+
+
 def _distances(cells: Sequence[Line]) -> plots.Markup:
     lines = [
-        plots.Series(name, [cell["nfe"] for cell in line], [cell["rmse"]["value"] for cell in line])
+        plots.Series(
+            name,
+            [cell["nfe"] for cell in line],
+            [cell["rmse"]["value"] for cell in line],
+            is_set_apart=_is_student(line[0]),
+        )
         for name, line in _series(cells).items()
     ]
     return plots.draw(lines, x_label="network evaluations per picture", y_label="latent RMSE", log_x=True, log_y=True)
 
 
 def _contact_sheet(folder: pathlib.Path, cells: Sequence[Line]) -> list[Any]:
-    """One row of strips per sampler, each strip the kept pictures of a cell."""
+    """One row of strips per sampler or student, each strip the kept pictures of a cell."""
     rows: list[Any] = []
     for name, line in _series(cells).items():
         strips, captions = [], []
@@ -179,19 +239,33 @@ def _contact_sheet(folder: pathlib.Path, cells: Sequence[Line]) -> list[Any]:
 
 def _table(cells: Sequence[Line]) -> plots.Markup:
     scored = [*cells[0]["scores"], "overall"] if cells and "overall" in cells[0] else []
-    header = ["sampler", "grid", "guidance", "steps", "nfe", "GFLOP", "s/batch", "overhead", "rmse", *scored]
+    measured = ["rmse", "diversity"] if any("diversity" in cell for cell in cells) else ["rmse"]
+    settings = ["model", "sampler", "grid", "guidance", "steps", "nfe"]
     rows = []
     for cell in cells:
+        point = step_benchmark.cell_of(cell)
         rates = {name: task["rate"] for name, task in cell.get("scores", {}).items()}
         rates |= {"overall": cell["overall"]["rate"]} if rates else {}
         rows.append(
             [
-                *(cell[name] for name in ("sampler", "time_grid", "guidance", "steps", "nfe")),
+                *(point.model, point.sampler, point.time_grid, point.guidance, point.steps, cell["nfe"]),
                 round(cell["flops"] / 1e9, 2),
                 round(cell["seconds"]["median"], 3),
                 round(cell["overhead"]["median"], 3),
-                round(cell["rmse"]["value"], 4),
+                *(round(cell[name]["value"], 4) if name in cell else "" for name in measured),
                 *(round(rates[name], 3) for name in scored),
             ]
         )
+    return report.table([*settings, "GFLOP", "s/batch", "overhead", *measured, *scored], rows)
+
+
+def _costs(models: Sequence[Line]) -> plots.Markup:
+    rows = [
+        [
+            *(model["name"], model["method"], f"{model['parameters']:,}", f"{model['training_steps']:,}"),
+            *(model["flops_per_step"] / 1e9, model["training_flops"] / 1e12, model["teacher_trainings"]),
+        ]
+        for model in models
+    ]
+    header = ["model", "trained with", "parameters", "steps", "GFLOP/step", "TFLOP", "teacher trainings"]
     return report.table(header, rows)

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from nova_jax.evaluation import intervals
@@ -49,3 +50,17 @@ def test_nothing_tried_says_nothing():
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         intervals.wilson(*arguments)
+
+
+def test_root_means_of_normal_samples_are_covered_as_often_as_claimed():
+    """Means of 8 normal numbers around 9: Student's interval is exact, so 95 % of the intervals of roots hold 3."""
+    draws = np.random.default_rng(0).normal(9.0, 1.0, (4000, 8))
+    found = [intervals.root_mean(squares) for squares in draws]
+    held = np.mean([each["low"] <= 3.0 <= each["high"] for each in found])
+    assert abs(held - 0.95) < 0.011  # three standard errors
+    np.testing.assert_allclose([each["value"] for each in found], np.sqrt(draws.mean(axis=1)))
+
+
+def test_one_square_has_no_interval_and_ends_are_never_below_0():
+    assert intervals.root_mean([4.0]) == {"value": 2.0, "low": 2.0, "high": 2.0, "n": 1}
+    assert intervals.root_mean([0.0, 1.0])["low"] == 0.0

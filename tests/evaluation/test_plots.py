@@ -149,3 +149,13 @@ def test_pareto_front_holds_exactly_the_points_no_other_beats():
 )
 def test_numbers_are_short(value, text):
     assert plots.number(value) == text
+
+
+def test_a_series_set_apart_has_diamonds_and_dashes():
+    apart, other = (Series(name, [1, 2], [1, 2], is_set_apart=name == "apart") for name in ("apart", "other"))
+    lines = ElementTree.fromstring(plots.draw([apart, other])).iter("path")
+    dashed = {p.get("class") for p in lines if p.get("class", "").startswith("line")}
+    assert dashed == {"line c0 dashed", "line c1"}
+    points = ElementTree.fromstring(plots.draw([s._replace(style="points") for s in (apart, other)]))
+    assert {mark.tag for mark in points.iter() if mark.get("class") == "dot c0"} == {"path"}
+    assert {mark.tag for mark in points.iter() if mark.get("class") == "dot c1"} == {"circle"}

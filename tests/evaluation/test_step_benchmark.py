@@ -12,20 +12,21 @@ import rich.console
 from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.scenes import scoring, world
-from nova_jax import cli, experiment, inference, sampling
+from nova_jax import cli, inference, sampling
 from nova_jax.evaluation import intervals, step_benchmark, step_report
 from nova_jax.parallel import mesh as meshes
 from nova_jax.sampling import named
-from tests import tiny_run
 
 GRID = step_benchmark.Grid(
-    samplers=("euler", "heun"), steps=(1, 3), guidance=(1.0, 2.0), pictures=6, batch_size=4, reference_steps=8
+    samplers=("euler", "heun"),
+    steps=(1, 3),
+    guidance=(1.0, 2.0),
+    pictures=6,
+    batch_size=4,
+    reference_steps=8,
+    diversity_prompts=2,
+    diversity_seeds=2,
 )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return experiment.run(tiny_run.make_config(tmp_path_factory.mktemp("bench"))).directory
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +96,17 @@ def make_bench(run_dir, folder, batch_size, devices=1):
     trained = inference.load_run(run_dir)
     trained = trained._replace(params=jax.device_put(trained.params, everywhere))
     grid = dataclasses.replace(GRID, batch_size=batch_size)
-    bench = step_benchmark.Bench(trained, grid, folder, scoring.Scorer(world.World(), per_task=1))
-    bench.batches = [jax.device_put(batch, (cut, everywhere, cut)) for batch in bench.batches]
+    models = {step_benchmark.TEACHER: trained}
+    bench = step_benchmark.Bench(models, grid, folder, scoring.Scorer(world.World(), per_task=1))
+    for batches in bench.batches.values():
+        batches[:] = [jax.device_put(batch, (cut, everywhere, cut)) for batch in batches]
     return bench, sampling.initial_noise(np.random.default_rng(grid.seed).permutation(6), trained.latent_shape)
 
 
 def start_and_pictures(bench, name):
     """Where the first six walks of a cell begin, by a walk without a step, and the pictures that they end in."""
     program = bench.program(named.get(name), 2.0, bench.room)
-    starts = [program(*bench._arguments(batch, np.ones(bench.room + 1), 2.0)).x for batch in range(len(bench.batches))]
+    starts = [program(*bench.arguments(batch, np.ones(bench.room + 1), 2.0)).x for batch in range(bench.judged)]
     bench.measure(step_benchmark.Cell(name, "uniform", 2.0, 3))
     pictures = np.load(bench.folder / "pictures" / f"{name}-uniform-g2-3.npy")
     return np.concatenate(starts)[:6], pictures[:6].astype(int)
@@ -135,7 +138,13 @@ def test_noise_and_pictures_depend_neither_on_the_batch_split_nor_on_the_number_
 def test_six_samplers_and_eight_step_counts_compile_six_programs_and_a_reference(trained, tmp_path):
     samplers = ("euler", "heun", "ab2", "dpmpp_2m", "unipc_2", "deis_2")
     grid = step_benchmark.Grid(
-        samplers=samplers, steps=tuple(range(2, 10)), pictures=6, batch_size=6, reference_steps=12
+        samplers=samplers,
+        steps=tuple(range(2, 10)),
+        pictures=6,
+        batch_size=6,
+        reference_steps=12,
+        diversity_prompts=2,
+        diversity_seeds=2,
     )
     _, kinds = results(run(trained, grid, tmp_path / "sweep"))
     assert len(kinds["cell"]) == 48
