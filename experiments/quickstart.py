@@ -3,6 +3,7 @@
     make quickstart
     python -m experiments.quickstart steps=500 run_dir=runs/short
     python -m experiments.quickstart --from-scratch          trains the autoencoder too
+    python -m experiments.quickstart --no-student            stops when the model is scored
 
 Writes runs/quickstart: report.html, samples/ (drawn as it learns), log.jsonl, checkpoints/. Then draw your own:
 
@@ -19,9 +20,10 @@ import sys
 
 from data_pipelines import streams
 from data_pipelines.scenes import source
-from experiments import image_vae, reports
+from experiments import distill, image_vae, reports
 from nova_jax import experiment
 from nova_jax.diffusion import FlowMatching
+from nova_jax.evaluation import step_benchmark, step_report
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import ByteTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
@@ -77,7 +79,22 @@ def with_own_codec(config: experiment.TrainConfig) -> experiment.TrainConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, codec_path=folder))
 
 
+def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
+    """Scores the model, distils a student from it, and benchmarks both: quality against evaluations and seconds."""
+    reports.finish_scenes(config, result)
+    student = experiment.run(distill.make_config(str(result.directory), distill.DEFAULT_METHOD))
+    grid = step_benchmark.Grid(
+        samplers=("euler", "unipc_2"), steps=(2, 4, 8, 16), students=(str(student.directory),), student_steps=(1, 2, 4)
+    )
+    folder = step_benchmark.run(result.directory, grid, command="python -m experiments.quickstart")
+    print(f"report: {step_report.write(folder)}")
+
+
 if __name__ == "__main__":
-    is_from_scratch = "--from-scratch" in sys.argv
-    sys.argv = [text for text in sys.argv if text != "--from-scratch"]
-    experiment.main(CONFIG, reports.finish_scenes, prepare=with_own_codec if is_from_scratch else None)
+    flags = {"--from-scratch", "--no-student"} & set(sys.argv)
+    sys.argv = [text for text in sys.argv if text not in flags]
+    experiment.main(
+        CONFIG,
+        reports.finish_scenes if "--no-student" in flags else finish,
+        prepare=with_own_codec if "--from-scratch" in flags else None,
+    )
