@@ -55,7 +55,7 @@ UNIFORM_PAIRS = distillation.AnyPair(time_sampling=time_sampling.Uniform(), same
 TO_DATA = distillation.ToData(time_sampling=time_sampling.Uniform(), full_share=0.05)
 TRIALS: dict[str, Trial] = {
     "progressive": Trial(
-        method=distillation.Progressive(first_steps=32, stage_length=3_000),
+        method=distillation.Progressive(first_steps=32, stage_length=2_500),
         steps=18_000,
         peak=1e-3,
         schedule="constant",
@@ -70,7 +70,9 @@ TRIALS: dict[str, Trial] = {
     "improved_mean_flow_data": Trial(
         method=distillation.MeanFlow(source="data", is_improved=True, pairs=UNIFORM_PAIRS), steps=20_000
     ),
-    "continuous_consistency": Trial(method=distillation.MeanFlow(pairs=TO_DATA, sampler="renoise"), steps=20_000),
+    "continuous_consistency": Trial(
+        method=distillation.MeanFlow(pairs=TO_DATA, sampler="renoise", norm_power=0.5, norm_floor=0.01), steps=20_000
+    ),
     "discrete_consistency": Trial(method=distillation.DiscreteConsistency(), steps=20_000),
     "dmd2": Trial(
         method=distillation.DMD2(critic_optimizer=optimizer.AdamW(peak=1e-3, warmup=0, b1=0.5)),
