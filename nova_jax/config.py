@@ -38,8 +38,9 @@ def fields_of(node: Any) -> list[str]:
 def override(config: T, assignments: Sequence[str]) -> T:
     """Applies `dotted.path=value` assignments to nested frozen dataclasses, Linen modules included.
 
-    Values are Python literals; bare words are strings; `true`, `false`, `none` are understood in any case. All take
-    effect together, so fields that only fit each other may come in any order; a path given twice has its last value.
+    Values are Python literals; bare words are strings, `a,b` a tuple of them where one is wanted; `true`, `false`,
+    `none` are understood in any case. All take effect together, so fields that only fit each other may come in any
+    order; a path given twice has its last value.
 
     Raises:
         ConfigError: the assignment has no `=`, the field does not exist (its siblings are listed) or the type is wrong.
@@ -139,6 +140,8 @@ def _convert(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
     if kind is str:
         return value is not None, value if isinstance(value, str) else text
     if kind is tuple or origin in (tuple, Sequence):
+        if isinstance(value, str) and typing.get_args(kind)[:1] == (str,):  # bare words
+            value = tuple(word.strip() for word in value.split(",") if word.strip())
         return isinstance(value, (tuple, list)), tuple(value) if isinstance(value, (tuple, list)) else value
     return isinstance(kind, type) and type(value) is kind, value
 

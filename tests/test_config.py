@@ -30,6 +30,7 @@ class Config:
     steps: int = 10
     patch: tuple[int, int, int] = (1, 2, 2)
     path: str | None = None
+    names: tuple[str, ...] = ()
     resume: bool = True
 
     def __post_init__(self):
@@ -66,6 +67,13 @@ def test_overrides_reach_nested_dataclasses_and_linen_modules():
     assert changed.optimizer == Optimizer(peak=1.0, decay="cosine")
     assert (changed.patch, changed.path, changed.resume) == ((1, 1, 1), "/data", False)
     assert config.override(changed, ["path=none"]).path is None
+
+
+def test_bare_words_make_a_tuple_where_names_are_wanted():
+    assert config.override(Config(), ["names=one, two"]).names == ("one", "two")
+    assert config.override(Config(), ["names=one"]).names == ("one",)
+    with pytest.raises(config.ConfigError, match="patch: expected tuple, got 'one,two'"):
+        config.override(Config(), ["patch=one,two"])
 
 
 def test_overrides_take_effect_together():

@@ -5,53 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nova_jax import distillation, recipe
 from nova_jax.parallel import distributed
 from nova_jax.parallel import mesh as meshes
 from nova_jax.training import checkpoint, step
-from nova_jax.types import Conditioning
-from tests.distillation import students
+from tests.distillation import students, toy_students
 from tests.training import toy
 
 STEPS = 5
-
-
-def teacher_network(params, x, t, cond):
-    """The tiny denoiser of the training tests, told a condition."""
-    return toy.network(params, x + 0.3 * cond.pooled.reshape(-1, 1, 1, 1, x.shape[-1]), t, cond)
-
-
-def student_network(params, x, t, cond):
-    """The same at r = t."""
-    r = t if cond.r is None else cond.r
-    return teacher_network(params, x, t + 0.5 * (t - r), cond)
-
-
-NETWORKS = distillation.Networks(student=student_network, teacher=teacher_network, critic=teacher_network)
-
-
-def make_recipe(name):
-    method = students.METHODS[name]
-    params = toy.init_params(jax.random.key(1))
-
-    def make_state(params):
-        return distillation.start(method, params, params, students.OPTIMIZER)
-
-    train_step = method.make_step(NETWORKS, students.OPTIMIZER, ema_decay=0.9)
-    return recipe.Recipe(make_state, (params,), train_step)
-
-
-def rows(position):
-    rng = np.random.default_rng(position)
-    pooled = rng.standard_normal((toy.BATCH, toy.SHAPE[-1]), np.float32)
-    return toy.rows(position)._replace(cond=Conditioning(pooled=pooled))
 
 
 def train(made, mesh=None, steps=STEPS, state=None, first=0):
     state = step.build(made.make_state, *made.arguments, mesh=mesh) if state is None else state
     losses = []
     for number in range(first, steps):
-        batch = rows(number * toy.BATCH)
+        batch = toy_students.rows(number * toy.BATCH)
         if mesh is not None:
             batch = distributed.global_batch(batch, meshes.batch_sharding(mesh), toy.BATCH)
         state, metrics = made.train_step(state, batch)
@@ -62,11 +29,11 @@ def train(made, mesh=None, steps=STEPS, state=None, first=0):
 
 @pytest.mark.parametrize("name", students.METHODS)
 def test_a_method_trains_on_a_mesh_like_on_one_device(name):
-    expected, _ = train(make_recipe(name))
+    expected, _ = train(toy_students.make_recipe(name))
     for sizes in ({"data": 1, "fsdp": 4, "tensor": 2}, {"data": 8}):
         mesh = meshes.MeshConfig(**sizes).make()
         with jax.set_mesh(mesh):
-            made = make_recipe(name)
+            made = toy_students.make_recipe(name)
             losses, state = train(made, mesh)
         np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=str(sizes))
         assert made.train_step._cache_size() == 1, "one program serves every step"
@@ -80,7 +47,7 @@ def test_a_method_trains_on_a_mesh_like_on_one_device(name):
 def test_a_method_resumes_to_the_bit_with_all_it_remembers(name, tmp_path):
     mesh = meshes.MeshConfig(data=1, fsdp=4, tensor=2).make()
     with jax.set_mesh(mesh):
-        made = make_recipe(name)
+        made = toy_students.make_recipe(name)
         straight, expected = train(made, mesh)
         with checkpoint.Checkpoints(tmp_path) as checkpoints:
             first, state = train(made, mesh, steps=3)
@@ -94,7 +61,7 @@ def test_a_method_resumes_to_the_bit_with_all_it_remembers(name, tmp_path):
 
 
 def test_the_teacher_stays_and_has_no_optimizer_state():
-    made = make_recipe("dmd2")
+    made = toy_students.make_recipe("dmd2")
     _, state = train(made, steps=2)
     jax.tree.map(np.testing.assert_array_equal, state.extra["teacher"], made.arguments[0])
     size = sum(leaf.size for leaf in jax.tree.leaves(made.arguments[0]))
@@ -103,14 +70,14 @@ def test_the_teacher_stays_and_has_no_optimizer_state():
 
 
 def test_the_critic_is_updated_more_often_than_the_student():
-    made = make_recipe("dmd2")
+    made = toy_students.make_recipe("dmd2")
     _, state = train(made, steps=3)
     counts = [int(leaf) for leaf in jax.tree.leaves(state.extra["critic_opt_state"]) if leaf.dtype == jnp.int32]
     assert set(counts) == {3 * students.METHODS["dmd2"].critic_updates}
 
 
 def test_a_progressive_student_learns_from_its_average_at_the_end_of_each_stage():
-    made = make_recipe("progressive")
+    made = toy_students.make_recipe("progressive")
     length = students.METHODS["progressive"].stage_length
     _, state = train(made, steps=length)
     ended = jax.device_get(state)

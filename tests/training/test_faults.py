@@ -97,12 +97,12 @@ def undisturbed(launch, tmp_path_factory):
     return found
 
 
-def kill_until_finished(launch, directory, rng, kills, pause):
+def kill_until_finished(launch, directory, rng, kills, pause, *more):
     """Kills the run at random times, each a few steps further than before; returns how often."""
     done = 0
     while True:
         before = len(lines(directory))
-        options = ("--steps", 40, "--checkpoint-every", 3, "--pause", pause if done < kills else 0)
+        options = ("--steps", 40, "--checkpoint-every", 3, "--pause", pause if done < kills else 0, *more)
         process = launch(directory, *options)
         if done >= kills:
             finish(process, directory)
@@ -120,6 +120,16 @@ def test_a_run_killed_at_random_times_ends_with_the_same_losses(launch, undistur
     assert kill_until_finished(launch, directory, random.Random(0), kills=3, pause=0.05) == 3
     assert losses(directory) == undisturbed
     assert starts(directory)[0] == 0 < starts(directory)[-1], "at least one checkpoint was used"
+
+
+def test_a_distillation_killed_at_random_times_ends_with_the_same_losses(launch, tmp_path):
+    """Student, critic and both optimizer states, through real kills."""
+    straight, directory = tmp_path / "straight", tmp_path / "run"
+    distil = ("--distil", "dmd2")
+    finish(launch(straight, "--steps", 40, *distil), straight)
+    assert kill_until_finished(launch, directory, random.Random(0), 3, 0.05, *distil) == 3
+    assert losses(directory) == losses(straight)
+    assert starts(directory)[-1] > 0, "at least one checkpoint was used"
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def rows(position, batch_size=BATCH, shard=(0, 1)):
     return Batch(np.stack([sample(first + i) for i in range(size)]), Conditioning())
 
 
-def batches(position, place=lambda batch: batch, *, shard=(0, 1), pause=0.0):
+def batches(position, place=lambda batch: batch, *, shard=(0, 1), pause=0.0, rows=rows):
     while True:
         time.sleep(pause)
         yield place(rows(position, shard=shard))
