@@ -73,7 +73,7 @@ def compare(remat: str, depth: int, width: int, batch_size: int) -> dict[str, di
 
     rows = {"flow_matching": cost(flow_matching, params, batch, key)}
     for name, method in METHODS.items():
-        start = functools.partial(distillation.start, method, optimizer=AdamW())
+        start = functools.partial(distillation.start, method, networks, optimizer=AdamW())
         state = jax.eval_shape(start, params, params)
         rows[name] = cost(functools.partial(distil, method), state, batch, key)
     plainly = dict(rows["flow_matching"])

@@ -73,7 +73,7 @@ TRIALS: dict[str, Trial] = {
     "continuous_consistency": Trial(
         method=distillation.MeanFlow(pairs=TO_DATA, sampler="renoise", norm_power=0.5, norm_floor=0.01), steps=20_000
     ),
-    "discrete_consistency": Trial(method=distillation.DiscreteConsistency(), steps=20_000),
+    "discrete_consistency": Trial(method=distillation.DiscreteConsistency(huber=0.3), steps=20_000, peak=1e-3),
     "dmd2": Trial(
         method=distillation.DMD2(critic_optimizer=optimizer.AdamW(peak=1e-3, warmup=0, b1=0.5)),
         steps=5_000,
@@ -87,7 +87,7 @@ TRIALS: dict[str, Trial] = {
             flow_scale=1.0,
             matching_scale=0.1,
         ),
-        steps=5_000,
+        steps=3_000,
         peak=1e-3,
         from_velocity=True,
     ),
@@ -151,7 +151,7 @@ def train(trial: Trial, seed: int, scale: float = 1.0, start: Params | None = No
     adam = optimizer.AdamW(peak=trial.peak, warmup=min(100, steps // 10), schedule=trial.schedule, total_steps=steps)
     params = init_params(key_init) if start is None else start
     critic = init_params(jax.random.fold_in(key_init, 1)) if start is None else start
-    state = distillation.start(method, params, critic, adam)
+    state = distillation.start(method, NETWORKS, params, critic, adam)
     step = method.make_step(NETWORKS, adam, ema_decay=0.999, seed=seed)
 
     @functools.partial(jax.jit, donate_argnums=0)

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 
 from nova_jax import distillation, inference
 from nova_jax.layers import attention
+from nova_jax.models import discriminator, features
 from nova_jax.models.dit import DiT
 from nova_jax.training import step
 from nova_jax.training.optimizer import Optimizer
-from nova_jax.types import Batch, Params, TrainState, TrainStep
+from nova_jax.types import Batch, Conditioning, Params, TrainState, TrainStep
 
 
 class Recipe(NamedTuple):
@@ -82,17 +83,39 @@ def distilled(
     init = functools.partial(init_params, model, example)
     asked = as_network(teacher.network) if teacher else None
     networks = distillation.Networks(student=as_network(model), teacher=asked, critic=asked)
+    if teacher is not None and method.judged_layers:
+        networks = networks._replace(**make_judge(teacher.network, method.judged_layers))
     train_step = method.make_step(networks, optimizer, seed=seed, **settings)
     if teacher is None:
         return Recipe(
-            lambda key: distillation.start(method, init(key), None, optimizer), (jax.random.key(seed),), train_step
+            lambda key: distillation.start(method, networks, init(key), None, optimizer),
+            (jax.random.key(seed),),
+            train_step,
         )
     distillation.check_growth(jax.eval_shape(init, jax.random.key(0)), teacher.params)
 
     def make_state(key: jax.Array, params: Params) -> TrainState:
-        return distillation.start(method, distillation.grow(init(key), params), params, optimizer)
+        return distillation.start(method, networks, distillation.grow(init(key), params), params, optimizer)
 
     return Recipe(make_state, (jax.random.key(seed), teacher.params), train_step)
+
+
+def make_judge(network: Any, layers: int) -> dict[str, Any]:
+    """A discriminator on the tokens of a frozen network after its first layers: `judge` and `init_judge` of `Networks`.
+
+    Raises:
+        ValueError: the network has not so many layers.
+    """
+    dit = denoiser_of(network)
+    if not 1 <= layers <= dit.depth:
+        raise ValueError(f"discriminator_layers={layers}: the teacher has layers 1 to {dit.depth}")
+    head = discriminator.Discriminator(mlp_dim=dit.width)
+
+    def judge(params: Params, teacher: Params, x: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
+        tokens = features.hidden_tokens(network, jax.lax.stop_gradient(teacher), x, t, cond, depth=layers)
+        return head.apply({"params": params}, tokens)  # pyright: ignore[reportReturnType]
+
+    return {"judge": judge, "init_judge": lambda key: head.init(key, jnp.zeros((1, 1, dit.width)))["params"]}
 
 
 def check_student(model: Any, method: distillation.Method) -> None:

@@ -10,8 +10,8 @@ student's pictures (2), and that of the guided teacher. A training step is `crit
 on new pictures, and one of the student: the critic must keep up (two time scales).
 
 Where x_t comes from: at t = 1 it is noise; a student of N steps is trained on the inputs that its own earlier steps
-produce (backward simulation), the number of them drawn anew for each batch. With a discriminator D on the teacher's
-hidden tokens, the student also minimises softplus(-D(x_s)), which corrects what the teacher itself has wrong.
+produce (backward simulation), the number of them drawn anew for each batch. A discriminator on the teacher's hidden
+tokens (`adversarial`), which sees real data beside the student's pictures, corrects what the teacher has wrong.
 
 Yin et al. 2024, DMD2, arXiv 2405.14867: sections 4.2 - 4.5; (1) is equation 7 of DMD, 2311.18828.
 """
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from nova_jax.diffusion import time_sampling as time_samplings
-from nova_jax.distillation import flow_map, method
+from nova_jax.distillation import adversarial, flow_map, method
 from nova_jax.distillation.flow_map import Samples, TimesOfSamples
 from nova_jax.training import step as steps
 from nova_jax.training.optimizer import AdamW, Optimizer
@@ -41,6 +41,10 @@ class DMD2(method.Method):
         critic_updates: of each step.
         critic_optimizer: of the critic and the discriminator.
         time_sampling: of s.
+        discriminator_layers: of the teacher, whose tokens a discriminator judges; 0: none.
+        adversarial_scale: weight of its judgement in the student's loss.
+        penalty_scale: weight of the penalty on its gradient.
+        penalty_sigma: noise that the penalty adds, in units of the data.
     """
 
     sampler: str = "renoise"
@@ -48,6 +52,10 @@ class DMD2(method.Method):
     critic_updates: int = 5
     critic_optimizer: Optimizer = AdamW(peak=1e-4, warmup=0)
     time_sampling: time_samplings.TimeSampling = dataclasses.field(default_factory=time_samplings.Uniform)
+    discriminator_layers: int = 0
+    adversarial_scale: float = 0.01
+    penalty_scale: float = 1.0
+    penalty_sigma: float = 0.1
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.critic_updates < 1:
@@ -60,13 +68,21 @@ class DMD2(method.Method):
         return (self.num_steps,)
 
     @property
+    def judged_layers(self) -> int:  # noqa: D102
+        return self.discriminator_layers
+
+    @property
     def forwards(self) -> float:  # noqa: D102
         back = (self.num_steps - 1) / 2
         return self.critic_updates * (back + 1 + 3) + back + 3 + 1 + self.guidance.evaluations
 
-    def memory(self, params: Params, teacher: Params | None) -> dict[str, Any]:  # noqa: D102
+    def memory(  # noqa: D102
+        self, networks: method.Networks, params: Params, teacher: Params | None
+    ) -> dict[str, Any]:
         del params
-        critic = jax.tree.map(jnp.copy, teacher)
+        critic = {"network": jax.tree.map(jnp.copy, teacher)}
+        if self.judged_layers:
+            critic["head"] = networks.init_judge(jax.random.key(0))
         return {"teacher": teacher, "critic": critic, "critic_opt_state": self.critic_optimizer.make().init(critic)}
 
     def make_step(  # noqa: D102
@@ -88,27 +104,58 @@ class DMD2(method.Method):
         cond = method.told(batch.cond, scale)
         x = self._picture(networks, params, batch, cond, key_input)
         s = self._times(key_time, x)
-        x_s, _ = method.noised(jax.lax.stop_gradient(x), s, key_noise)
-        teacher = self.guidance.velocity(networks.teacher, state.extra["teacher"], x_s, s, batch.cond, scale)
-        critic = networks.critic(state.extra["critic"], x_s, s, _plain(batch.cond)).astype(jnp.float32)
-        real, fake = (flow_map.move(x_s, s, jnp.zeros_like(s), v) for v in (teacher, critic))
-        axes = tuple(range(1, x.ndim))
-        size = jnp.mean(jnp.abs(x - real), axis=axes, keepdims=True)
+        x_s, _ = method.noised(x, s, key_noise)
+        frozen = jax.lax.stop_gradient(x_s)
+        teacher = self.guidance.velocity(networks.teacher, state.extra["teacher"], frozen, s, batch.cond, scale)
+        critic = networks.critic(state.extra["critic"]["network"], frozen, s, _plain(batch.cond)).astype(jnp.float32)
+        real, fake = (flow_map.move(frozen, s, jnp.zeros_like(s), v) for v in (teacher, critic))
+        size = jnp.mean(jnp.abs(x - real), axis=tuple(range(1, x.ndim)), keepdims=True)
         g = jax.lax.stop_gradient((fake - real) / jnp.maximum(size, 1e-6))
-        loss = method.mean_square(x - jax.lax.stop_gradient(x - g)).mean() / 2
-        return loss, {"score_gap": jnp.abs(g).mean()}
+        loss, metrics = (
+            method.mean_square(x - jax.lax.stop_gradient(x - g)).mean() / 2,
+            {"score_gap": jnp.abs(g).mean()},
+        )
+        if not self.judged_layers:
+            return loss, metrics
+        logits = networks.judge(state.extra["critic"]["head"], state.extra["teacher"], x_s, s, _plain(batch.cond))
+        fooled = adversarial.generator_loss(logits)
+        return loss + self.adversarial_scale * fooled, {**metrics, "adversarial": fooled}
 
     def critic_loss(
-        self, networks: method.Networks, critic: Params, params: Params, batch: Batch, key: PRNGKeyArray
+        self, networks: method.Networks, critic: Params, state: TrainState, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Array, Metrics]:
-        """(2) on new pictures of the student."""
-        key_scale, key_input, key_time, key_noise = jax.random.split(key, 4)
+        """(2) on new pictures of the student, and the discriminator's loss on them and on data."""
+        key_scale, key_input, key_time, key_noise, key_judge = jax.random.split(key, 5)
         cond = method.told(batch.cond, self.guidance.draw(key_scale, batch.x0.shape[0]))
-        x = jax.lax.stop_gradient(self._picture(networks, params, batch, cond, key_input))
+        x = jax.lax.stop_gradient(self._picture(networks, state.params, batch, cond, key_input))
         s = self._times(key_time, x)
         x_s, eps = method.noised(x, s, key_noise)
-        v = networks.critic(critic, x_s, s, _plain(batch.cond)).astype(jnp.float32)
-        return method.mean_square(v - (eps - x)).mean(), {}
+        v = networks.critic(critic["network"], x_s, s, _plain(batch.cond)).astype(jnp.float32)
+        loss = method.mean_square(v - (eps - x)).mean()
+        if self.judged_layers:
+            loss = loss + self._judgement(networks, critic["head"], state, batch, x_s, s, key_judge)
+        return loss, {}
+
+    def _judgement(
+        self,
+        networks: method.Networks,
+        head: Params,
+        state: TrainState,
+        batch: Batch,
+        fake: Samples,
+        s: TimesOfSamples,
+        key: PRNGKeyArray,
+    ) -> Array:
+        """The discriminator's loss with its penalty; data is noised to the same times as the pictures."""
+        key_noise, key_penalty = jax.random.split(key)
+        real, _ = method.noised(batch.x0, s, key_noise)
+
+        def judge(x: Samples) -> Array:
+            return networks.judge(head, state.extra["teacher"], x, s, _plain(batch.cond))
+
+        of_real = judge(real)
+        penalty = adversarial.approximate_r1(judge, real, of_real, key=key_penalty, sigma=self.penalty_sigma)
+        return adversarial.discriminator_loss(of_real, judge(fake)) + self.penalty_scale * penalty
 
     def _times(self, key: PRNGKeyArray, x: Samples) -> TimesOfSamples:
         return self.time_sampling.quantile(time_samplings.stratified(key, x.shape[:1]))
@@ -155,7 +202,7 @@ def make_two_player_step(
         def update_critic(critic_state: tuple, key: PRNGKeyArray) -> tuple[tuple, Array]:
             critic, opt_state = critic_state
             critic, opt_state, metrics = steps.descend(
-                lambda critic, batch, key: players.critic_loss(networks, critic, state.params, batch, key),
+                lambda critic, batch, key: players.critic_loss(networks, critic, state, batch, key),
                 critic,
                 opt_state,
                 critic_transform,

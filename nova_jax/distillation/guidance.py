@@ -36,8 +36,10 @@ class GuidanceDistillation(method.Method):
     def forwards(self) -> float:  # noqa: D102 (the base says it)
         return 3 + self.guidance.evaluations
 
-    def memory(self, params: Params, teacher: Params | None) -> dict[str, Any]:  # noqa: D102
-        del params
+    def memory(  # noqa: D102
+        self, networks: method.Networks, params: Params, teacher: Params | None
+    ) -> dict[str, Any]:
+        del networks, params
         return {"teacher": teacher}
 
     def make_step(  # noqa: D102

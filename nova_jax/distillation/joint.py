@@ -54,10 +54,16 @@ class Joint(method.Method):
         flow, matching = self._parts()
         return (flow.forwards if self.flow_scale else 0) + (matching.forwards if self.matching_scale else 0)
 
-    def memory(self, params: Params, teacher: Params | None) -> dict[str, Any]:  # noqa: D102
+    @property
+    def judged_layers(self) -> int:  # noqa: D102
+        return self.matching.judged_layers if self.matching_scale else 0
+
+    def memory(  # noqa: D102
+        self, networks: method.Networks, params: Params, teacher: Params | None
+    ) -> dict[str, Any]:
         flow, matching = self._parts()
         part = matching if self.matching_scale else flow
-        return part.memory(params, teacher)
+        return part.memory(networks, params, teacher)
 
     def make_step(  # noqa: D102
         self, networks: method.Networks, optimizer: Optimizer, *, ema_decay: float, accumulate: int = 1, seed: int = 0

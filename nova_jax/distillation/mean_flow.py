@@ -94,8 +94,10 @@ class MeanFlow(method.Method):
             return 4 + self.guidance.evaluations
         return 4 + self.is_improved + self.guidance.is_needed
 
-    def memory(self, params: Params, teacher: Params | None) -> dict[str, Any]:  # noqa: D102
-        del params
+    def memory(  # noqa: D102
+        self, networks: method.Networks, params: Params, teacher: Params | None
+    ) -> dict[str, Any]:
+        del networks, params
         return {"teacher": teacher} if self.needs_teacher else {}
 
     def make_step(  # noqa: D102

@@ -30,13 +30,16 @@ class Networks(NamedTuple):
         teacher: predicts velocity and reads neither.
         critic: learns the student's velocity, as a rule with the teacher's network; its parameters start as the
             teacher's.
-        features: the teacher's hidden tokens (b, n, d), for a discriminator.
+        judge: a discriminator's head on the teacher's hidden tokens, (head's params, teacher's params, x, t, cond) ->
+            logits, positive for real.
+        init_judge: key -> parameters of that head.
     """
 
     student: Network
     teacher: Any = None
     critic: Any = None
-    features: Any = None
+    judge: Any = None
+    init_judge: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +77,13 @@ class Method(abc.ABC):
     def forwards(self) -> float:
         """Forward passes that a training step costs for each row, about: a gradient counts 3, a jvp 1 more."""
 
+    @property
+    def judged_layers(self) -> int:
+        """Layers of the teacher whose tokens a discriminator judges; 0: there is none."""
+        return 0
+
     @abc.abstractmethod
-    def memory(self, params: Params, teacher: Params | None) -> dict[str, Any]:
+    def memory(self, networks: Networks, params: Params, teacher: Params | None) -> dict[str, Any]:
         """`TrainState.extra` at the start, from the student's and the teacher's parameters."""
 
     @abc.abstractmethod
@@ -85,9 +93,12 @@ class Method(abc.ABC):
         """The compiled training step; see `training.step.make_step`."""
 
 
-def start(method: Method, params: Params, teacher: Params | None, optimizer: Optimizer) -> TrainState:
+def start(
+    method: Method, networks: Networks, params: Params, teacher: Params | None, optimizer: Optimizer
+) -> TrainState:
     """The state before the first step, for `training.step.build`."""
-    return steps.start(params, optimizer, lambda student: method.memory(student, jax.tree.map(jnp.copy, teacher)))
+    teacher = jax.tree.map(jnp.copy, teacher)
+    return steps.start(params, optimizer, lambda student: method.memory(networks, student, teacher))
 
 
 def told(cond: Conditioning, scale: Array | None) -> Conditioning:

@@ -95,7 +95,10 @@ class Progressive(method.Method):
     def trained_steps(self) -> tuple[int, ...]:  # noqa: D102
         return tuple(1 << i for i in range(self.num_stages)) if self.repeated_share else (1,)
 
-    def memory(self, params: Params, teacher: Params | None) -> dict[str, Any]:  # noqa: D102
+    def memory(  # noqa: D102
+        self, networks: method.Networks, params: Params, teacher: Params | None
+    ) -> dict[str, Any]:
+        del networks
         return {"teacher": teacher, "previous": params}
 
     def make_step(  # noqa: D102
@@ -178,8 +181,10 @@ class Shortcut(method.Method):
     def trained_steps(self) -> tuple[int, ...]:  # noqa: D102
         return tuple(1 << i for i in range(self.max_steps.bit_length()))
 
-    def memory(self, params: Params, teacher: Params | None) -> dict[str, Any]:  # noqa: D102
-        del params
+    def memory(  # noqa: D102
+        self, networks: method.Networks, params: Params, teacher: Params | None
+    ) -> dict[str, Any]:
+        del networks, params
         return {"teacher": teacher} if self.needs_teacher else {}
 
     def make_step(  # noqa: D102

@@ -22,7 +22,7 @@ def batch(count=256, seed=0):
 
 def first_loss(recipe):
     """The loss of the exact student at the first step; its one parameter does nothing."""
-    state = distillation.start(recipe, {"bias": jnp.zeros(1)}, {"bias": jnp.zeros(1)}, OPTIMIZER)
+    state = distillation.start(recipe, exact_maps.NETWORKS, {"bias": jnp.zeros(1)}, {"bias": jnp.zeros(1)}, OPTIMIZER)
     train_step = recipe.make_step(exact_maps.NETWORKS, OPTIMIZER, ema_decay=0.9)
     return float(train_step(state, batch())[1]["loss"])
 
@@ -127,7 +127,7 @@ def test_the_mean_flow_gradient_with_data_is_that_with_the_marginal_velocity_on_
 
 def test_matching_leaves_a_student_alone_whose_critic_agrees_with_the_teacher():
     recipe = distillation.DMD2()
-    extra = {"teacher": {}, "critic": {}}
+    extra = {"teacher": {}, "critic": {"network": {}}}
     state = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), extra)
 
     def loss(shift):
@@ -143,7 +143,7 @@ def test_matching_leaves_a_student_alone_whose_critic_agrees_with_the_teacher():
 def test_matching_moves_a_student_towards_the_teacher():
     """A critic that knows the student's distribution, shifted by +0.3: the student must be moved by less than 0."""
     recipe = distillation.DMD2()
-    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), {"teacher": {}, "critic": {}})
+    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), {"teacher": {}, "critic": {"network": {}}})
 
     def critic(params, x, t, cond):
         t = exact_maps.column(t, x)

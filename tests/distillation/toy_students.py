@@ -28,7 +28,7 @@ def make_recipe(name):
     params = toy.init_params(jax.random.key(1))
 
     def make_state(params):
-        return distillation.start(method, params, params, students.OPTIMIZER)
+        return distillation.start(method, NETWORKS, params, params, students.OPTIMIZER)
 
     train_step = method.make_step(NETWORKS, students.OPTIMIZER, ema_decay=0.9)
     return recipe.Recipe(make_state, (params,), train_step)
