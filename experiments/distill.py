@@ -39,7 +39,9 @@ METHODS: dict[str, Preset] = {
     "progressive": Preset(method=distillation.Progressive(guidance=GUIDANCE, first_steps=16, stage_length=300)),
     "shortcut": Preset(method=distillation.Shortcut(guidance=GUIDANCE, max_steps=32)),
     "mean_flow": Preset(method=distillation.MeanFlow(guidance=GUIDANCE, pairs=PAIRS)),
-    "consistency": Preset(method=distillation.DiscreteConsistency(guidance=GUIDANCE, solver="euler")),
+    "consistency": Preset(
+        method=distillation.DiscreteConsistency(guidance=GUIDANCE, num_intervals=32, solver="euler", target="ema")
+    ),
     "dmd2": Preset(method=distillation.DMD2(guidance=GUIDANCE), steps=400, peak=1e-3),
     "joint": Preset(
         method=distillation.Joint(

@@ -30,7 +30,12 @@ def train(made, mesh=None, steps=STEPS, state=None, first=0):
     return losses, state
 
 
-@pytest.mark.parametrize("name", students.METHODS)
+QUICK = ("shortcut", "mean_flow", "dmd2")  # one of each kind; the others take a minute more
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in students.METHODS]
+)
 def test_a_method_trains_on_a_mesh_like_on_one_device(name):
     expected, _ = train(toy_students.make_recipe(name))
     for sizes in ({"data": 1, "fsdp": 4, "tensor": 2}, {"data": 8}):
