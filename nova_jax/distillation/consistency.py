@@ -53,7 +53,7 @@ class DiscreteConsistency(method.Method):
             raise ValueError(f"num_intervals={self.num_intervals} and huber={self.huber} must be positive")
 
     @property
-    def forwards(self) -> float:  # noqa: D102 (the base says it)
+    def forwards(self) -> float | int:  # noqa: D102 (the base says it)
         return 3 + 1 + self.guidance.evaluations * (2 if self.solver == "heun" else 1)
 
     def memory(  # noqa: D102

@@ -72,7 +72,7 @@ class DMD2(method.Method):
         return self.discriminator_layers
 
     @property
-    def forwards(self) -> float:  # noqa: D102
+    def forwards(self) -> float | int:  # noqa: D102
         back = (self.num_steps - 1) / 2
         return self.critic_updates * (back + 1 + 3) + back + 3 + 1 + self.guidance.evaluations
 

@@ -33,7 +33,7 @@ class GuidanceDistillation(method.Method):
     pairs: time_pairs.Pairs = dataclasses.field(default_factory=time_pairs.AnyPair)
 
     @property
-    def forwards(self) -> float:  # noqa: D102 (the base says it)
+    def forwards(self) -> float | int:  # noqa: D102 (the base says it)
         return 3 + self.guidance.evaluations
 
     def memory(  # noqa: D102

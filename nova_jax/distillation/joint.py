@@ -50,7 +50,7 @@ class Joint(method.Method):
         return self.flow_scale > 0
 
     @property
-    def forwards(self) -> float:  # noqa: D102
+    def forwards(self) -> float | int:  # noqa: D102
         flow, matching = self._parts()
         return (flow.forwards if self.flow_scale else 0) + (matching.forwards if self.matching_scale else 0)
 

@@ -89,7 +89,7 @@ class MeanFlow(method.Method):
         return self.difference is None
 
     @property
-    def forwards(self) -> float:  # noqa: D102
+    def forwards(self) -> float | int:  # noqa: D102
         if self.source == "teacher":
             return 4 + self.guidance.evaluations
         return 4 + self.is_improved + self.guidance.is_needed

@@ -74,7 +74,7 @@ class Method(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def forwards(self) -> float:
+    def forwards(self) -> float | int:
         """Forward passes that a training step costs for each row, about: a gradient counts 3, a jvp 1 more."""
 
     @property

@@ -88,7 +88,7 @@ class Progressive(method.Method):
         return self.first_steps.bit_length()
 
     @property
-    def forwards(self) -> float:  # noqa: D102 (the base says it)
+    def forwards(self) -> float | int:  # noqa: D102 (the base says it)
         return 3 + 2
 
     @property
@@ -172,7 +172,7 @@ class Shortcut(method.Method):
         return self.source == "teacher"
 
     @property
-    def forwards(self) -> float:  # noqa: D102
+    def forwards(self) -> float | int:  # noqa: D102
         share = 1 / self.bootstrap_parts
         of_teacher = self.guidance.evaluations if self.needs_teacher else 0
         return 3 + share * 2 + (1 - share) * of_teacher
