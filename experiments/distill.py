@@ -29,7 +29,7 @@ class Preset:
     """A method with the length and the rate that suit the quickstart model."""
 
     method: distillation.Method
-    steps: int = 1500
+    steps: int = 500
     peak: float = 3e-3
 
 

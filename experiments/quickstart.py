@@ -82,7 +82,8 @@ def with_own_codec(config: experiment.TrainConfig) -> experiment.TrainConfig:
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
     """Scores the model, distils a student from it, and benchmarks both: quality against evaluations and seconds."""
     reports.finish_scenes(config, result)
-    student = experiment.run(distill.make_config(str(result.directory), distill.DEFAULT_METHOD))
+    student = distill.make_config(str(result.directory), distill.DEFAULT_METHOD)
+    student = experiment.run(dataclasses.replace(student, steps=min(student.steps, config.steps)))
     grid = step_benchmark.Grid(
         samplers=("euler", "unipc_2"), steps=(2, 4, 8, 16), students=(str(student.directory),), student_steps=(1, 2, 4)
     )
