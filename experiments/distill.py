@@ -4,6 +4,10 @@
     python -m experiments.distill teacher=runs/quickstart method=dmd2 steps=500 objective.guidance.scale=3
     python -m experiments.distill teacher=runs/emoji method=mean_flow run_dir=runs/emoji_student
 
+Measured on the quickstart model, one busy CPU core, 64 pictures a task (docs/distillation.md has the other methods):
+`consistency`, 400 steps, a quarter of the teacher's training FLOPs: single object 0.50, 0.75, 0.78 in one, two, four steps to
+the teacher's 0.75 in 50 guided ones; colours 0.89, 0.97, 0.97 to 1.00.
+
 Data, network and autoencoder are those of the teacher's own config; the network gains its second time. The student goes
 to TEACHER_METHOD unless `run_dir` says otherwise, resumes like any run, and is drawn from with `nova generate --run`.
 """
@@ -41,7 +45,8 @@ METHODS: dict[str, Preset] = {
     # Exact derivatives of a network that embeds 1000 t grow without bound here (loss 2e4 after 60 steps).
     "mean_flow": Preset(method=distillation.MeanFlow(guidance=GUIDANCE, pairs=PAIRS, difference=0.02)),
     "consistency": Preset(
-        method=distillation.DiscreteConsistency(guidance=GUIDANCE, num_intervals=32, solver="euler", target="ema")
+        method=distillation.DiscreteConsistency(guidance=GUIDANCE, num_intervals=32, solver="euler", target="ema"),
+        steps=400,
     ),
     "dmd2": Preset(method=distillation.DMD2(guidance=GUIDANCE), steps=400, peak=1e-3),
     "joint": Preset(
