@@ -87,7 +87,7 @@ TRIALS: dict[str, Trial] = {
             flow_scale=1.0,
             matching_scale=0.1,
         ),
-        steps=3_000,
+        steps=5_000,
         peak=1e-3,
         from_velocity=True,
     ),
