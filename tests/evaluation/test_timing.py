@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines import exact
 from nova_jax import sampling
 from nova_jax.diffusion import RectifiedFlow, denoiser
 from nova_jax.evaluation import timing
 from nova_jax.sampling import time_grids
-from tests.sampling import exact
 
 
 def test_a_walk_that_stays_spends_what_the_denoiser_declares_and_ends_where_it_began():
