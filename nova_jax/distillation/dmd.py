@@ -73,7 +73,7 @@ class DMD2(method.Method):
 
     @property
     def forwards(self) -> float | int:  # noqa: D102
-        back = (self.num_steps - 1) / 2
+        back = (self.num_steps - 1) / 2  # of the simulation, on average; a discriminator's layers are left out
         return self.critic_updates * (back + 1 + 3) + back + 3 + 1 + self.guidance.evaluations
 
     def memory(  # noqa: D102
@@ -111,10 +111,8 @@ class DMD2(method.Method):
         real, fake = (flow_map.move(frozen, s, jnp.zeros_like(s), v) for v in (teacher, critic))
         size = jnp.mean(jnp.abs(x - real), axis=tuple(range(1, x.ndim)), keepdims=True)
         g = jax.lax.stop_gradient((fake - real) / jnp.maximum(size, 1e-6))
-        loss, metrics = (
-            method.mean_square(x - jax.lax.stop_gradient(x - g)).mean() / 2,
-            {"score_gap": jnp.abs(g).mean()},
-        )
+        loss = method.mean_square(x - jax.lax.stop_gradient(x - g)).mean() / 2
+        metrics = {"score_gap": jnp.abs(g).mean()}
         if not self.judged_layers:
             return loss, metrics
         logits = networks.judge(state.extra["critic"]["head"], state.extra["teacher"], x_s, s, _plain(batch.cond))
