@@ -115,7 +115,7 @@ class CaptionedLatents:
 
     def codec(self) -> tuple[Any, Params]:
         """The autoencoder and its parameters."""
-        return _load_codec(self.codec_path)
+        return load_codec(self.codec_path)
 
     def scorer(self, per_task: int) -> scoring.Scorer | None:
         """What judges pictures of such data: GenEval's tasks for scenes; None where nothing can."""
@@ -137,13 +137,14 @@ class CaptionedLatents:
             batch_size=batch_size,
             seed=self.seed,
             transform=_without_index,
-            batch_transform=text.Tokenize(_encode_captions, self.text_length),
+            batch_transform=text.Tokenize(encode_captions, self.text_length),
             threads=self.threads,
         )
 
 
 @functools.lru_cache(maxsize=4)
-def _load_codec(path: str) -> tuple[Any, Params]:
+def load_codec(path: str) -> tuple[Any, Params]:
+    """An autoencoder and its parameters, read once."""
     return weights.load(path)
 
 
@@ -178,5 +179,6 @@ def _without_index(sample: dict[str, Any], rng: np.random.Generator) -> dict[str
     return {name: sample[name] for name in ("latents", "caption")}
 
 
-def _encode_captions(captions: list[str], length: int) -> tuple[Any, Any]:
+def encode_captions(captions: list[str], length: int) -> tuple[Any, Any]:
+    """Captions as bytes, the long ones cut; see `models.text.encode_bytes`."""
     return byte_text.encode_bytes(captions, length, truncate=True)

@@ -53,7 +53,7 @@ METHODS: dict[str, Preset] = {
         method=distillation.Joint(
             guidance=GUIDANCE,
             flow=distillation.MeanFlow(pairs=PAIRS, difference=0.02),
-            matching=distillation.DMD2(num_steps=4, critic_updates=2),
+            matching=distillation.DMD2(num_steps=(4,), critic_updates=2),
             matching_scale=0.1,
         ),
         steps=500,

@@ -83,7 +83,7 @@ TRIALS: dict[str, Trial] = {
     "joint": Trial(
         method=distillation.Joint(
             flow=distillation.MeanFlow(pairs=UNIFORM_PAIRS),
-            matching=distillation.DMD2(num_steps=4, critic_optimizer=optimizer.AdamW(peak=1e-3, warmup=0, b1=0.5)),
+            matching=distillation.DMD2(num_steps=(4,), critic_optimizer=optimizer.AdamW(peak=1e-3, warmup=0, b1=0.5)),
             flow_scale=1.0,
             matching_scale=0.1,
         ),

@@ -30,7 +30,18 @@ from nova_jax.training import optimizer as optimizers
 from nova_jax.types import Batch, Params, TrainState
 
 # What may change between two starts of one run. Everything else would make it another experiment.
-CHANGEABLE = ("steps", "log_every", "checkpoint_every", "keep", "mesh", "run_dir", "tensorboard", "preview", "teacher")
+CHANGEABLE = (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "mesh",
+    "run_dir",
+    "tensorboard",
+    "preview",
+    "teacher",
+    "start_from",
+)
 
 
 @runtime_checkable
@@ -42,7 +53,7 @@ class DataSource(Protocol):
         ...
 
     def example(self) -> Batch:
-        """One sample, with the shapes and dtypes of training."""
+        """One sample, with the shapes and dtypes of training; where they differ, `examples()` gives each kind."""
         ...
 
     def fingerprint(self) -> str:
@@ -85,7 +96,8 @@ class TrainConfig:
         ema_decay: of the averaged parameters, which are the ones sampled from.
         keep: newest checkpoints kept.
         preview: sample grids during training; needs a text-to-image network.
-        teacher: run folder that a distillation method starts from and learns from.
+        teacher: run folder that a distillation method learns from, and starts from unless told otherwise.
+        start_from: run folder whose averaged parameters are the first ones; the network may have new inputs since.
     """
 
     name: str
@@ -106,6 +118,7 @@ class TrainConfig:
     run_dir: str | None = None
     tensorboard: bool = False
     teacher: str | None = None
+    start_from: str | None = None
 
     @property
     def directory(self) -> pathlib.Path:
@@ -177,6 +190,7 @@ def _train(config: TrainConfig, devices: Any, record: dict[str, Any], callbacks:
 def _recipe(config: TrainConfig) -> recipe.Recipe:
     """How the config's objective, or its distillation method, trains the config's model."""
     settings = {"ema_decay": config.ema_decay, "accumulate": config.accumulate, "seed": config.seed}
+    settings["start_from"] = inference.load_run(config.start_from).params if config.start_from else None
     example = config.data.example()
     if not isinstance(config.objective, distillation.Method):
         return recipe.plain(config.model, config.objective, config.optimizer, example, **settings)
@@ -229,12 +243,24 @@ def _record(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def forward_flops(model: Any, batch: Batch) -> float:
+    """Model FLOPs of one sample's forward pass, with the conditions that the batch shows."""
+    cond = batch.cond
+    text = cond.text_ids if cond.text_ids is not None else cond.text
+    length = 0 if text is None else text.shape[1]
+    frames = 0 if cond.frames is None else cond.frames.shape[1]
+    extra_text = (0 if cond.palette is None else cond.palette.shape[1]) + (cond.task is not None)
+    return float(model.flops(tuple(batch.x0.shape[1:4]), length, frames, extra_text))
+
+
 def flops_per_step(config: TrainConfig, example: Batch) -> float:
-    """Model FLOPs of a training step: closed form for transformers, XLA's count for an autoencoder (no scan)."""
+    """Model FLOPs of a training step: closed form for transformers, XLA's count for an autoencoder (no scan).
+
+    Of data in parts of several shapes (`data_pipelines.mixture`) it is the mean.
+    """
     if hasattr(config.model, "flops"):
-        text = example.cond.text_ids if example.cond.text_ids is not None else example.cond.text
-        length = 0 if text is None else text.shape[1]
-        forward = float(config.model.flops(tuple(example.x0.shape[1:4]), length))
+        examples = config.data.examples() if hasattr(config.data, "examples") else [(1.0, example)]
+        forward = sum(share * forward_flops(config.model, batch) for share, batch in examples)
         if isinstance(config.objective, distillation.Method):
             return config.objective.forwards * forward * config.batch_size
         return flops.train_step_flops(forward, config.batch_size)

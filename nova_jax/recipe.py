@@ -4,7 +4,8 @@
     a distillation method     a state from a key and the teacher          the method's own step
 
 A teacher is a run folder. Its averaged parameters start the student and, frozen and without optimizer state, stay in
-`TrainState.extra`: the student's checkpoints hold all that is needed to go on.
+`TrainState.extra`: the student's checkpoints hold all that is needed to go on. Either kind of run may start from the
+averaged parameters of another run instead, even from those of a network that lacks its newer inputs (`models.growth`).
 """
 
 import functools
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from nova_jax import distillation, inference
 from nova_jax.layers import attention
-from nova_jax.models import discriminator, features
+from nova_jax.models import discriminator, features, growth
 from nova_jax.models.dit import DiT
 from nova_jax.training import step
 from nova_jax.training.optimizer import Optimizer
@@ -47,11 +48,35 @@ def as_network(model: Any) -> Any:
     return lambda params, x, t, cond: model.apply({"params": params}, x, t, cond)
 
 
-def plain(model: Any, objective: Any, optimizer: Optimizer, example: Batch, *, seed: int, **settings: Any) -> Recipe:
-    """Training by an objective; `settings` are those of `training.step.make_step`."""
-    init = functools.partial(init_params, model, example)
+def plain(
+    model: Any,
+    objective: Any,
+    optimizer: Optimizer,
+    example: Batch,
+    *,
+    seed: int,
+    start_from: Params | None = None,
+    **settings: Any,
+) -> Recipe:
+    """Training by an objective.
+
+    Args:
+        model: the network, or an autoencoder.
+        objective: its loss.
+        optimizer: of the network.
+        example: one sample.
+        seed: of the run.
+        start_from: trained parameters of the same network, or of one without its newer inputs; None: random ones.
+        settings: those of `training.step.make_step`.
+
+    Raises:
+        ValueError: `start_from` does not fit, see `models.growth`.
+    """
+    first = _first_params(functools.partial(init_params, model, example), start_from)
     train_step = step.make_step(objective, as_network(model), optimizer, seed=seed, **settings)
-    return Recipe(lambda key: step.start(init(key), optimizer), (jax.random.key(seed),), train_step)
+    return Recipe(
+        lambda key, trained: step.start(first(key, trained), optimizer), (jax.random.key(seed), start_from), train_step
+    )
 
 
 def distilled(
@@ -62,6 +87,7 @@ def distilled(
     teacher: inference.TextToImage | None,
     *,
     seed: int,
+    start_from: Params | None = None,
     **settings: Any,
 ) -> Recipe:
     """Training a few-step student.
@@ -71,8 +97,9 @@ def distilled(
         method: how it learns.
         optimizer: of the student.
         example: one sample.
-        teacher: what it starts from and learns from; None: from nothing, for a method that needs none.
+        teacher: what it learns from; None: for a method that needs none.
         seed: of the run.
+        start_from: its first parameters, such as those of another student; None: the teacher's, or random ones.
         settings: those of `training.step.make_step`.
 
     Raises:
@@ -80,24 +107,27 @@ def distilled(
     """
     check_student(model, method)
     check_teacher(method, teacher)
-    init = functools.partial(init_params, model, example)
     asked = as_network(teacher.network) if teacher else None
     networks = distillation.Networks(student=as_network(model), teacher=asked, critic=asked)
     if teacher is not None and method.judged_layers:
         networks = networks._replace(**make_judge(teacher.network, method.judged_layers))
     train_step = method.make_step(networks, optimizer, seed=seed, **settings)
-    if teacher is None:
-        return Recipe(
-            lambda key: distillation.start(method, networks, init(key), None, optimizer),
-            (jax.random.key(seed),),
-            train_step,
-        )
-    distillation.check_growth(jax.eval_shape(init, jax.random.key(0)), teacher.params)
+    taught = teacher.params if teacher else None
+    known = {"teacher": taught, "first": taught if start_from is None else start_from}
+    first = _first_params(functools.partial(init_params, model, example), known["first"])
 
-    def make_state(key: jax.Array, params: Params) -> TrainState:
-        return distillation.start(method, networks, distillation.grow(init(key), params), params, optimizer)
+    def make_state(key: jax.Array, known: dict[str, Params | None]) -> TrainState:
+        return distillation.start(method, networks, first(key, known["first"]), known["teacher"], optimizer)
 
-    return Recipe(make_state, (jax.random.key(seed), teacher.params), train_step)
+    return Recipe(make_state, (jax.random.key(seed), known), train_step)
+
+
+def _first_params(init: Callable[[jax.Array], Params], trained: Params | None) -> Callable[..., Params]:
+    """(key, trained) -> the parameters that training starts with; refuses `trained` ones that do not fit."""
+    if trained is None:
+        return lambda key, trained: init(key)
+    growth.check_growth(jax.eval_shape(init, jax.random.key(0)), trained)
+    return lambda key, trained: growth.grow(init(key), trained)
 
 
 def make_judge(network: Any, layers: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ Conventions, everywhere in the library:
     params    plain nested dicts of arrays
 
 Arrays travel in NamedTuples, choices in frozen dataclasses. The letters of the shapes: `b` batch, `f` frames, `h w`
-space, `c` channels, `a` aligned channels, `g` extra frames, `n` tokens, `l` text length, `d` width, `k` heads, `q` head
-size.
+space, `c` channels, `a` aligned channels, `g` extra frames, `p` colours, `n` tokens, `l` text length, `d` width, `k`
+heads, `q` head size.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,8 @@ class Conditioning(NamedTuple):
 
     Text arrives either as states of a frozen encoder (`text`) or as token ids for an encoder that is trained inside the
     network (`text_ids`); `text_mask` marks the real tokens of either. What lies pixel on pixel with the target is
-    `aligned`; what does not joins as extra `frames`, each with a role and its own time (0 = clean).
+    `aligned`; what does not joins as extra `frames`, each with a role and its own time (0 = clean). The colours of a
+    `palette` and the `task` are read like words of the text.
     """
 
     text: Float[Array, "b l d"] | None = None
@@ -41,6 +42,9 @@ class Conditioning(NamedTuple):
     frames: Float[Array, "b g h w c"] | None = None
     frame_roles: Int[Array, "b g"] | None = None
     frame_times: Float[Array, "b g"] | None = None
+    palette: Float[Array, "b p 3"] | None = None  # CIE Lab over 100
+    palette_mask: Bool[Array, "b p"] | None = None
+    task: Int[Array, " b"] | None = None
     r: Float[Array, " b"] | None = None  # second time of a flow map, r <= t
     guidance_scale: Float[Array, " b"] | None = None  # as a network input
 

@@ -6,10 +6,11 @@
     pooled      zeros
     aligned     zeros
     frames      zeros at frame time 1 (noise: no information); roles stay
+    palette     mask all False
 
-`r` and `guidance_scale` are inputs of the network, not conditions: they always stay. Each part is dropped independently
-(Ho & Salimans 2022, arXiv 2207.12598; several conditions: Brooks et al. 2022, 2211.09800, section 3.2.1), so one model
-can be guided by the text alone, by the picture alone, or by both.
+`r`, `guidance_scale` and `task` are inputs of the network, not conditions: they always stay. Each part is dropped
+independently (Ho & Salimans 2022, arXiv 2207.12598; several conditions: Brooks et al. 2022, 2211.09800, section 3.2.1),
+so one model can be guided by the text alone, by the picture alone, or by both.
 """
 
 import dataclasses
@@ -23,12 +24,13 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from nova_jax.types import Conditioning
 
-PARTS = ("text", "pooled", "aligned", "frames")
+PARTS = ("text", "pooled", "aligned", "frames", "palette")
 FIELDS = {
     "text": ("text", "text_ids", "text_mask"),
     "pooled": ("pooled",),
     "aligned": ("aligned",),
     "frames": ("frames", "frame_times"),
+    "palette": ("palette", "palette_mask"),
 }
 
 Tree = TypeVar("Tree")
@@ -42,6 +44,7 @@ class DropRates:
     pooled: float = 0.1
     aligned: float = 0.0
     frames: float = 0.0
+    palette: float = 0.0
 
     def __post_init__(self) -> None:
         for part in PARTS:
@@ -83,13 +86,15 @@ def drop(cond: Conditioning, key: PRNGKeyArray, rates: DropRates) -> Conditionin
 
 
 def explicit(cond: Conditioning) -> Conditioning:
-    """Writes out what a missing part means: every text state and every id but 0 is real; extra frames are clean."""
+    """Writes out what a missing part means: text states, ids but 0 and colours are real; extra frames are clean."""
     if cond.text_mask is None and cond.text is not None:
         cond = cond._replace(text_mask=jnp.ones(cond.text.shape[:2], bool))
     if cond.text_mask is None and cond.text_ids is not None:
         cond = cond._replace(text_mask=cond.text_ids != 0)
     if cond.frame_times is None and cond.frames is not None:
         cond = cond._replace(frame_times=jnp.zeros(cond.frames.shape[:2]))
+    if cond.palette_mask is None and cond.palette is not None:
+        cond = cond._replace(palette_mask=jnp.ones(cond.palette.shape[:2], bool))
     return cond
 
 

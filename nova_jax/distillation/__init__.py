@@ -8,7 +8,6 @@ from nova_jax.distillation.joint import Joint
 from nova_jax.distillation.mean_flow import MeanFlow
 from nova_jax.distillation.method import Method, Networks, start
 from nova_jax.distillation.semigroup import Progressive, Shortcut
-from nova_jax.distillation.student import check_growth, grow
 from nova_jax.distillation.teacher import Guidance
 from nova_jax.distillation.time_pairs import AnyPair, ToData
 
@@ -25,8 +24,6 @@ __all__ = [
     "Progressive",
     "Shortcut",
     "ToData",
-    "check_growth",
-    "grow",
     "make_flow_map",
     "start",
 ]

@@ -10,8 +10,9 @@ student's pictures (2), and that of the guided teacher. A training step is `crit
 on new pictures, and one of the student: the critic must keep up (two time scales).
 
 Where x_t comes from: at t = 1 it is noise; a student of N steps is trained on the inputs that its own earlier steps
-produce (backward simulation), the number of them drawn anew for each batch. A discriminator on the teacher's hidden
-tokens (`adversarial`), which sees real data beside the student's pictures, corrects what the teacher has wrong.
+produce (backward simulation), N and the number of steps behind it drawn anew for each batch. A discriminator on the
+teacher's hidden tokens (`adversarial`), which sees real data beside the student's pictures, corrects what the teacher
+has wrong.
 
 Yin et al. 2024, DMD2, arXiv 2405.14867: sections 4.2 - 4.5; (1) is equation 7 of DMD, 2311.18828.
 """
@@ -37,7 +38,7 @@ class DMD2(method.Method):
     """Distribution matching with a critic and, if given, a discriminator.
 
     Attributes:
-        num_steps: N of the student, at times 1, 1 - 1/N, .., 1/N.
+        num_steps: each N that the student learns, at times 1, 1 - 1/N, .., 1/N.
         critic_updates: of each step.
         critic_optimizer: of the critic and the discriminator.
         time_sampling: of s.
@@ -48,7 +49,7 @@ class DMD2(method.Method):
     """
 
     sampler: str = "renoise"
-    num_steps: int = 1
+    num_steps: tuple[int, ...] = (1,)
     critic_updates: int = 5
     critic_optimizer: Optimizer = AdamW(peak=1e-4, warmup=0)
     time_sampling: time_samplings.TimeSampling = dataclasses.field(default_factory=time_samplings.Uniform)
@@ -58,14 +59,14 @@ class DMD2(method.Method):
     penalty_sigma: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.critic_updates < 1:
+        if min(self.num_steps, default=0) < 1 or self.critic_updates < 1:
             raise ValueError(f"num_steps={self.num_steps} and critic_updates={self.critic_updates} must be at least 1")
         if self.sampler not in ("renoise", "flow_map"):
             raise ValueError(f"sampler={self.sampler!r}: a student is simulated by renoise or flow_map")
 
     @property
     def trained_steps(self) -> tuple[int, ...]:  # noqa: D102 (the base says it)
-        return (self.num_steps,)
+        return self.num_steps
 
     @property
     def judged_layers(self) -> int:  # noqa: D102
@@ -73,7 +74,8 @@ class DMD2(method.Method):
 
     @property
     def forwards(self) -> float | int:  # noqa: D102
-        back = (self.num_steps - 1) / 2  # of the simulation, on average; a discriminator's layers are left out
+        mean = sum(self.num_steps) / len(self.num_steps)
+        back = (mean - 1) / 2  # of the simulation, on average; a discriminator's layers are left out
         return self.critic_updates * (back + 1 + 3) + back + 3 + 1 + self.guidance.evaluations
 
     def memory(  # noqa: D102
@@ -162,21 +164,22 @@ class DMD2(method.Method):
         self, networks: method.Networks, params: Params, batch: Batch, cond: Conditioning, key: PRNGKeyArray
     ) -> Samples:
         """X(x_t, t, 0) from an input that the student itself has reached."""
-        key_noise, key_step, key_walk = jax.random.split(key, 3)
+        key_noise, key_steps, key_taken, key_walk = jax.random.split(key, 4)
         frozen = jax.lax.stop_gradient(params)
         z = jax.random.normal(key_noise, batch.x0.shape)
         ones = jnp.ones(batch.x0.shape[:1])
+        num_steps = jax.random.choice(key_steps, jnp.asarray(self.num_steps))
 
         def back(i: Array, x: Samples) -> Samples:
-            t, t_next = ones * (1 - i / self.num_steps), ones * (1 - (i + 1) / self.num_steps)
+            t, t_next = ones * (1 - i / num_steps), ones * (1 - (i + 1) / num_steps)
             if self.sampler == "flow_map":
                 return flow_map.jump(networks.student, frozen, x, t, t_next, cond)
             x0 = flow_map.jump(networks.student, frozen, x, t, jnp.zeros_like(t), cond)
             return method.noised(x0, t_next, jax.random.fold_in(key_walk, i))[0]
 
-        taken = jax.random.randint(key_step, (), 0, self.num_steps)
-        x_t = z if self.num_steps == 1 else jax.lax.fori_loop(0, taken, back, z)
-        t = ones * (1 - taken / self.num_steps)
+        taken = jax.random.randint(key_taken, (), 0, num_steps)
+        x_t = z if self.num_steps == (1,) else jax.lax.fori_loop(0, taken, back, z)
+        t = ones * (1 - taken / num_steps)
         return flow_map.jump(networks.student, params, jax.lax.stop_gradient(x_t), t, jnp.zeros_like(t), cond)
 
 

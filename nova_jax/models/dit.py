@@ -1,6 +1,7 @@
 """A diffusion transformer for images and video: the Wan block, grown by conditioning roads.
 
     tokens  = patches(x) W + extra frames                        3D RoPE, one token per patch
+    text    = text_embed(states), palette_embed(colours), task_embed(task)
     e       = time_embed(s t) + time_embed_r(s (t - r)) + guidance_embed(s w) + pooled_embed(pooled)    s = time_scale
     m       = time_modulation(silu(e)) + modulation_i            six of width d: shift, scale, gate, twice
     block_i:  x += gate_1 SelfAttention(LN(x) (1 + scale_1) + shift_1)
@@ -130,6 +131,8 @@ class DiT(nn.Module):
     pooled_dim: int = 0  # width of cond.pooled, one vector per sample that modulates every layer
     aligned_channels: int = 0  # channels of cond.aligned
     num_frame_roles: int = 0  # kinds of extra frames in cond.frames
+    has_palette: bool = False  # reads cond.palette
+    num_tasks: int = 0  # values of cond.task
     has_second_time: bool = False  # reads cond.r
     has_guidance: bool = False  # reads cond.guidance_scale
     attention_implementation: attention.Implementation | None = None
@@ -154,7 +157,7 @@ class DiT(nn.Module):
             t: time of each sample, or of each frame.
             cond: what is None takes its neutral value: `text` the null caption (one state, all zeros), `pooled` and
                 `aligned` zeros, `r` t, `guidance_scale` 1, `frame_roles` and `frame_times` 0. Extra `frames` lie at
-                -1, -2, .. in time.
+                -1, -2, .. in time. Without `palette` or `task` their tokens are left out, at no cost.
 
         Raises:
             ValueError: `cond` holds what this network has no input for.
@@ -193,8 +196,17 @@ class DiT(nn.Module):
         return tokens, self._predict(tokens, e, grid)
 
     @nn.nowrap
-    def flops(self, latent_shape: tuple[int, int, int], text_length: int, extra_frames: int = 0) -> int:
-        """Forward FLOPs of one sample of latents (f, h, w) and `text_length` text states; see `models.flops`."""
+    def flops(
+        self, latent_shape: tuple[int, int, int], text_length: int, extra_frames: int = 0, extra_text: int = 0
+    ) -> int:
+        """Forward FLOPs of one sample of latents (f, h, w); see `models.flops`.
+
+        Args:
+            latent_shape: frames, height, width.
+            text_length: text states.
+            extra_frames: frames beside the target.
+            extra_text: tokens of palette and task, counted as if embedded as states are.
+        """
         f, h, w = (size // patch for size, patch in zip(latent_shape, self.patch_size, strict=True))
         patch = math.prod(self.patch_size)
         sizes = flops.Transformer(
@@ -209,7 +221,7 @@ class DiT(nn.Module):
             pooled_dim=self.pooled_dim,
         )
         rows = f + extra_frames if extra_frames else 1
-        return sizes.forward((f + extra_frames) * h * w, max(text_length, 1), rows)
+        return sizes.forward((f + extra_frames) * h * w, max(text_length, 1) + extra_text, rows)
 
     def _embed_latents(self, x: Latents, cond: Conditioning) -> tuple[Float[Array, "b n d"], np.ndarray]:
         """Tokens of the latents, then of the extra frames, and the position of each frame on the time axis."""
@@ -278,7 +290,33 @@ class DiT(nn.Module):
         if mask is not None and not self.masks_text:
             text, mask = jnp.where(mask[:, :, None], text, 0), None
         gelu = functools.partial(jax.nn.gelu, approximate=True)
-        return embeddings.Embedder(self.width, gelu, dtype=self.dtype, name="text_embed")(text), mask
+        states = embeddings.Embedder(self.width, gelu, dtype=self.dtype, name="text_embed")(text)
+        if not self.has_palette and not self.num_tasks:
+            return states, mask
+        extra, is_real = self._embed_palette_and_task(cond, batch_size)
+        if not extra.shape[1]:
+            return states, mask
+        mask = jnp.ones(states.shape[:2], bool) if mask is None else mask
+        return jnp.concatenate([states, extra], axis=1), jnp.concatenate([mask, is_real], axis=1)
+
+    def _embed_palette_and_task(
+        self, cond: Conditioning, batch_size: int
+    ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"]]:
+        """A token for each colour and one for the task, none for what is not given, and which of them are real."""
+        tokens, masks = [], []
+        if self.has_palette:
+            colors = jnp.zeros((batch_size, 0, 3)) if cond.palette is None else cond.palette
+            is_whole = cond.palette is None or cond.palette_mask is None
+            given = jnp.ones(colors.shape[:2], bool) if is_whole else cond.palette_mask
+            tokens.append(embeddings.Embedder(self.width, dtype=self.dtype, name="palette_embed")(colors))
+            masks.append(given)
+        if self.num_tasks:
+            task = jnp.zeros((batch_size, 0), jnp.int32) if cond.task is None else cond.task[:, None]
+            init = nn.initializers.normal(0.02)
+            embed = nn.Embed(self.num_tasks, self.width, dtype=self.dtype, embedding_init=init, name="task_embed")
+            tokens.append(embed(task))
+            masks.append(jnp.ones(task.shape, bool))
+        return jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
 
     def _predict(
         self, tokens: Float[Array, "b n d"], e: Float[Array, "b m d"], grid: tuple[int, ...]
@@ -311,6 +349,8 @@ class DiT(nn.Module):
             "frames": "" if self.num_frame_roles else "num_frame_roles=0",
             "r": "" if self.has_second_time else "has_second_time=False",
             "guidance_scale": "" if self.has_guidance else "has_guidance=False",
+            "palette": "" if self.has_palette else "has_palette=False",
+            "task": "" if self.num_tasks else "num_tasks=0",
         }
         for name, reason in missing.items():
             if reason and getattr(cond, name) is not None:

@@ -62,11 +62,13 @@ class TextToLatent(nn.Module):
         return cond._replace(pooled=text.sum(axis=1) / text_mask.sum(axis=1, keepdims=True))  # masked states are zero
 
     @nn.nowrap
-    def flops(self, latent_shape: tuple[int, int, int], text_length: int, extra_frames: int = 0) -> int:
-        """Forward FLOPs of one sample of latents (f, h, w) and a text of `text_length` ids."""
+    def flops(
+        self, latent_shape: tuple[int, int, int], text_length: int, extra_frames: int = 0, extra_text: int = 0
+    ) -> int:
+        """Forward FLOPs of one sample of latents (f, h, w) and a text of `text_length` ids; see `DiT.flops`."""
         length = max(text_length, self.text_encoder.downsample)  # without text: the null caption
         states = length // self.text_encoder.downsample
-        return self.text_encoder.flops(length) + self.dit.flops(latent_shape, states, extra_frames)
+        return self.text_encoder.flops(length) + self.dit.flops(latent_shape, states, extra_frames, extra_text)
 
     def _with_ids(self, cond: Conditioning, batch_size: int) -> Conditioning:
         """Fills in the null caption where there is no text: ids all 0, and only the first position real."""

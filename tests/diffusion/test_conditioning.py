@@ -18,6 +18,9 @@ def full(batch_size=4):
         frames=jnp.ones((batch_size, 2, 2, 2, 3)),
         frame_roles=jnp.ones((batch_size, 2), int),
         frame_times=jnp.zeros((batch_size, 2)),
+        palette=jnp.ones((batch_size, 2, 3)),
+        palette_mask=jnp.ones((batch_size, 2), bool),
+        task=jnp.full(batch_size, 3),
         r=jnp.full(batch_size, 0.5),
         guidance_scale=jnp.full(batch_size, 4.0),
     )
@@ -25,7 +28,7 @@ def full(batch_size=4):
 
 def test_the_null_caption_is_all_zeros_seen_through_its_first_token():
     null = conditioning.null(full())
-    for field in ("text", "text_ids", "pooled", "aligned", "frames"):
+    for field in ("text", "text_ids", "pooled", "aligned", "frames", "palette", "palette_mask"):
         assert not getattr(null, field).any(), field
     np.testing.assert_array_equal(null.text_mask, np.arange(6)[None] == np.zeros((4, 1)))
     np.testing.assert_array_equal(null.frame_times, 1.0)
@@ -33,7 +36,7 @@ def test_the_null_caption_is_all_zeros_seen_through_its_first_token():
 
 def test_what_is_no_condition_stays_in_the_null_condition():
     cond, null = full(), conditioning.null(full())
-    for field in ("frame_roles", "r", "guidance_scale"):
+    for field in ("frame_roles", "r", "guidance_scale", "task"):
         np.testing.assert_array_equal(getattr(null, field), getattr(cond, field))
 
 
@@ -41,7 +44,7 @@ def test_only_the_named_parts_are_left_out():
     null = conditioning.null(full(), parts=("text",))
     assert not null.text.any()
     assert null.aligned.all()
-    with pytest.raises(ValueError, match="text, pooled, aligned, frames"):
+    with pytest.raises(ValueError, match="text, pooled, aligned, frames, palette"):
         conditioning.null(full(), parts=("caption",))
 
 
@@ -55,6 +58,8 @@ def test_absent_parts_stay_absent_and_what_missing_ones_mean_becomes_explicit():
     frames = Conditioning(frames=jnp.ones((1, 2, 4, 4, 3)))
     np.testing.assert_array_equal(conditioning.explicit(frames).frame_times, [[0.0, 0.0]])
     np.testing.assert_array_equal(conditioning.null(frames).frame_times, [[1.0, 1.0]])
+    colors = conditioning.explicit(Conditioning(palette=jnp.ones((1, 2, 3))))
+    np.testing.assert_array_equal(colors.palette_mask, [[True, True]])
 
 
 def test_null_of_something_else_is_refused():
@@ -97,7 +102,7 @@ def test_dropping_depends_on_the_key_and_not_on_the_sharding():
 
 
 def test_rate_one_drops_everything_and_rate_zero_nothing():
-    everything = DropRates(text=1.0, pooled=1.0, aligned=1.0, frames=1.0)
+    everything = DropRates(text=1.0, pooled=1.0, aligned=1.0, frames=1.0, palette=1.0)
     dropped = conditioning.drop(full(), jax.random.key(0), everything)
     jax.tree.map(np.testing.assert_array_equal, dropped, conditioning.null(full()))
     kept = conditioning.drop(full(), jax.random.key(0), DropRates(text=0.0, pooled=0.0))

@@ -26,10 +26,10 @@ METHODS = {
     "improved_mean_flow": distillation.MeanFlow(source="data", is_improved=True, guidance=GUIDANCE),
     "continuous_consistency": distillation.MeanFlow(pairs=distillation.ToData(), norm_power=0.5, warmup=3),
     "discrete_consistency": distillation.DiscreteConsistency(guidance=GUIDANCE, num_intervals=8),
-    "dmd2": distillation.DMD2(guidance=GUIDANCE, num_steps=2, critic_updates=2, critic_optimizer=CRITIC),
+    "dmd2": distillation.DMD2(guidance=GUIDANCE, num_steps=(2,), critic_updates=2, critic_optimizer=CRITIC),
     "joint": distillation.Joint(
         guidance=GUIDANCE,
-        matching=distillation.DMD2(num_steps=2, critic_updates=2, critic_optimizer=CRITIC),
+        matching=distillation.DMD2(num_steps=(2,), critic_updates=2, critic_optimizer=CRITIC),
         matching_scale=0.5,
     ),
 }

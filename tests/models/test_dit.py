@@ -19,7 +19,8 @@ def normal(*shape, seed=0):
 X, T = normal(2, 3, 4, 6, 3), jnp.asarray([0.3, 0.8])
 TEXT = Conditioning(text=normal(2, 4, 5, seed=1), text_mask=jnp.asarray([[True, True, False, False], [True] * 4]))
 ALL_INPUTS = {
-    "pooled_dim": 7, "aligned_channels": 2, "num_frame_roles": 2, "has_second_time": True, "has_guidance": True
+    "pooled_dim": 7, "aligned_channels": 2, "num_frame_roles": 2, "has_second_time": True, "has_guidance": True,
+    "has_palette": True, "num_tasks": 3,
 }  # fmt: skip
 ALL_GIVEN = TEXT._replace(
     pooled=normal(2, 7, seed=4),
@@ -29,6 +30,9 @@ ALL_GIVEN = TEXT._replace(
     frame_times=jnp.asarray([[0.0, 0.2], [0.1, 0.5]]),
     r=T / 2,
     guidance_scale=jnp.asarray([2.0, 5.0]),
+    palette=normal(2, 4, 3, seed=5),
+    palette_mask=jnp.asarray([[True, True, True, False], [True, False, False, False]]),
+    task=jnp.asarray([0, 2]),
 )
 
 
@@ -91,12 +95,15 @@ def test_new_inputs_change_nothing_until_they_are_trained():
     _, old = make_trained()
     model, new = make(**ALL_INPUTS)
     grown = (model, {**new, **old})
-    given = ALL_GIVEN._replace(frames=None, frame_roles=None, frame_times=None)
+    given = ALL_GIVEN._replace(frames=None, frame_roles=None, frame_times=None, palette=None, task=None)
     np.testing.assert_allclose(apply(grown, X, T, given), apply(make_trained(), X, T, TEXT), atol=1e-6)
 
     gradient = gradient_of_energy(model)(grown[1], X, T, ALL_GIVEN)
     added = set(new) - set(old)
-    assert added == {"pooled_embed", "patch_embed_aligned", "frame_roles", "time_embed_r", "guidance_embed"}
+    assert added == {"pooled_embed", "patch_embed_aligned", "frame_roles", "time_embed_r", "guidance_embed"} | {
+        "palette_embed",
+        "task_embed",
+    }
     assert all(any(np.any(leaf) for leaf in jax.tree.leaves(gradient[name])) for name in added)
 
 
@@ -119,6 +126,9 @@ def test_every_parameter_matters_once_away_from_initialisation():
         ("frame_times", jnp.asarray([[0.3, 0.0], [0.0, 0.0]])),
         ("r", T / 3),
         ("guidance_scale", jnp.asarray([1.0, 7.0])),
+        ("palette", normal(2, 4, 3, seed=8)),
+        ("palette_mask", jnp.ones((2, 4), bool)),
+        ("task", jnp.asarray([1, 1])),
     ],
 )
 def test_every_input_matters_once_the_network_is_trained(name, other):
@@ -270,7 +280,8 @@ def test_parameters_have_the_names_that_sharding_and_checkpoints_rely_on():
     assert paths["head_modulation"] == (2, 24)
     assert {path.split("/")[0] for path in paths} == {
         "patch_embed", "patch_embed_aligned", "frame_roles", "time_embed", "time_embed_r", "guidance_embed",
-        "pooled_embed", "time_modulation", "text_embed", "blocks", "head_modulation", "head",
+        "pooled_embed", "palette_embed", "task_embed", "time_modulation", "text_embed", "blocks", "head_modulation",
+        "head",
     }  # fmt: skip
 
 

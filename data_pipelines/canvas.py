@@ -1,0 +1,214 @@
+"""Editing tasks as training batches: pictures encoded once, conditions drawn anew for every sample.
+
+A source of one task, such as `scenes.canvas.CanvasScenes`, has `task` and gives samples with `pixels`, the picture to
+draw, `caption`, and what the task shows beside it:
+
+    source, mask                 the picture before, and where it is drawn anew         aligned
+    control                      edges or segmentation of the target                    aligned
+    references, num_references   pictures of the same objects                           extra frames
+    palette, num_colors          sRGB 0 .. 255                                          palette
+
+All pictures of a sample go through the autoencoder once, into the cache; strength and similarity, and the noise that
+they mean, are drawn when a batch is made.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines import cache, loader, streams, text
+from data_pipelines.scenes import palette
+from data_pipelines.sources import base
+from nova_jax import config
+from nova_jax.tasks import conditions
+from nova_jax.types import Batch, Params
+
+MIN_SIMILARITY = 0.2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CanvasLatents:
+    """Batches of one shape of conditions, from sources of one task each.
+
+    Attributes:
+        sources: one for each task; a batch mixes them evenly.
+        is_aligned: source, mask and control are joined on channels.
+        num_frames: reference pictures there is room for.
+        has_palette: colours are given.
+        codec_path: folder of the autoencoder.
+        text_length: bytes per caption, the start token included.
+        cache_path: where latents are kept between runs.
+        seed: of the order and of what is drawn.
+        threads: that read.
+    """
+
+    sources: tuple[Any, ...]
+    is_aligned: bool = False
+    num_frames: int = 0
+    has_palette: bool = False
+    codec_path: str
+    text_length: int = 64
+    cache_path: str = "runs/cache"
+    seed: int = 0
+    threads: int = 2
+
+    def describe(self) -> dict[str, Any]:
+        """What drawing needs to know: shape of the latents, length of the text."""
+        shape = list(self.example().x0.shape[1:])
+        return {"latent_shape": shape, "text_length": self.text_length, "tasks": [s.task for s in self.sources]}
+
+    def example(self) -> Batch:
+        """One sample."""
+        return next(self.batches(0, 1))
+
+    def fingerprint(self) -> str:
+        """Hash of the latents, the captions, the seed and the order."""
+        return self._loader(1).fingerprint()
+
+    def codec(self) -> tuple[Any, Params]:
+        """The autoencoder and its parameters."""
+        return streams.load_codec(self.codec_path)
+
+    def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
+        """Rows of one shard, from a position on."""
+        stream = self._loader(batch_size).batches(start, shard_index=shard_index, shard_count=shard_count)
+        return (loader.to_batch(rows) for rows in stream)
+
+    def _loader(self, batch_size: int) -> loader.Loader:
+        codec, _ = self.codec()
+        return loader.Loader(
+            Joined(tuple(_encoded(source, self) for source in self.sources)),
+            batch_size=batch_size,
+            seed=self.seed,
+            transform=Conditions(self.is_aligned, self.num_frames, self.has_palette, codec.compression[1]),
+            batch_transform=text.Tokenize(streams.encode_captions, self.text_length),
+            threads=self.threads,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined(base.Source):
+    """Sources end to end."""
+
+    sources: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def read(self, index: int) -> base.Sample:
+        """The sample at 0 <= index < len."""
+        for source in self.sources:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(index)
+
+    def fingerprint(self) -> str:
+        """Hash of all of them."""
+        return hashlib.sha256(repr([base.fingerprint(source) for source in self.sources]).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """Loader step: an encoded sample to its latents and fields of `Conditioning`."""
+
+    is_aligned: bool
+    num_frames: int
+    has_palette: bool
+    compression: int
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Draws strength and similarity, and the noise that they mean."""
+        out = {"latents": sample["latents"], "caption": sample["caption"]}
+        if sample["task"]:  # text to image is told no task: it is what the network did before it learnt any
+            out["task"] = np.int32(sample["task"])
+        if self.is_aligned:
+            out["aligned"] = conditions.aligned(
+                sample["latents"].shape,
+                self.compression,
+                source=sample.get("source"),
+                mask=sample.get("mask"),
+                control=sample.get("control"),
+                strength=float(rng.random()),
+                rng=rng,
+            )
+        if self.num_frames:
+            similarity = MIN_SIMILARITY + (1 - MIN_SIMILARITY) * float(rng.random())
+            shown = sample["references"][: int(sample["num_references"])]
+            frames, times = conditions.references(shown, self.num_frames, similarity=similarity, rng=rng)
+            out |= {"frames": frames, "frame_times": times}
+        if self.has_palette:
+            lab = palette.to_lab(sample["palette"][: int(sample["num_colors"])])
+            out["palette"], out["palette_mask"] = conditions.palette(lab)
+        return out
+
+
+@functools.lru_cache(maxsize=32)
+def _encoded(source: Any, data: CanvasLatents) -> base.Source:
+    """A source of one task with its pictures as latents, from the cache or into it; held in memory."""
+    codec, params = data.codec()
+    model = hashlib.sha256((json.dumps(config.to_dict(codec)) + cache.fingerprint(params)).encode()).hexdigest()
+    name = hashlib.sha256((model + base.fingerprint(source)).encode()).hexdigest()[:16]
+    folder = pathlib.Path(data.cache_path) / name
+    encode = jax.jit(lambda pixels: codec.normalize(codec.encode(params, pixels / 127.5 - 1.0)[0]))
+    task = conditions.TASKS.index(source.task)
+
+    def rows(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        return encode_pictures(encode, batch) | {"task": np.full(len(batch["pixels"]), task)}
+
+    cache.encode_source(source, rows, folder, model=model, options=cache.Options(batch_size=256, threads=data.threads))
+    return InMemory(cache.LatentCache(str(folder), model=model))
+
+
+def encode_pictures(encode: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The pictures of a batch of one task as latents; numbers, masks and colours as they are.
+
+    Args:
+        encode: pixels 0 .. 255 (b, f, h, w, 3) -> normalised latents.
+        batch: stacked samples.
+    """
+    out = {"latents": np.asarray(encode(batch["pixels"].astype(np.float32)))}
+    for name in ("mask", "num_references", "palette", "num_colors"):
+        if name in batch:
+            out[name] = batch[name]
+    if "source" in batch:
+        source = batch["source"]
+        if "mask" in batch:
+            source = np.stack([conditions.hide(*pair) for pair in zip(source, batch["mask"], strict=True)])
+        out["source"] = np.asarray(encode(source.astype(np.float32)))
+    if "control" in batch:
+        out["control"] = np.asarray(encode(batch["control"].astype(np.float32)))
+    if "references" in batch:
+        pictures = batch["references"].astype(np.float32)
+        each = [np.asarray(encode(pictures[:, i : i + 1]))[:, 0] for i in range(pictures.shape[1])]
+        out["references"] = np.stack(each, axis=1)
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory(base.Source):
+    """All samples of another source, read once."""
+
+    source: base.Source
+
+    @functools.cached_property
+    def _samples(self) -> list[base.Sample]:
+        return [self.source[i] for i in range(len(self.source))]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> base.Sample:
+        """The sample at 0 <= index < len."""
+        return self._samples[index]
+
+    def fingerprint(self) -> str:
+        """That of the other source."""
+        return self.source.fingerprint()
