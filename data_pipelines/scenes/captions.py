@@ -6,6 +6,7 @@ only said where GenEval's own rule finds it. A colour or a size is said of all o
 """
 
 import collections
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,60 +25,95 @@ _RELATIONS = {
 }
 
 
+class Described(NamedTuple):
+    """A caption and what it says: the colours, the sizes, the background; `relation` is of object i to object j."""
+
+    text: str
+    color: bool = False
+    size: bool = False
+    background: bool = False
+    relation: tuple[int, int, str] | None = None
+
+
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """One of the scene's captions."""
+    return describe(scene, rng).text
+
+
+def describe(
+    scene: Scene, rng: np.random.Generator, *, color: bool | None = None, background: bool | None = None
+) -> Described:
+    """One of the scene's captions with what it says of the scene.
+
+    Args:
+        scene: One object or more.
+        rng: Chooses the form.
+        color: Whether to say the colours (which six long names may not leave room for); None: mostly.
+        background: Whether to say the background, where there is room; None: sometimes.
+    """
     count = len(scene.objects)
     if count == 1:
-        core = _single(scene.objects[0], rng)
-    elif count == 2 and rng.random() < 0.5 and (related := _relation(scene, rng)):
+        core = _single(scene.objects[0], rng, color)
+    elif count == 2 and rng.random() < 0.5 and (related := _relation(scene, rng, color)):
         core = related
     else:
-        core = _list(scene.objects, rng)
+        core = _list(scene.objects, rng, color)
     limit = MAX_LENGTH if count <= 2 else MAX_LENGTH_MANY
-    place = world.pick(rng, (f" on a {scene.background} background", f" on {scene.background}"))
-    if rng.random() < 0.3 and len(core) + len(place) <= limit:
-        core += place
+    place = " " + place_phrase(scene.background, rng)
+    wanted = rng.random() < 0.3 if background is None else background
+    if wanted and len(core.text) + len(place) <= limit:
+        return core._replace(text=core.text + place, background=True)
     return core
 
 
-def _single(o: Object, rng: np.random.Generator) -> str:
-    color, size = _detail(rng)
+def place_phrase(background: str, rng: np.random.Generator) -> str:
+    """Such as "on black"."""
+    return world.pick(rng, (f"on a {background} background", f"on {background}"))
+
+
+def _single(o: Object, rng: np.random.Generator, said: bool | None) -> Described:
+    color, size = _detail(rng, said)
     phrase = geneval.phrase(o.shape, o.color if color else None, o.size if size else None)
     form = world.pick(rng, ("{}", "{}", "{}", "there is {}", "one"))
-    return f"one {phrase.split(' ', 1)[1]}" if form == "one" else form.format(phrase)
+    text = f"one {phrase.split(' ', 1)[1]}" if form == "one" else form.format(phrase)
+    return Described(text, color, size)
 
 
-def _detail(rng: np.random.Generator) -> tuple[bool, bool]:
-    """Whether to say the colour and the size."""
-    color = rng.random() < 0.75
+def _detail(rng: np.random.Generator, said: bool | None) -> tuple[bool, bool]:
+    """Whether to say the colour (unless that is settled) and the size."""
+    color = rng.random() < 0.75 if said is None else said
     return color, rng.random() < (0.3 if color else 0.15)
 
 
-def _relation(scene: Scene, rng: np.random.Generator) -> str | None:
+def _relation(scene: Scene, rng: np.random.Generator, said: bool | None) -> Described | None:
     """Two objects and how one lies to the other; None where no relation holds or the two would be called the same."""
     order = (0, 1) if rng.random() < 0.5 else (1, 0)
     a, b = (scene.objects[i] for i in order)
-    color, size = _detail(rng)
+    color, size = _detail(rng, said)
     first, second = (geneval.phrase(o.shape, o.color if color else None, o.size if size else None) for o in (a, b))
     found = [world.truth(scene)[i] for i in order]
     relations = sorted(geneval.relations(*found))
     if first == second or not relations:
         return None
-    return f"{first} {world.pick(rng, _RELATIONS[world.pick(rng, relations)])} {second}"
+    relation = world.pick(rng, relations)
+    text = f"{first} {world.pick(rng, _RELATIONS[relation])} {second}"
+    return Described(text, color, size, relation=(*order, relation))
 
 
-def _list(objects: tuple[Object, ...], rng: np.random.Generator) -> str:
+def _list(objects: tuple[Object, ...], rng: np.random.Generator, said: bool | None) -> Described:
     """All objects, those that would be called the same counted together."""
-    color, size = _detail(rng)
+    color, size = _detail(rng, said)
     shuffled = [objects[i] for i in rng.permutation(len(objects))]
     # A size said of many objects is a long way to say little; only pairs get one.
-    listed = _enumerate(shuffled, color, size and len(objects) == 2)
+    size = size and len(objects) == 2
+    listed = _enumerate(shuffled, color, size)
     if len(listed) > MAX_LENGTH_MANY:
-        listed = _enumerate(shuffled, False, False)
+        color = size = False
+        listed = _enumerate(shuffled, color, size)
     if rng.random() < 0.15 and len(listed) <= MAX_LENGTH - len("there are "):
         many = listed.startswith(geneval.NUMBERS[1:])
-        return f"there {'are' if many else 'is'} {listed}"
-    return listed
+        listed = f"there {'are' if many else 'is'} {listed}"
+    return Described(listed, color, size)
 
 
 def _enumerate(objects: list[Object], color: bool, size: bool) -> str:

@@ -30,7 +30,9 @@ _LINEAR = np.where(_ENCODED <= 0.04045, _ENCODED / 12.92, ((_ENCODED + 0.055) / 
 
 
 def rgb(name: str) -> tuple[int, int, int]:
-    """The sRGB value of an object colour or a background."""
+    """The sRGB value of an object colour, of a background, or of any colour written "#rrggbb"."""
+    if name.startswith("#"):
+        return int(name[1:3], 16), int(name[3:5], 16), int(name[5:7], 16)
     return COLORS[name] if name in COLORS else BACKGROUNDS[name]
 
 

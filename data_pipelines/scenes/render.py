@@ -4,7 +4,9 @@ An object covers a pixel by clip(1/2 - d, 0, 1), where d is the signed distance 
 pixels; the picture blends the object's colour over the background by that. Objects do not overlap, so order is free.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,9 +71,15 @@ def swatches(scene: Scene, image_size: int) -> list[Swatch]:
 
 def render(scene: Scene, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
     """The picture."""
-    picture = np.empty((image_size, image_size, 3), np.float32)
-    picture[:] = palette.rgb(scene.background)
-    for o in scene.objects:
+    ground = np.empty((image_size, image_size, 3), np.uint8)
+    ground[:] = palette.rgb(scene.background)
+    return over(ground, scene.objects)
+
+
+def over(ground: UInt8[np.ndarray, "h w 3"], objects: Sequence[Object]) -> UInt8[np.ndarray, "h w 3"]:
+    """The objects painted over any square picture."""
+    picture = ground.astype(np.float32)
+    for o in objects:
         _paint(picture, o)
     return np.rint(picture).astype(np.uint8)
 
@@ -85,17 +93,33 @@ def cutout(scene: Scene, image_size: int, index: int) -> UInt8[np.ndarray, "h w 
     return out
 
 
+def coverage(objects: Sequence[Object], image_size: int) -> Float32[np.ndarray, "h w"]:
+    """How much of every pixel the objects cover, 0..1; painting them leaves the pixels at 0 as they are."""
+    out = np.zeros((image_size, image_size), np.float32)
+    for o in objects:
+        window, inner = _coverage(o.shape, o.x, o.y, o.radius, o.rotation, image_size)
+        np.maximum(out[window], inner[..., 0], out=out[window])
+    return out
+
+
 def _paint(picture: Float32[np.ndarray, "h w 3"], o: Object) -> None:
     """Blend an object into the picture, touching only its bounding box."""
-    size = picture.shape[0]
+    window, inner = _coverage(o.shape, o.x, o.y, o.radius, o.rotation, picture.shape[0])
+    part = picture[window]
+    part += inner * (np.array(palette.rgb(o.color), np.float32) - part)
+
+
+@functools.lru_cache(maxsize=256)
+def _coverage(
+    shape: str, x: float, y: float, radius: float, rotation: int, size: int
+) -> tuple[tuple[slice, slice], Float32[np.ndarray, "h w 1"]]:
+    """An object's bounding box in pixels and its coverage there; remembered, for the pictures of an edit share it."""
+    o = Object(shape, "", "", x, y, radius, rotation)
     left, top, right, bottom = (side * size for side in o.box)
     x0, y0 = max(math.floor(left) - 1, 0), max(math.floor(top) - 1, 0)
-    x1, y1 = min(math.ceil(right) + 1, size), min(math.ceil(bottom) + 1, size)
-    if x0 >= x1 or y0 >= y1:
-        return
-    coverage = np.clip(0.5 - _distance(o, size, x0, y0, x1, y1), 0.0, 1.0)[..., None].astype(np.float32)
-    window = picture[y0:y1, x0:x1]
-    window += coverage * (np.asarray(palette.rgb(o.color), np.float32) - window)
+    x1, y1 = max(min(math.ceil(right) + 1, size), x0), max(min(math.ceil(bottom) + 1, size), y0)
+    inner = np.minimum(np.maximum(0.5 - _distance(o, size, x0, y0, x1, y1), 0.0), 1.0)
+    return (slice(y0, y1), slice(x0, x1)), inner[..., None].astype(np.float32)
 
 
 def _distance(o: Object, size: int, x0: int, y0: int, x1: int, y1: int) -> Float[np.ndarray, "h w"]:

@@ -146,18 +146,25 @@ VARIED_64 = World(image_size=64, shapes=tuple(outlines.SHAPES), max_objects=6, g
 # pictures of QUICKSTART, and in 33 % of those of VARIED_32.
 QUICKSTART = dataclasses.replace(VARIED_32, backgrounds=("white",), max_rotation=0)
 SHAPES_64 = dataclasses.replace(VARIED_64, backgrounds=("white",), max_rotation=0)
+# Upright shapes on three backgrounds, for a model of every editing task; some pairs are kept for tests of composition.
+CANVAS_32 = dataclasses.replace(
+    VARIED_32, max_rotation=0, held_out=(("circle", "purple"), ("square", "orange"), ("triangle", "cyan"))
+)
+CANVAS_64 = dataclasses.replace(
+    VARIED_64, max_rotation=0, held_out=(("circle", "purple"), ("star", "blue"), ("heart", "green"))
+)
 
 
 def sample_scene(world: World, rng: np.random.Generator) -> Scene:
     """A training scene: only pairs that are not held out."""
-    return _sample(world, rng, world.seen)
+    return sample_of(world, rng, world.seen)
 
 
 def sample_held_out(world: World, rng: np.random.Generator) -> Scene:
     """A scene made of held-out pairs alone, otherwise from the same prior."""
     if not world.held_out:
         raise ValueError("This world holds nothing out; set World.held_out to (shape, color) pairs.")
-    return _sample(world, rng, world.held_out)
+    return sample_of(world, rng, world.held_out)
 
 
 def truth(scene: Scene) -> list[geneval.Detected]:
@@ -180,14 +187,53 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
 
 
-def _sample(world: World, rng: np.random.Generator, pairs: Pairs) -> Scene:
-    cast = _sample_cast(world, rng, pairs)
+def sample_of(world: World, rng: np.random.Generator, pairs: Pairs) -> Scene:
+    """A scene of the given (shape, color) pairs."""
+    objects = arrange(world, rng, _sample_cast(world, rng, pairs))
+    return Scene(objects, pick(rng, world.backgrounds))
+
+
+def arrange(world: World, rng: np.random.Generator, cast: Sequence[tuple[str, str]]) -> tuple[Object, ...]:
+    """Objects of the given (shape, color) pairs, with sizes, turns and places of the world's prior."""
     # One object takes either size; three or more are small so that they fit.
     sizes = [pick(rng, ("small", "large")) if len(cast) < 3 else "small" for _ in cast]
     for _ in range(1000):
         if objects := _place(world, rng, cast, sizes):
-            return Scene(tuple(objects), pick(rng, world.backgrounds))
+            return tuple(objects)
     raise ValueError(f"{len(cast)} objects find no room with gap {world.gap} and border {world.border}; lower them.")
+
+
+def rearrange(
+    world: World, rng: np.random.Generator, objects: Sequence[Object], around: Sequence[Object] = ()
+) -> tuple[Object, ...]:
+    """The same objects in new places, at their distance from each other and from those they are put around.
+
+    Raises:
+        ValueError: There is no room.
+    """
+    for _ in range(200):
+        placed: list[Object] = []
+        boxes = [o.box for o in around]
+        for o in objects:
+            if (moved := find_room(world, rng, o, boxes)) is None:
+                break
+            placed.append(moved)
+            boxes.append(moved.box)
+        else:
+            return tuple(placed)
+    raise ValueError(f"{len(objects)} objects find no room around {len(around)} others; give fewer or smaller ones.")
+
+
+def find_room(world: World, rng: np.random.Generator, o: Object, boxes: Sequence[Box]) -> Object | None:
+    """The object at a random place apart from the boxes; None when 20 tries find no such place."""
+    left, top, right, bottom = (o.radius * side for side in outlines.extent(o.shape, o.rotation))
+    for _ in range(20):
+        x = between(rng, world.border - left, 1 - world.border - right)
+        y = between(rng, world.border - top, 1 - world.border - bottom)
+        box = (x + left, y + top, x + right, y + bottom)
+        if all(_apart(box, other, world.gap) for other in boxes):
+            return o._replace(x=x, y=y)
+    return None
 
 
 def _sample_cast(world: World, rng: np.random.Generator, pairs: Pairs) -> list[tuple[str, str]]:
@@ -216,25 +262,17 @@ def radius_range(size: str, count: int) -> tuple[float, float]:
 
 
 def _place(
-    world: World, rng: np.random.Generator, cast: list[tuple[str, str]], sizes: list[str]
+    world: World, rng: np.random.Generator, cast: Sequence[tuple[str, str]], sizes: list[str]
 ) -> list[Object] | None:
     """One try at radii, turns and places; None when an object finds no room."""
-    placed = []
-    boxes = []
+    placed: list[Object] = []
     for (shape, color), size in zip(cast, sizes, strict=True):
         radius = between(rng, *radius_range(size, len(cast)))
         rotation = pick(rng, range(-world.max_rotation, world.max_rotation + 1))
-        left, top, right, bottom = (radius * side for side in outlines.extent(shape, rotation))
-        for _ in range(20):
-            x = between(rng, world.border - left, 1 - world.border - right)
-            y = between(rng, world.border - top, 1 - world.border - bottom)
-            box = (x + left, y + top, x + right, y + bottom)
-            if all(_apart(box, other, world.gap) for other in boxes):
-                placed.append(Object(shape, color, size, x, y, radius, rotation))
-                boxes.append(box)
-                break
-        else:
+        o = find_room(world, rng, Object(shape, color, size, 0.0, 0.0, radius, rotation), [p.box for p in placed])
+        if o is None:
             return None
+        placed.append(o)
     return placed
 
 

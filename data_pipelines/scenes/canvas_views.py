@@ -1,0 +1,62 @@
+"""Ground truth of the tasks that read or re-draw a whole picture: generate, segment, matte, vary, structure."""
+
+import numpy as np
+
+from data_pipelines.scenes import captions, referring, world
+from data_pipelines.scenes.canvas_truth import Truth
+from data_pipelines.scenes.captions import Described
+from data_pipelines.scenes.world import Pairs, Scene, World
+
+MAX_REFERENCES = 5
+ABSENT = 0.1  # share of the referring phrases that mean nothing in the picture
+# Label colours of segmentation pictures; the background is black.
+LABELS = ("#ff0000", "#00ff00", "#0000ff", "#ffff00", "#00ffff", "#ff00ff", "#ffffff", "#ff8000")
+
+
+def sample_generate(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
+    """A scene of the given pairs and its caption."""
+    scene = world.sample_of(of, rng, pairs)
+    return Truth(scene, captions.describe(scene, rng))
+
+
+def sample_segment(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
+    """A scene and a phrase for some of its objects, or for none."""
+    scene = world.sample_scene(of, rng)
+    referral, chosen = referring.sample_referral(scene, of, rng, ABSENT)
+    return Truth(scene, Described(referral.text), scene, chosen=chosen)
+
+
+def sample_matte(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
+    """A scene whose objects all stay."""
+    scene = world.sample_scene(of, rng)
+    return Truth(scene, Described(""), scene, chosen=tuple(range(len(scene.objects))))
+
+
+def sample_vary(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
+    """One cast in several layouts; of the captions half are empty and a quarter set the background alone."""
+    cast = world.sample_scene(of, rng).objects
+    count = 1 + int(rng.random() * MAX_REFERENCES)
+    after, *references = (
+        Scene(world.rearrange(of, rng, cast), world.pick(rng, of.backgrounds)) for _ in range(count + 1)
+    )
+    u = rng.random()
+    if u < 0.5:
+        said = Described("")
+    elif u < 0.75:
+        said = Described(captions.place_phrase(after.background, rng), background=True)
+    else:
+        said = captions.describe(after, rng)
+    return Truth(after, said, references=tuple(references))
+
+
+def sample_structure(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
+    """A layout in new colours, which the caption says."""
+    before = world.sample_scene(of, rng)
+    objects = tuple(
+        o._replace(color=world.pick(rng, [color for shape, color in of.seen if shape == o.shape]))
+        for o in before.objects
+    )
+    after = Scene(objects, world.pick(rng, of.backgrounds))
+    said = captions.describe(after, rng, color=True)
+    labels = tuple(LABELS[i] for i in rng.permutation(len(LABELS))[: len(objects)])
+    return Truth(after, said, before, labels=labels, mode=int(rng.random() * 2))
