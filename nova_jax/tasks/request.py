@@ -21,6 +21,8 @@ class Request(abc.ABC):
 
     limits: Limits = CANVAS
 
+    __no_type_check__ = True  # `problems` looks at types as well, to report all at once
+
     def __post_init__(self) -> None:
         refuse(self.problems())
 

@@ -35,6 +35,8 @@ class ImageSettings:
     seed: int = 12
     count: int = 1
 
+    __no_type_check__ = True  # types are checked below, to report all at once
+
     def __post_init__(self) -> None:
         sides = {"width": self.width, "height": self.height}
         refuse(
@@ -60,7 +62,7 @@ class ImageSettings:
         """What is wrong with the size, where the request decides it."""
         height, width = self.size(limits)
         problems = [
-            Problem(f"settings.{name}", str(side), limits.sides)
+            Problem(f"settings.{name}", checks.show(side), limits.sides)
             for name, side in (("width", width), ("height", height))
             if not limits.is_side(side)
         ]
@@ -71,7 +73,7 @@ class ImageSettings:
     def check_no_size(self) -> list[Problem]:
         """What is wrong with the size, where the output has the source's: it must not be given."""
         return [
-            Problem(f"settings.{name}", str(side), "left out: the output has the size of its source")
+            Problem(f"settings.{name}", checks.show(side), "left out: the output has the size of its source")
             for name, side in (("width", self.width), ("height", self.height))
             if side is not None
         ]
