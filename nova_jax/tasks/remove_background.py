@@ -1,0 +1,27 @@
+"""Find the objects of a picture and make all else transparent."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from nova_jax.tasks import checks
+from nova_jax.tasks.pictures import Picture
+from nova_jax.tasks.problems import Problem
+from nova_jax.tasks.request import Request
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class RemoveBackground(Request):
+    """Give a picture a soft 8-bit alpha; `BACKGROUND_REMOVAL` in JSON.
+
+    Attributes:
+        image: The source, uint8 (h, w, 3), 0 to 255.
+    """
+
+    image: Picture
+
+    def problems(self) -> Iterable[Problem]:  # noqa: D102 (the base says it)
+        yield from checks.picture("image", self.image, self.limits)
+
+    @property
+    def size(self) -> tuple[int, int]:  # noqa: D102
+        return self.image.shape[:2]
