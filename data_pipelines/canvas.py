@@ -24,13 +24,13 @@ import jax
 import numpy as np
 
 from data_pipelines import cache, loader, streams, text
-from data_pipelines.scenes import palette
 from data_pipelines.sources import base
 from nova_jax import config
-from nova_jax.tasks import conditions
+from nova_jax.tasks import color, conditions
 from nova_jax.types import Batch, Params
 
 MIN_SIMILARITY = 0.2
+TOLD = {"add": "fill", "replace": "fill"}  # what the mask hides is not seen, so the network need not know which it is
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class Conditions:
             frames, times = conditions.references(shown, self.num_frames, similarity=similarity, rng=rng)
             out |= {"frames": frames, "frame_times": times}
         if self.has_palette:
-            lab = palette.to_lab(sample["palette"][: int(sample["num_colors"])])
+            lab = color.to_lab(sample["palette"][: int(sample["num_colors"])])
             out["palette"], out["palette_mask"] = conditions.palette(lab)
         return out
 
@@ -158,7 +158,7 @@ def _encoded(source: Any, data: CanvasLatents) -> base.Source:
     name = hashlib.sha256((model + base.fingerprint(source)).encode()).hexdigest()[:16]
     folder = pathlib.Path(data.cache_path) / name
     encode = jax.jit(lambda pixels: codec.normalize(codec.encode(params, pixels / 127.5 - 1.0)[0]))
-    task = conditions.TASKS.index(source.task)
+    task = conditions.TASKS.index(TOLD.get(source.task, source.task))
 
     def rows(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         return encode_pictures(encode, batch) | {"task": np.full(len(batch["pixels"]), task)}

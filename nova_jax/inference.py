@@ -131,6 +131,9 @@ def generate(
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: SamplingSettings | None = None,
+    *,
+    told: Conditioning | None = None,
+    negative_prompts: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Draws one picture per (prompt, seed).
 
@@ -142,6 +145,9 @@ def generate(
         prompts: what to draw.
         seeds: one for each prompt.
         settings: how; None: `settings_for` the run.
+        told: what else the network is told, one row each (`tasks.conditions`); None: nothing. Guidance strengthens the
+            prompt and the palette alone.
+        negative_prompts: what to guide away from, one each; None: from saying nothing.
 
     Returns:
         uint8 pixels (b, f, h, w, 3).
@@ -172,7 +178,9 @@ def generate(
         chunk = list(prompts[start : start + CHUNK])
         padded = chunk + [""] * (CHUNK - len(chunk))
         padded_seeds = list(seeds[start : start + CHUNK]) + [0] * (CHUNK - len(chunk))
-        conditions = encode(trained, padded)
+        negatives = negative_prompts and list(negative_prompts[start : start + CHUNK])
+        rows = jax.tree.map(lambda a, at=start: _padded(np.asarray(a)[at : at + CHUNK]), told or Conditioning())
+        conditions = _join(encode(trained, padded), rows, negatives and encode(trained, _padded(negatives))[0])
         arguments = (trained.params, *conditions, np.asarray(padded_seeds, np.uint32), times)
         latents = draw(*arguments, jnp.float32(settings.guidance_scale)).x
         if not np.all(np.isfinite(latents)):
@@ -189,6 +197,26 @@ def encode(trained: TextToImage, prompts: Sequence[str]) -> tuple[Conditioning, 
     """
     ids, mask = text.encode_bytes(list(prompts), trained.text_length)
     return _make_encode(trained.network)(trained.params, ids, mask)
+
+
+def _padded(rows: Any) -> Any:
+    """A chunk brought to its fixed size."""
+    if isinstance(rows, list):
+        return rows + [""] * (CHUNK - len(rows))
+    return np.concatenate([rows, np.zeros((CHUNK - len(rows), *rows.shape[1:]), rows.dtype)])
+
+
+def _join(
+    encoded: tuple[Conditioning, Conditioning], told: Conditioning, negative: Conditioning | None
+) -> tuple[Conditioning, Conditioning]:
+    """The condition and what stands against it, with what else the network is told; only the palette is left out."""
+    cond, null = encoded
+    against = null if negative is None else negative
+    parts = {name: value for name, value in told._asdict().items() if value is not None}
+    if not parts:
+        return cond, against
+    against = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (CHUNK, *leaf.shape[1:])), against)
+    return cond._replace(**parts), conditioning.null(against._replace(**parts), parts=("palette",))
 
 
 def guidance_of(scale: float) -> bool | None:

@@ -14,13 +14,10 @@ Black Forest Labs 2024, FLUX.1 Fill and Canny (mask by pixel, joined on channels
 2411.16318 (each picture of a context at its own noise level); Huang et al. 2023, Composer, 2302.09778.
 """
 
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-TASKS = ("generate", "add", "replace", "remove", "outpaint", "segment", "matte", "vary", "structure", "colors")
-Task = Literal["generate", "add", "replace", "remove", "outpaint", "segment", "matte", "vary", "structure", "colors"]
+TASKS = ("generate", "fill", "remove", "outpaint", "segment", "matte", "vary", "structure", "colors")
 
 MAX_REFERENCES = 5
 MAX_COLORS = 10

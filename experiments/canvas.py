@@ -1,0 +1,140 @@
+"""One model for every editing task, on scenes in which every answer is known: text to picture first, then all of it.
+
+    python -m experiments.canvas                          autoencoder, pretraining, editing: one after the other
+    python -m experiments.canvas steps=20000 optimizer.total_steps=20000 run_dir=runs/longer
+
+Two configs share this file. `PRETRAINING` learns pictures from captions. `CONFIG` starts from it, grown by the inputs
+that editing needs (aligned channels, reference frames, palette and task tokens, all silent at first), and learns a
+mixture of ten tasks in four shapes of batches, so four programs are compiled. Each stage is a run of its own
+(`runs/canvas_vae`, `runs/canvas_pretraining`, `runs/canvas`), found finished or half done when the command runs again.
+"""
+
+import dataclasses
+from typing import Any
+
+from data_pipelines import streams
+from data_pipelines.canvas import CanvasLatents
+from data_pipelines.mixture import Mixture
+from data_pipelines.scenes import world
+from data_pipelines.scenes.canvas import CanvasPictures, CanvasScenes
+from experiments import image_vae
+from nova_jax import experiment
+from nova_jax.diffusion import DropRates, FlowMatching
+from nova_jax.models.dit import DiT
+from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text_to_latent import TextToLatent
+from nova_jax.tasks import conditions
+from nova_jax.training import optimizer
+
+WORLD = world.CANVAS_32
+LENGTH = 24_000  # elements of each task
+EDITING = ("add", "replace", "remove", "outpaint", "segment", "matte", "structure")
+VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=32)
+PROMPTS = ("a red circle", "a blue square and a green triangle", "three yellow circles", "a pink square above a circle")
+
+
+def make_model(width: int = 128, depth: int = 8) -> TextToLatent:
+    """The network of pretraining."""
+    return TextToLatent(
+        dit=DiT(
+            width=width,
+            depth=depth,
+            num_heads=2,
+            in_channels=VAE.latent_channels,
+            patch_size=(1, 1, 1),
+            text_dim=96,
+            pooled_dim=96,
+            scan_unroll=depth,
+        ),
+        text_encoder=ByteTextEncoder(width=96, depth=2, num_heads=2, downsample=4),
+    )
+
+
+def grown(model: TextToLatent) -> TextToLatent:
+    """The same network with the inputs that editing needs."""
+    channels = conditions.num_channels(VAE.latent_channels, VAE.compression[1])
+    dit = dataclasses.replace(
+        model.dit,
+        aligned_channels=channels,
+        num_frame_roles=1,
+        has_palette=True,
+        num_tasks=len(conditions.TASKS),
+    )
+    return dataclasses.replace(model, dit=dit)
+
+
+def text_data(codec_path: str = "", length: int = LENGTH) -> CanvasLatents:
+    """Captions and pictures."""
+    return CanvasLatents(sources=(CanvasScenes(WORLD, length=length),), codec_path=codec_path, text_length=96)
+
+
+def task_data(codec_path: str = "", length: int = LENGTH) -> Mixture:
+    """All tasks: of 20 batches 5 hold captions alone, 11 edits in place, 2 colours and 2 variations."""
+    text = text_data(codec_path, length)
+
+    def sources(*tasks: str) -> tuple[CanvasScenes, ...]:
+        return tuple(CanvasScenes(WORLD, task, length=length) for task in tasks)
+
+    edits = dataclasses.replace(text, sources=sources(*EDITING), is_aligned=True)
+    colors = dataclasses.replace(text, sources=sources("colors"), num_frames=1, has_palette=True)
+    variations = dataclasses.replace(text, sources=sources("vary"), num_frames=conditions.MAX_REFERENCES)
+    return Mixture(parts=((text, 5), (edits, 11), (colors, 2), (variations, 2)))
+
+
+PRETRAINING = experiment.TrainConfig(
+    name="canvas_pretraining",
+    model=make_model(),
+    objective=FlowMatching(),
+    data=text_data(),
+    optimizer=optimizer.Muon(peak=7e-3, warmup=100, b2=0.99, schedule="constant"),
+    steps=1500,
+    batch_size=64,
+    ema_decay=0.995,
+    checkpoint_every=500,
+    preview=experiment.Preview(every=500, prompts=PROMPTS),
+)
+
+CONFIG = dataclasses.replace(
+    PRETRAINING,
+    name="canvas",
+    model=grown(PRETRAINING.model),
+    objective=FlowMatching(drop_rates=DropRates(aligned=0.05, frames=0.05, palette=0.1)),
+    data=task_data(),
+    optimizer=optimizer.Muon(peak=6e-3, warmup=100, b2=0.99, schedule="linear", total_steps=6000),
+    steps=6000,
+    ema_decay=0.998,
+    preview=experiment.Preview(every=1000, prompts=PROMPTS),
+)
+
+
+def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
+    """Trains what the run needs and does not name: the autoencoder, and the network to start from."""
+    if config.start_from:
+        return config
+    codec = train_codec(f"{config.directory}_vae")
+    length = len(config.data.parts[0][0].sources[0])
+    pretraining = dataclasses.replace(
+        PRETRAINING,
+        data=text_data(codec, length),
+        steps=min(PRETRAINING.steps, config.steps),
+        run_dir=f"{config.directory}_pretraining",
+    )
+    first = experiment.run(pretraining).directory
+    return dataclasses.replace(config, data=with_codec(config.data, codec), start_from=str(first))
+
+
+def train_codec(run_dir: str, steps: int = 4000) -> str:
+    """The autoencoder of all pictures that the tasks show or draw; returns its folder."""
+    pixels = streams.Pixels(source=CanvasPictures(WORLD, seed=1, length=200_000))
+    config = image_vae.make_config(pixels, name="canvas_vae", steps=steps, kl=0.01, vae=VAE)
+    held_out = CanvasPictures(WORLD, seed=1001, length=200_000)
+    return image_vae.train(dataclasses.replace(config, run_dir=run_dir), held_out)
+
+
+def with_codec(data: Mixture, codec: str) -> Any:
+    """The mixture encoded by this autoencoder."""
+    return Mixture(parts=tuple((dataclasses.replace(part, codec_path=codec), weight) for part, weight in data.parts))
+
+
+if __name__ == "__main__":
+    experiment.main(CONFIG, prepare=prepare)
