@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     size: tuple[int, int]
     told: Conditioning = Conditioning()
     negative: str | None = None
-    count: int = 1
+    number: int = 1
     seed: int = 0
     settings: inference.SamplingSettings = DENSE
     finish: Callable[[Pictures], Pictures] = lambda pictures: pictures
@@ -229,7 +229,7 @@ def soften(mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
     return np.where(inside, np.float32(1), weight)
 
 
-def cut_out(pictures: Pictures, *, source: Picture) -> Pictures:
+def cut_out(pictures: Pictures, *, source: Picture) -> UInt8[np.ndarray, "n h w 4"]:
     """The source with the brightness of each drawn picture as alpha: uint8 (n, h, w, 4)."""
     alpha = np.rint(pictures.mean(axis=-1, keepdims=True)).astype(np.uint8)
     return np.concatenate([np.broadcast_to(source, pictures.shape), alpha], axis=-1)
@@ -267,7 +267,7 @@ def _carry_out(trained: inference.TextToImage, plans: Sequence[Plan]) -> list[Pi
         groups.setdefault((p.size, kinds, p.settings, p.negative is None), []).append(i)
     results: dict[int, Pictures] = {}
     for members in groups.values():
-        rows = [(i, number) for i in members for number in range(plans[i].count)]
+        rows = [(i, number) for i in members for number in range(plans[i].number)]
         drawn = _draw_group(trained, [plans[i] for i, _ in rows], [plans[i].seed + number for i, number in rows])
         for i in members:
             mine = [picture for (owner, _), picture in zip(rows, drawn, strict=True) if owner == i]
@@ -294,7 +294,7 @@ def _plan_of(request: Any, prompt: str, settings: inference.SamplingSettings | N
         prompt,
         request.size,
         negative=request.negative_text,
-        count=asked.count,
+        number=asked.count,
         seed=asked.seed,
         settings=dataclasses.replace(steps, guidance_scale=float(asked.cfg_scale)),
     )

@@ -178,9 +178,9 @@ def generate(
         chunk = list(prompts[start : start + CHUNK])
         padded = chunk + [""] * (CHUNK - len(chunk))
         padded_seeds = list(seeds[start : start + CHUNK]) + [0] * (CHUNK - len(chunk))
-        negatives = negative_prompts and list(negative_prompts[start : start + CHUNK])
+        negatives = None if negative_prompts is None else _padded(list(negative_prompts[start : start + CHUNK]))
         rows = jax.tree.map(lambda a, at=start: _padded(np.asarray(a)[at : at + CHUNK]), told or Conditioning())
-        conditions = _join(encode(trained, padded), rows, negatives and encode(trained, _padded(negatives))[0])
+        conditions = _join(encode(trained, padded), rows, negatives and encode(trained, negatives)[0])
         arguments = (trained.params, *conditions, np.asarray(padded_seeds, np.uint32), times)
         latents = draw(*arguments, jnp.float32(settings.guidance_scale)).x
         if not np.all(np.isfinite(latents)):

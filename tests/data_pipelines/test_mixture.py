@@ -1,0 +1,99 @@
+"""Batches of several streams: in their proportions, from any position, whole."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from data_pipelines.mixture import Mixture
+from nova_jax import experiment
+from nova_jax.types import Batch
+
+
+class Counting:
+    """A stream whose rows say which part they are of and their position in it."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def describe(self):
+        return {"part": self.part}
+
+    def example(self):
+        return next(self.batches(0, 1))
+
+    def fingerprint(self):
+        return f"part {self.part}"
+
+    def codec(self):
+        return None
+
+    def batches(self, start, batch_size, shard_index=0, shard_count=1):
+        rows = batch_size // shard_count
+        for first in itertools.count(start, batch_size):
+            at = first + shard_index * rows + np.arange(rows)
+            values = np.stack([np.full(rows, self.part), at], axis=1)
+            yield Batch(values.astype(np.float32).reshape(rows, 1, 1, 1, 2))
+
+
+MIXTURE = Mixture(parts=((Counting(0), 5), (Counting(1), 3), (Counting(2), 1)))
+
+
+def take(start, batches, batch_size=4, **shard):
+    stream = MIXTURE.batches(start, batch_size, **shard)
+    return [np.asarray(next(stream).x0)[:, 0, 0, 0] for _ in range(batches)]
+
+
+def test_a_mixture_is_a_data_source():
+    assert isinstance(MIXTURE, experiment.DataSource)
+
+
+def test_every_batch_comes_whole_from_one_part_and_parts_keep_their_proportions():
+    batches = take(0, 18)
+    assert all(len(set(batch[:, 0])) == 1 for batch in batches)
+    assert collections.Counter(int(batch[0, 0]) for batch in batches) == {0: 10, 1: 6, 2: 2}
+
+
+def test_each_part_is_read_in_order_without_gaps():
+    batches = np.concatenate(take(0, 27))
+    for part in range(3):
+        positions = batches[batches[:, 0] == part, 1]
+        np.testing.assert_array_equal(positions, np.arange(len(positions)))
+
+
+def test_parts_are_spread_over_the_cycle():
+    order = MIXTURE.order
+    gaps = np.diff([i for i, part in enumerate(order + order) if part == 1])
+    assert gaps.max() <= 4
+
+
+@pytest.mark.parametrize("done", [1, 7, 9, 23])
+def test_a_mixture_goes_on_where_it_stopped(done):
+    np.testing.assert_array_equal(take(4 * done, 12), take(0, done + 12)[done:])
+
+
+def test_shards_are_parts_of_the_same_batches():
+    halves = [take(8, 5, shard_index=i, shard_count=2) for i in range(2)]
+    for whole, *parts in zip(take(8, 5), *halves, strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_a_position_inside_a_batch_is_refused():
+    with pytest.raises(ValueError, match="position 6 lies inside a batch of 4"):
+        next(MIXTURE.batches(6, 4))
+
+
+def test_the_shares_of_the_examples_are_the_weights():
+    assert [share for share, _ in MIXTURE.examples()] == pytest.approx([5 / 9, 3 / 9, 1 / 9])
+
+
+def test_weights_and_parts_enter_the_fingerprint():
+    others = [Mixture(parts=((Counting(0), 5), (Counting(1), 3), (Counting(2), 2))), Mixture(parts=MIXTURE.parts[:2])]
+    assert len({m.fingerprint() for m in (MIXTURE, *others)}) == 3
+
+
+@pytest.mark.parametrize("parts", [(), ((Counting(0), 0),)])
+def test_a_mixture_of_nothing_is_refused(parts):
+    with pytest.raises(ValueError, match="weight of 1 or more"):
+        Mixture(parts=parts)

@@ -1,0 +1,42 @@
+"""The smallest editing run: pretraining, growth, every task of the mixture, nothing learnt."""
+
+import dataclasses
+
+import jax
+
+from data_pipelines.scenes.canvas import CanvasScenes
+from experiments import canvas
+from nova_jax import experiment, weights
+from tests import tiny_run
+
+EDITS = {"aligned_channels": 2 * 4 + 64 + 1, "num_frame_roles": 1, "has_palette": True, "num_tasks": 9}
+
+
+def make_configs(folder) -> tuple[experiment.TrainConfig, experiment.TrainConfig]:
+    """Pretraining on captions, and editing from there; an untrained autoencoder is written into the folder."""
+    weights.save(tiny_run.TINY_VAE, tiny_run.TINY_VAE.init(jax.random.key(0)), folder / "vae")
+    first = tiny_run.make_config(folder)
+    text = dataclasses.replace(
+        canvas.text_data(str(folder / "vae"), length=16), text_length=64, cache_path=str(folder / "cache")
+    )
+    pretraining = dataclasses.replace(first, data=text, run_dir=str(folder / "pretraining"))
+    edits = dataclasses.replace(
+        text,
+        sources=tuple(CanvasScenes(canvas.WORLD, task, length=8) for task in canvas.EDITING),
+        is_aligned=True,
+    )
+    colors = dataclasses.replace(
+        text, sources=(CanvasScenes(canvas.WORLD, "colors", length=8),), num_frames=1, has_palette=True
+    )
+    vary = dataclasses.replace(text, sources=(CanvasScenes(canvas.WORLD, "vary", length=8),), num_frames=5)
+    mixture = canvas.Mixture(parts=((text, 1), (edits, 2), (colors, 1), (vary, 1)))
+    editing = dataclasses.replace(
+        pretraining,
+        name="tiny_canvas",
+        model=dataclasses.replace(first.model, dit=dataclasses.replace(first.model.dit, **EDITS)),
+        data=mixture,
+        steps=5,
+        run_dir=str(folder / "canvas"),
+        start_from=str(folder / "pretraining"),
+    )
+    return pretraining, editing
