@@ -1,4 +1,4 @@
-"""Confidence intervals for rates, and for root mean squares.
+"""Confidence intervals for rates, for means, and for root mean squares.
 
 Wilson's score interval (E. B. Wilson 1927, "Probable inference, the law of succession, and statistical inference"): the
 rates whose z-test does not reject the observed k of n,

@@ -116,7 +116,8 @@ def palette_error(lab: Float[np.ndarray, "h w 3"], asked: Float[np.ndarray, "n 3
     """Mean CIEDE2000 distance of each asked colour to the nearest area of a picture; 0 where all are shown.
 
     Only pixels inside an area count: those within `FLAT` (CIE 1976) of their four neighbours, which leaves out the
-    blended rims. The distance of a colour is the least within which a share `area` of the picture lies.
+    blended rims. The distance of a colour is the least within which a share `area` of the picture lies; noise
+    from pixel to pixel makes that a little too small.
 
     Args:
         lab: The picture in CIE Lab.

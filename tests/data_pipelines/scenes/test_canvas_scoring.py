@@ -35,10 +35,17 @@ def test_the_truth_scores_all_there_is(task, of, count):
 @pytest.mark.parametrize("task", canvas.TASKS)
 def test_pictures_of_other_elements_score_chance(task):
     scenes, pictures = drawn(task)
-    scores = canvas_scoring.compare(scenes, pictures, reconstructions=pictures)
     name, most = CHANCE[task]
-    assert scores["chance"][name]["value"] <= most
-    assert scores["ceiling"] == scores["model"]
+    assert canvas_scoring.score(scenes, np.roll(pictures, 1, axis=0))[name]["value"] <= most
+
+
+def test_a_comparison_holds_a_score_between_its_ceiling_and_its_chance():
+    scenes, pictures = drawn("remove", count=20)
+    off_by_one = pictures ^ 1
+    scores = canvas_scoring.compare(scenes, pictures, reconstructions=off_by_one)
+    assert scores["model"] == canvas_scoring.score(scenes, pictures)
+    assert scores["ceiling"]["psnr"]["value"] == pytest.approx(20 * np.log10(255))
+    assert scores["chance"] == canvas_scoring.score(scenes, np.roll(pictures, 1, axis=0))
 
 
 @pytest.mark.parametrize("task", ["add", "replace", "remove"])
