@@ -48,7 +48,7 @@ def target(truth: Truth, task: str, image_size: int) -> UInt8[np.ndarray, "h w 3
 def meant(truth: Truth, image_size: int) -> Bool[np.ndarray, "h w"]:
     """The pixels of the chosen objects."""
     chosen = truth.after._replace(objects=tuple(truth.after.objects[i] for i in truth.chosen))
-    return render.masks(chosen, image_size).any(axis=0)
+    return np.logical_or.reduce(render.masks(chosen, image_size), axis=0)
 
 
 def masked(
@@ -75,7 +75,7 @@ def canny(scene: Scene, image_size: int) -> Bool[np.ndarray, "h w"]:
     try:
         from skimage import feature
     except ImportError as error:
-        raise ImportError("Canny edges need scikit-image; run `pip install scikit-image` or set canny to 0.") from error
+        raise ImportError("Canny edges need scikit-image: pip install 'nova-jax[canvas]'") from error
     luminance = render.render(scene, image_size) @ np.array([0.299, 0.587, 0.114]) / 255
     return feature.canny(luminance, sigma=1.0, mode="nearest")
 

@@ -15,7 +15,7 @@ from data_pipelines.scenes.world import Object, Scene
 from nova_jax.evaluation import geneval
 
 MAX_LENGTH = 64  # of a caption of one or two objects
-MAX_LENGTH_MANY = 96  # of three or more
+MAX_LENGTH_MANY = 96  # of three or more, or where the background has to be said
 
 _RELATIONS = {
     "left of": ("left of", "to the left of"),
@@ -58,7 +58,7 @@ def describe(
         core = related
     else:
         core = _list(scene.objects, rng, color)
-    limit = MAX_LENGTH if count <= 2 else MAX_LENGTH_MANY
+    limit = MAX_LENGTH if count <= 2 and background is None else MAX_LENGTH_MANY
     place = " " + place_phrase(scene.background, rng)
     wanted = rng.random() < 0.3 if background is None else background
     if wanted and len(core.text) + len(place) <= limit:
@@ -97,7 +97,7 @@ def _relation(scene: Scene, rng: np.random.Generator, said: bool | None) -> Desc
         return None
     relation = world.pick(rng, relations)
     text = f"{first} {world.pick(rng, _RELATIONS[relation])} {second}"
-    return Described(text, color, size, relation=(*order, relation))
+    return Described(text, color, size, relation=(order[0], order[1], relation))
 
 
 def _list(objects: tuple[Object, ...], rng: np.random.Generator, said: bool | None) -> Described:

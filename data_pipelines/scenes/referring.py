@@ -79,26 +79,29 @@ def sample_referral(
         rng: Chooses the phrase.
         absent: The share of phrases that nothing in the scene fits.
     """
-    wants_none = rng.random() < absent
+    wants_none, form = rng.random() < absent, _form(len(scene.objects), rng)
     for _ in range(100):
         pool = [Object(*world.pick(rng, of.seen), world.pick(rng, SIZES), 0, 0, 0)] if wants_none else scene.objects
-        referral = _phrase(pool, scene.objects, rng)
+        referral = _phrase(form, pool, scene.objects, rng)
         objects = resolve(referral, scene)
         if len(objects) == 0 if wants_none else len(objects) == 1 or (referral.is_plural and objects):
             return referral, objects
-    referral = Referral(Kind(*scene.objects[0][:3]), is_plural=True)
+    referral = Referral(Kind(*scene.objects[0][:3]), is_plural=True)  # as where all objects are called the same
     return referral, resolve(referral, scene)
 
 
-def _phrase(pool: Sequence[Object], others: Sequence[Object], rng: np.random.Generator) -> Referral:
-    """A phrase of a random form about one of a pool, which may fit nothing or too much."""
+def _form(count: int, rng: np.random.Generator) -> str:
+    """One of the forms that a scene of `count` objects allows."""
+    u = rng.random()
+    return "all" if u < 0.25 else "related" if u < 0.6 and count > 1 else "one"
+
+
+def _phrase(form: str, pool: Sequence[Object], others: Sequence[Object], rng: np.random.Generator) -> Referral:
+    """A phrase of a form about one of a pool, which may fit nothing or too much."""
     kind = _kind(world.pick(rng, pool), rng)
-    form = rng.random()
-    if form < 0.25:
-        return Referral(kind, is_plural=True)
-    if form < 0.55 and len(others) > 1:
+    if form == "related":
         return Referral(kind, False, world.pick(rng, geneval.RELATIONS), _kind(world.pick(rng, others), rng))
-    return Referral(kind)
+    return Referral(kind, is_plural=form == "all")
 
 
 def _kind(o: Object, rng: np.random.Generator) -> Kind:

@@ -64,3 +64,11 @@ def test_root_means_of_normal_samples_are_covered_as_often_as_claimed():
 def test_one_square_has_no_interval_and_ends_are_never_below_0():
     assert intervals.root_mean([4.0]) == {"value": 2.0, "low": 2.0, "high": 2.0, "n": 1}
     assert intervals.root_mean([0.0, 1.0])["low"] == 0.0
+
+
+def test_means_are_covered_as_often_as_claimed():
+    draws = np.random.default_rng(1).normal(-2.0, 3.0, (4000, 8))
+    found = [intervals.mean(values) for values in draws]
+    held = np.mean([each["low"] <= -2.0 <= each["high"] for each in found])
+    assert abs(held - 0.95) < 0.011  # three standard errors
+    assert intervals.mean([4.0]) == {"value": 4.0, "low": 4.0, "high": 4.0, "n": 1}

@@ -105,6 +105,26 @@ def test_two_objects_called_the_same_are_counted_not_related():
         assert "two" in captions.caption(Scene(same, "white"), rng)
 
 
+@pytest.mark.parametrize("color", [True, False])
+def test_a_description_says_the_colors_and_the_background_as_asked(drawn, color):
+    for scene, _ in drawn[1][:300]:
+        for background in (True, False):
+            said = captions.describe(scene, np.random.default_rng(1), color=color, background=background)
+            claims, _, place = read(said.text)
+            assert all((c[2] is not None) == said.color for c in claims)
+            assert all((c[1] is not None) == said.size for c in claims)
+            assert (place is not None) == said.background
+            if len(scene.objects) <= 2:
+                assert (said.color, said.background) == (color, background)
+
+
+def test_the_relation_of_a_description_is_the_one_its_caption_says(drawn):
+    for scene, _ in drawn[1][:300]:
+        said = captions.describe(scene, np.random.default_rng(2), color=True)
+        _, relation, _ = read(said.text)
+        assert (said.relation[2] if said.relation else None) == relation
+
+
 def test_captions_depend_on_the_generator_alone():
     scene = scenes.Scenes().scene(11)
     texts = [[captions.caption(scene, np.random.default_rng(k)) for k in range(20)] for _ in range(2)]

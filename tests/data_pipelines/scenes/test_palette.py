@@ -31,3 +31,8 @@ def test_colors_lie_forty_apart_from_each_other_and_from_every_background():
 def test_backgrounds_lie_forty_apart_from_each_other():
     for a, b in itertools.combinations(palette.table(list(palette.BACKGROUNDS)), 2):
         assert np.linalg.norm(a - b) > 40
+
+
+def test_any_color_can_be_written_as_hexadecimal_digits():
+    assert palette.rgb("#ff8001") == (255, 128, 1)
+    assert palette.rgb("red") == palette.COLORS["red"]

@@ -129,3 +129,28 @@ def test_confidence_falls_with_damage():
 def test_a_picture_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"\(32, 32, 3\)"):
         parser.parse(np.zeros((64, 64, 3), np.uint8), scenes.VARIED_32)
+
+
+BANDED = [scenes.CANVAS_32, scenes.CANVAS_64]
+
+
+@pytest.mark.parametrize("of", BANDED, ids=lambda w: str(w.image_size))
+def test_objects_in_any_color_on_bands_are_read(of):
+    source, rng = scenes.CanvasScenes(of, "colors", seed=1), np.random.default_rng(0)
+    read = 0
+    for i in range(60):
+        truth, picture = source.truth(i), source[i]["pixels"][0]
+        asked = sorted((o.shape, o.color) for o in truth.after.objects)
+        assert sorted((d.shape, d.color) for d in parser.parse_banded(picture, of)) == asked
+        damaged = degrade(picture, rng, blur=0.5, noise=0.01, shift=0.015)
+        read += sorted(d.shape for d in parser.parse_banded(damaged, of)) == [shape for shape, _ in asked]
+    assert read >= 57
+
+
+@by_size
+def test_the_foreground_is_what_objects_cover_by_half(of):
+    source = scenes.Scenes(of, seed=4)
+    for i in range(30):
+        covered = np.logical_or.reduce(render.masks(source.scene(i), of.image_size))
+        assert (parser.foreground(source[i]["pixels"], of) != covered).mean() < 0.002
+    assert not parser.foreground(np.zeros((of.image_size, of.image_size, 3), np.uint8), of).any()

@@ -85,3 +85,15 @@ def test_cutout_over_the_background_is_the_picture():
 def test_an_object_that_left_the_picture_is_not_drawn():
     empty = render.render(Scene((), "black"), 32)
     np.testing.assert_array_equal(render.render(one("circle", x=-1.0, background="black"), 32), empty)
+
+
+@pytest.mark.parametrize("of", WORLDS, ids=lambda w: str(w.image_size))
+def test_painting_changes_the_covered_pixels_alone(of):
+    noise = np.random.default_rng(0).integers(0, 256, (of.image_size, of.image_size, 3), np.uint8)
+    for scene in (source.Scenes(of, seed=6).scene(i) for i in range(30)):
+        painted, covered = render.over(noise, scene.objects), render.coverage(scene.objects, of.image_size)
+        np.testing.assert_array_equal(painted[covered == 0], noise[covered == 0])
+        colors = np.array([palette.rgb(o.color) for o in scene.objects])
+        assert (painted[covered == 1][:, None] == colors).all(axis=-1).any(axis=-1).all()
+        true = np.max([render.alpha(o, of.image_size) for o in scene.objects], axis=0)
+        np.testing.assert_allclose(covered, true, atol=1e-6)

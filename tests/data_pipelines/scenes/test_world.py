@@ -101,3 +101,21 @@ def test_a_world_too_crowded_to_draw_is_refused():
     of = scenes.World(gap=0.6, kinds=(0.0, 0.0, 1.0, 0.0))
     with pytest.raises(ValueError, match="find no room"):
         draw(of, 20)
+
+
+@pytest.mark.parametrize("of", [world.CANVAS_32, world.CANVAS_64], ids=lambda w: str(w.image_size))
+def test_rearranged_objects_are_the_same_elsewhere_and_keep_their_distance(of):
+    rng = np.random.default_rng(4)
+    for scene in draw(of, 60):
+        moved = world.rearrange(of, rng, scene.objects)
+        assert [o._replace(x=0.0, y=0.0) for o in moved] == [o._replace(x=0.0, y=0.0) for o in scene.objects]
+        assert of.fits(moved)
+        assert moved != scene.objects
+        kept, others = scene.objects[:1], scene.objects[1:]
+        assert of.fits(kept + world.rearrange(of, rng, others, around=kept))
+
+
+def test_objects_without_room_are_refused():
+    large = world.Object("circle", "red", "large", 0.5, 0.5, 0.4)
+    with pytest.raises(ValueError, match="no room"):
+        world.rearrange(world.CANVAS_32, np.random.default_rng(0), (large,), around=(large,))
