@@ -38,15 +38,17 @@ def sample_colors(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
 
 def sample_palette(rng: np.random.Generator, count: int, apart_from: str | None = None) -> tuple[str, ...]:
     """Random sRGB colours as "#rrggbb", at least `APART` from each other and from a given one."""
-    names: list[str] = []
-    taken = [] if apart_from is None else [palette.to_lab(np.array(palette.rgb(apart_from)))]
-    while len(names) < count:
-        candidates = rng.integers(0, 256, (2 * count + 2, 3))
-        for levels, lab in zip(candidates, palette.to_lab(candidates), strict=True):
-            if len(names) < count and all(((lab - other) ** 2).sum() >= APART**2 for other in taken):
-                names.append(f"#{levels[0]:02x}{levels[1]:02x}{levels[2]:02x}")
-                taken.append(lab)
-    return tuple(names)
+    given = [] if apart_from is None else [palette.rgb(apart_from)]
+    while True:
+        levels = np.concatenate([np.reshape(given, (-1, 3)), rng.integers(0, 256, (2 * count + 4, 3))]).astype(np.uint8)
+        lab = palette.to_lab(levels)
+        far = (((lab[:, None] - lab) ** 2).sum(axis=-1) >= APART**2).tolist()
+        taken: list[int] = []
+        for i, row in enumerate(far):
+            if all(row[j] for j in taken):
+                taken.append(i)
+        if len(taken) >= count + len(given):
+            return tuple("#" + levels[i].tobytes().hex() for i in taken[len(given) : len(given) + count])
 
 
 def banded(bands: tuple[str, ...], image_size: int) -> UInt8[np.ndarray, "h w 3"]:

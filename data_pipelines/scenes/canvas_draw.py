@@ -48,7 +48,7 @@ def target(truth: Truth, task: str, image_size: int) -> UInt8[np.ndarray, "h w 3
 def meant(truth: Truth, image_size: int) -> Bool[np.ndarray, "h w"]:
     """The pixels of the chosen objects."""
     chosen = truth.after._replace(objects=tuple(truth.after.objects[i] for i in truth.chosen))
-    return render.masks(chosen, image_size).any(axis=0)
+    return np.logical_or.reduce(render.masks(chosen, image_size), axis=0)
 
 
 def masked(

@@ -97,7 +97,7 @@ def _relation(scene: Scene, rng: np.random.Generator, said: bool | None) -> Desc
         return None
     relation = world.pick(rng, relations)
     text = f"{first} {world.pick(rng, _RELATIONS[relation])} {second}"
-    return Described(text, color, size, relation=(*order, relation))
+    return Described(text, color, size, relation=(order[0], order[1], relation))
 
 
 def _list(objects: tuple[Object, ...], rng: np.random.Generator, said: bool | None) -> Described:

@@ -63,4 +63,5 @@ def _stroke(corners: Float[np.ndarray, "n 2"], radius: float, size: int) -> Bool
     centres = (corners[:-1] + share * (corners[1:] - corners[:-1])).reshape(-1, 2)
     middles = np.arange(size) + 0.5
     across, down = (middles - centres[:, :1]) ** 2, (middles - centres[:, 1:]) ** 2
-    return (across[:, None, :] + down[:, :, None] < radius**2).any(axis=0)
+    near = across[:, None, :] + down[:, :, None] < radius**2
+    return np.logical_or.reduce(near, axis=0)

@@ -11,10 +11,13 @@
     6. radius      sqrt(total coverage / area of the shape at radius 1)
 
 A blob that overlaps its best template badly has the shape "unknown"; one in a background's colour carries that name.
+
+`parse_banded` reads objects of arbitrary colours on horizontal bands: the ground of a row is what it shows at its end.
 """
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +34,7 @@ MIN_AREA = 0.25  # of a world's smallest disc, below which a blob is a speck
 
 _INSIDE = 0.6  # share of the way from ground to object colour at which a pixel joins a blob
 _LIKE_GROUND = 20.0  # Lab; half of the least distance between an object colour and a background
+_OFF_BAND = 10.0  # Lab; the same for arbitrary colours, which are 20 apart
 _GRID, _REACH = 18, 1.75  # samples per side of a normalised coverage, and its half side in sqrt(area / pi)
 
 
@@ -48,13 +52,33 @@ def parse(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> list[Dete
         pixels: uint8 (0..255) or floating point (-1..1), as large as the world's pictures; may have one leading frame.
         world: Whose shapes and colours to look for.
     """
-    picture = _to_levels(pixels, world)
-    lab = palette.to_lab(picture)
-    ground, from_ground = _ground(picture, lab)
-    nearest, between = _nearest_color(lab, ground, world)
-    blobs = _blobs(from_ground > _INSIDE * between, nearest, world)
-    found = [_describe(picture, blob, ground, world) for blob in blobs]
+    found = []
+    for coverage, color in _objects(_to_levels(pixels, world), world):
+        found.append(_describe(coverage, _nearest_name(color, world.colors + world.backgrounds), world))
     return sorted(found, key=lambda d: -d.width * d.height)
+
+
+def parse_banded(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> list[Detected]:
+    """The objects of a picture in any colours on a background of horizontal bands; a colour reads "#rrggbb".
+
+    Args:
+        pixels: As `parse`.
+        world: Whose shapes to look for.
+    """
+    picture = _to_levels(pixels, world)
+    ground, from_ground = _row_ground(picture)
+    found = []
+    for blob in _components(from_ground > _OFF_BAND, _least_area(world)):
+        color = _fill(picture, blob)
+        name = "#" + np.rint(color).astype(np.uint8).tobytes().hex()
+        found.append(_describe(_coverage(picture, blob, ground, color), name, world))
+    return sorted(found, key=lambda d: -d.width * d.height)
+
+
+def foreground(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> Bool[np.ndarray, "h w"]:
+    """The pixels that the objects of a picture cover by half or more."""
+    found = [coverage >= 0.5 for coverage, _ in _objects(_to_levels(pixels, world), world)]
+    return np.logical_or.reduce(found, axis=0) if found else np.zeros((world.image_size,) * 2, bool)
 
 
 def background(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> str:
@@ -62,6 +86,18 @@ def background(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> str:
     picture = _to_levels(pixels, world)
     ground, _ = _ground(picture, palette.to_lab(picture))
     return _nearest_name(ground, world.backgrounds)
+
+
+def _objects(
+    picture: Float[np.ndarray, "h w 3"], world: World
+) -> Iterator[tuple[Float[np.ndarray, "h w"], Float[np.ndarray, " 3"]]]:
+    """Every object's coverage of the picture and its colour."""
+    lab = palette.to_lab(picture)
+    ground, from_ground = _ground(picture, lab)
+    nearest, between = _nearest_color(lab, ground, world)
+    for blob in _blobs(from_ground > _INSIDE * between, nearest, world):
+        color = _fill(picture, blob)
+        yield _coverage(picture, blob, ground, color), color
 
 
 def _to_levels(pixels: np.ndarray, world: World) -> Float[np.ndarray, "h w 3"]:
@@ -85,6 +121,18 @@ def _ground(
     return ground, np.linalg.norm(lab - palette.to_lab(ground), axis=-1)
 
 
+def _row_ground(picture: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, "h 1 3"], Float[np.ndarray, "h w"]]:
+    """The background's colour (0..255) in every row, and the Lab distance of every pixel to it.
+
+    It is that of the first or the last pixel, whichever is more like the row: an object may reach into the other one.
+    """
+    lab, ends = palette.to_lab(picture), picture[:, [0, -1]]
+    distances = np.linalg.norm(lab[:, None] - palette.to_lab(ends)[:, :, None], axis=-1)  # row, end, column
+    better = (distances < _OFF_BAND).sum(axis=-1).argmax(axis=1)
+    rows = np.arange(len(picture))
+    return ends[rows, better][:, None], distances[rows, better]
+
+
 def _nearest_color(
     lab: Float[np.ndarray, "h w 3"], ground: Float[np.ndarray, " 3"], world: World
 ) -> tuple[Num[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
@@ -103,7 +151,7 @@ def _blobs(
     foreground: Bool[np.ndarray, "h w"], nearest: Num[np.ndarray, "h w"], world: World
 ) -> list[Bool[np.ndarray, "h w"]]:
     """One mask per object."""
-    least = MIN_AREA * math.pi * (world.min_radius * world.image_size) ** 2
+    least = _least_area(world)
     blobs = []
     for blob in _components(foreground, least):
         inside = np.bincount(nearest[_inside(blob)])
@@ -122,14 +170,32 @@ def _components(mask: Bool[np.ndarray, "h w"], least: float) -> list[Bool[np.nda
     return [labels == i for i in range(1, len(areas)) if areas[i] >= least]
 
 
-def _describe(
-    picture: Float[np.ndarray, "h w 3"], blob: Bool[np.ndarray, "h w"], ground: Float[np.ndarray, " 3"], world: World
-) -> Detected:
-    size = world.image_size
+def _least_area(world: World) -> float:
+    """The area in pixels below which a blob is a speck."""
+    return MIN_AREA * math.pi * (world.min_radius * world.image_size) ** 2
+
+
+def _fill(picture: Float[np.ndarray, "h w 3"], blob: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " 3"]:
+    """The blob's colour."""
     inside = _inside(blob)
-    color = np.median(picture[inside if inside.any() else blob], axis=0)
+    return np.median(picture[inside if inside.any() else blob], axis=0)
+
+
+def _coverage(
+    picture: Float[np.ndarray, "h w 3"],
+    blob: Bool[np.ndarray, "h w"],
+    ground: Float[np.ndarray, "*rows 3"],
+    color: Float[np.ndarray, " 3"],
+) -> Float[np.ndarray, "h w"]:
+    """How far every pixel of the blob and its rim is on the way from the ground's colour to the blob's, 0..1."""
     axis = color - ground
-    coverage = np.clip((picture - ground) @ axis / (axis @ axis), 0, 1) * _grown(blob)
+    share = ((picture - ground) * axis).sum(axis=-1) / np.maximum((axis**2).sum(axis=-1), 1.0)
+    return np.clip(share, 0, 1) * _grown(blob)
+
+
+def _describe(coverage: Float[np.ndarray, "h w"], color: str, world: World) -> Detected:
+    """The object that covers so much of every pixel."""
+    size = world.image_size
     row, x, y, area = _normalize(coverage)
     bank = templates(world)
     best = int(((bank.rows - row) ** 2).sum(axis=1).argmin())
@@ -138,7 +204,7 @@ def _describe(
     radius = math.sqrt(area / outlines.area(shape)) / size
     return Detected(
         shape=shape if overlap >= MIN_OVERLAP else UNKNOWN,
-        color=_nearest_name(color, world.colors + world.backgrounds),
+        color=color,
         size="large" if radius >= LARGE else "small",
         x=x / size,
         y=y / size,

@@ -227,11 +227,15 @@ def rearrange(
 def find_room(world: World, rng: np.random.Generator, o: Object, boxes: Sequence[Box]) -> Object | None:
     """The object at a random place apart from the boxes; None when 20 tries find no such place."""
     left, top, right, bottom = (o.radius * side for side in outlines.extent(o.shape, o.rotation))
-    for _ in range(20):
-        x = between(rng, world.border - left, 1 - world.border - right)
-        y = between(rng, world.border - top, 1 - world.border - bottom)
+    low_x, low_y = world.border - left, world.border - top
+    span_x, span_y = 1 - world.border - right - low_x, 1 - world.border - bottom - low_y
+    for _ in range(20):  # the innermost loop of every source: plain arithmetic
+        x, y = low_x + span_x * rng.random(), low_y + span_y * rng.random()
         box = (x + left, y + top, x + right, y + bottom)
-        if all(_apart(box, other, world.gap) for other in boxes):
+        for other in boxes:
+            if not _apart(box, other, world.gap):
+                break
+        else:
             return o._replace(x=x, y=y)
     return None
 

@@ -45,13 +45,19 @@ def difference(first: tuple[float, float, float], second: tuple[float, float, fl
     return q - p - below, q - p + above
 
 
+def mean(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """A mean with its 95 % interval by Student's t, {value, low, high, n}; one value has no interval."""
+    values = np.asarray(values, np.float64)
+    n, middle = len(values), float(values.mean())
+    wide = float(special.stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+    return {"value": middle, "low": middle - wide, "high": middle + wide, "n": n}
+
+
 def root_mean(squares: Sequence[float] | np.ndarray) -> dict[str, float]:
     """The root of a mean of squares with its 95 % interval, {value, low, high, n}, from the spread between them.
 
     Student's t over the squares, then the root; the lower end is never below 0, and one square has no interval.
     """
-    values = np.asarray(squares, np.float64)
-    n, mean = len(values), float(values.mean())
-    wide = float(special.stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
-    low, high = max(mean - wide, 0.0), mean + wide
-    return {"value": math.sqrt(mean), "low": math.sqrt(low), "high": math.sqrt(high), "n": n}
+    of_squares = mean(squares)
+    roots = {name: math.sqrt(max(of_squares[name], 0.0)) for name in ("value", "low", "high")}
+    return {**roots, "n": of_squares["n"]}
