@@ -169,7 +169,7 @@ def score_colors(trained: inference.TextToImage, elements: Sequence[cutouts.Samp
     requests = [
         tasks.ColorGuided(
             colors=[f"#{bytes(rgb.tolist()).hex()}" for rgb in palette],
-            text=element["caption"],
+            text=element["caption"].encode()[: trained.text_length - 1].decode(errors="ignore"),  # cut as in training
             limits=limits,
             settings=tasks.ImageSettings(cfg_scale=CFG_SCALE, seed=i, height=h, width=w),
         )
