@@ -1,6 +1,6 @@
 """Encoded pictures to arrays: what is allowed in, how transparency and size are settled, and the range networks see.
 
-    decode     bytes -> uint8 (1, h, w, 3)
+    decode     bytes -> uint8 (1, h, w, 3), or (1, h, w, 4) where transparency is kept
     composite  out = (alpha * rgb + (255 - alpha) * background) / 255, rounded to nearest, on the stored values
     fit        the largest centred box of the wanted shape, resampled once with Lanczos
     transform  uint8 0 .. 255 -> float32 -1 .. 1, as x / 127.5 - 1
@@ -27,20 +27,20 @@ class Undecodable(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """Encoded PNG, JPEG or WebP to one RGB frame.
+    """Encoded PNG, JPEG or WebP to one RGB or RGBA frame.
 
     Attributes:
         size: (h, w) to fit the picture into while decoding, or None for its own size. Large JPEGs are then decoded at a
             fraction of their size.
-        background: the colour behind transparent pixels.
+        background: the colour behind transparent pixels; None keeps them, and pictures have alpha as a fourth channel.
         max_pixels: larger pictures are refused by their header.
     """
 
     size: tuple[int, int] | None = None
-    background: tuple[int, int, int] = (255, 255, 255)
+    background: tuple[int, int, int] | None = (255, 255, 255)
     max_pixels: int = 64_000_000
 
-    def __call__(self, data: bytes) -> UInt8[np.ndarray, "1 h w 3"]:
+    def __call__(self, data: bytes) -> UInt8[np.ndarray, "1 h w c"]:
         """Decodes one picture.
 
         Raises:
@@ -52,8 +52,8 @@ class Decoder:
                 if self.size is not None:  # twice the longer side, since EXIF may still swap the sides
                     image.draft(None, (2 * max(self.size), 2 * max(self.size)))
                 PIL.ImageOps.exif_transpose(image, in_place=True)
-                rgb = to_rgb(image, self.background)
-                return np.asarray(rgb if self.size is None else fit(rgb, self.size))[None]
+                frame = to_rgba(image) if self.background is None else to_rgb(image, self.background)
+                return np.asarray(frame if self.size is None else fit(frame, self.size))[None]
         except (Undecodable, MemoryError):
             raise
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
@@ -71,6 +71,7 @@ class Decoder:
 
 
 ON_WHITE = Decoder()
+WITH_ALPHA = Decoder(background=None)
 
 
 def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int]) -> PIL.Image.Image:
@@ -80,6 +81,13 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int]) -> PIL.Imag
     if image.has_transparency_data:
         return composite(image.convert("RGBA"), background)
     return image.convert("RGB")
+
+
+def to_rgba(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Any mode to RGBA; without transparency it is opaque."""
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return to_rgb(image, (0, 0, 0)).convert("RGBA")
 
 
 def composite(rgba: PIL.Image.Image, background: tuple[int, int, int]) -> PIL.Image.Image:

@@ -77,7 +77,7 @@ class WebDataset(base.Source):
         return int(self._starts[-1])
 
     def read(self, index: int) -> base.Sample:
-        """The sample at 0 <= index < len: pixels uint8 (1, h, w, 3), caption, key."""
+        """The sample at 0 <= index < len: pixels uint8 (1, h, w, 3) or as `decoder` says, caption, key."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         row, path = index - int(self._starts[shard]), self._files[shard]
         key = bytes(self._indices[shard].keys[row]).decode("utf-8", "replace")

@@ -125,7 +125,7 @@ def palette_error(lab: Float[np.ndarray, "h w 3"], asked: Float[np.ndarray, "n 3
         area: Share of the picture that the inner pixels of a colour have to take. The default is a little less than
             what a thin ring in a crowd of six has.
     """
-    inner = lab[_is_flat(lab)]
+    inner = lab[is_flat(lab)]
     need = max(1, math.ceil(area * lab.shape[0] * lab.shape[1]))
     if len(inner) < need:
         return NO_AREA
@@ -133,7 +133,7 @@ def palette_error(lab: Float[np.ndarray, "h w 3"], asked: Float[np.ndarray, "n 3
     return float(np.partition(distances, need - 1, axis=1)[:, need - 1].mean())
 
 
-def _is_flat(lab: Float[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+def is_flat(lab: Float[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
     """Whether a pixel is like its neighbours in the picture, four at most."""
     flat = np.ones(lab.shape[:2], bool)
     down, across = (np.linalg.norm(np.diff(lab, axis=axis), axis=-1) < FLAT for axis in (0, 1))

@@ -26,6 +26,25 @@ def test_transparent_pixels_show_the_background(png):
     assert images.Decoder(background=(0, 0, 100))(png(rgba))[0, 0].tolist() == [[0, 0, 100], [10, 20, 30], [51, 0, 80]]
 
 
+def test_without_a_background_pictures_keep_their_alpha_and_opaque_ones_get_it(png, jpeg, pictures):
+    rgba = np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [255, 0, 0, 51]]], np.uint8)
+    np.testing.assert_array_equal(images.WITH_ALPHA(png(rgba))[0], rgba)
+    opaque = images.WITH_ALPHA(png(pictures[0]))[0]
+    np.testing.assert_array_equal(opaque[..., :3], pictures[0])
+    assert (opaque[..., 3] == 255).all()
+    assert images.WITH_ALPHA(png(pictures[0][..., 0].astype(np.uint16) * 256))[0, ..., 3].min() == 255
+    assert images.WITH_ALPHA(jpeg(pictures[0])).shape == (1, 8, 8, 4)
+
+
+def test_transparent_pixels_do_not_bleed_into_a_smaller_picture(png):
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:, :5] = (200, 0, 0, 255)
+    rgba[:, 5:] = (0, 255, 0, 0)  # a colour that nobody sees
+    small = images.Decoder(size=(4, 4), background=None)(png(rgba))[0]
+    assert (small[..., 3] < 255).any()
+    assert not small[small[..., 3] > 0][:, 1].any()
+
+
 def test_grey_palette_and_sixteen_bit_pictures_become_rgb(png):
     grey = np.array([[0, 100], [200, 255]], np.uint8)
     stream = io.BytesIO()
