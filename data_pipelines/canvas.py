@@ -161,7 +161,8 @@ def _encoded(source: Any, data: CanvasLatents) -> base.Source:
     task = conditions.TASKS.index(TOLD.get(source.task, source.task))
 
     def rows(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        return encode_pictures(encode, batch) | {"task": np.full(len(batch["pixels"]), task)}
+        shown = {name: a[:, : data.num_frames] if name == "references" else a for name, a in batch.items()}
+        return encode_pictures(encode, shown) | {"task": np.full(len(batch["pixels"]), task)}
 
     cache.encode_source(source, rows, folder, model=model, options=cache.Options(batch_size=256, threads=data.threads))
     return InMemory(cache.LatentCache(str(folder), model=model))

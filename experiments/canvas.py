@@ -27,13 +27,13 @@ from nova_jax.tasks import conditions
 from nova_jax.training import optimizer
 
 WORLD = world.CANVAS_32
-LENGTH = 24_000  # elements of each task
+LENGTH = 24_000  # captioned pictures; of each edit half as many, of variations, which show six pictures, a quarter
 EDITING = ("add", "replace", "remove", "outpaint", "segment", "matte", "structure")
 VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=32)
 PROMPTS = ("a red circle", "a blue square and a green triangle", "three yellow circles", "a pink square above a circle")
 
 
-def make_model(width: int = 128, depth: int = 8) -> TextToLatent:
+def make_model(width: int = 128, depth: int = 6) -> TextToLatent:
     """The network of pretraining."""
     return TextToLatent(
         dit=DiT(
@@ -72,12 +72,13 @@ def task_data(codec_path: str = "", length: int = LENGTH) -> Mixture:
     """All tasks: of 20 batches 5 hold captions alone, 11 edits in place, 2 colours and 2 variations."""
     text = text_data(codec_path, length)
 
-    def sources(*tasks: str) -> tuple[CanvasScenes, ...]:
+    def sources(*tasks: str, length: int) -> tuple[CanvasScenes, ...]:
         return tuple(CanvasScenes(WORLD, task, length=length) for task in tasks)
 
-    edits = dataclasses.replace(text, sources=sources(*EDITING), is_aligned=True)
-    colors = dataclasses.replace(text, sources=sources("colors"), num_frames=1, has_palette=True)
-    variations = dataclasses.replace(text, sources=sources("vary"), num_frames=conditions.MAX_REFERENCES)
+    edits = dataclasses.replace(text, sources=sources(*EDITING, length=length // 2), is_aligned=True)
+    colors = dataclasses.replace(text, sources=sources("colors", length=length // 2), num_frames=1, has_palette=True)
+    varied = sources("vary", length=length // 4)
+    variations = dataclasses.replace(text, sources=varied, num_frames=conditions.MAX_REFERENCES)
     return Mixture(parts=((text, 5), (edits, 11), (colors, 2), (variations, 2)))
 
 
@@ -87,7 +88,7 @@ PRETRAINING = experiment.TrainConfig(
     objective=FlowMatching(),
     data=text_data(),
     optimizer=optimizer.Muon(peak=7e-3, warmup=100, b2=0.99, schedule="constant"),
-    steps=1500,
+    steps=800,
     batch_size=64,
     ema_decay=0.995,
     checkpoint_every=500,
@@ -100,8 +101,8 @@ CONFIG = dataclasses.replace(
     model=grown(PRETRAINING.model),
     objective=FlowMatching(drop_rates=DropRates(aligned=0.05, frames=0.05, palette=0.1)),
     data=task_data(),
-    optimizer=optimizer.Muon(peak=6e-3, warmup=100, b2=0.99, schedule="linear", total_steps=6000),
-    steps=6000,
+    optimizer=optimizer.Muon(peak=6e-3, warmup=100, b2=0.99, schedule="linear", total_steps=4500),
+    steps=4500,
     ema_decay=0.998,
     preview=experiment.Preview(every=1000, prompts=PROMPTS),
 )
