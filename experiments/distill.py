@@ -22,7 +22,7 @@ from experiments import reports
 from nova_jax import config as configs
 from nova_jax import distillation, experiment, inference
 from nova_jax.diffusion import time_sampling
-from nova_jax.training import optimizer
+from nova_jax.training import optimizer as optimizers
 
 GUIDANCE = distillation.Guidance(scale=2.0)
 PAIRS = distillation.AnyPair(time_sampling=time_sampling.Uniform(), same_share=0.25, full_share=0.1)
@@ -30,11 +30,11 @@ PAIRS = distillation.AnyPair(time_sampling=time_sampling.Uniform(), same_share=0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A method with the length and the rate that suit the quickstart model."""
+    """A method with the length and the optimizer that suit the quickstart model."""
 
     method: distillation.Method
     steps: int = 500
-    peak: float = 3e-3
+    optimizer: optimizers.Optimizer = optimizers.Muon(peak=3e-3, warmup=50, b2=0.99)
 
 
 DEFAULT_METHOD = "consistency"
@@ -48,7 +48,17 @@ METHODS: dict[str, Preset] = {
         method=distillation.DiscreteConsistency(guidance=GUIDANCE, num_intervals=32, solver="euler", target="ema"),
         steps=400,
     ),
-    "dmd2": Preset(method=distillation.DMD2(guidance=GUIDANCE), steps=400, peak=1e-3),
+    # From a student that is already good: start_from=RUN.
+    "dmd2": Preset(
+        method=distillation.DMD2(
+            guidance=GUIDANCE,
+            num_steps=(1, 2, 4),
+            critic_updates=2,
+            critic_optimizer=optimizers.AdamW(peak=1e-3, warmup=0),
+        ),
+        steps=300,
+        optimizer=optimizers.AdamW(peak=6e-4, warmup=20),
+    ),
     "joint": Preset(
         method=distillation.Joint(
             guidance=GUIDANCE,
@@ -56,8 +66,7 @@ METHODS: dict[str, Preset] = {
             matching=distillation.DMD2(num_steps=(4,), critic_updates=2),
             matching_scale=0.1,
         ),
-        steps=500,
-        peak=1e-3,
+        optimizer=optimizers.Muon(peak=1e-3, warmup=50, b2=0.99),
     ),
 }
 
@@ -86,7 +95,7 @@ def make_config(teacher: str, method: str) -> experiment.TrainConfig:
         model=dataclasses.replace(model, dit=dataclasses.replace(model.dit, has_second_time=True)),
         objective=preset.method,
         data=data,
-        optimizer=optimizer.Muon(peak=preset.peak, warmup=50, b2=0.99, schedule="linear", total_steps=preset.steps),
+        optimizer=dataclasses.replace(preset.optimizer, schedule="linear", total_steps=preset.steps),
         steps=preset.steps,
         batch_size=saved["batch_size"],
         ema_decay=0.99,

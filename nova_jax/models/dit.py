@@ -229,10 +229,13 @@ class DiT(nn.Module):
         tokens = embed(embeddings.patchify(x, self.patch_size))
         positions = np.arange(tokens.shape[1])
         if self.aligned_channels:
-            aligned = jnp.zeros((*x.shape[:4], self.aligned_channels)) if cond.aligned is None else cond.aligned
+            nothing = jnp.zeros((0, *x.shape[1:4], self.aligned_channels))  # declares the weights, costs nothing
             zeros = nn.initializers.zeros
             embed_aligned = linear.Dense(self.width, False, zeros, dtype=self.dtype, name="patch_embed_aligned")
-            tokens = tokens + embed_aligned(embeddings.patchify(aligned, self.patch_size))
+            joined = embed_aligned(
+                embeddings.patchify(nothing if cond.aligned is None else cond.aligned, self.patch_size)
+            )
+            tokens = tokens if cond.aligned is None else tokens + joined
         if self.num_frame_roles:
             frames = x[:, :0] if cond.frames is None else cond.frames
             roles = jnp.zeros(frames.shape[:2], jnp.int32) if cond.frame_roles is None else cond.frame_roles
