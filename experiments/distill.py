@@ -52,11 +52,11 @@ METHODS: dict[str, Preset] = {
     "dmd2": Preset(
         method=distillation.DMD2(
             guidance=GUIDANCE,
-            num_steps=(1, 2, 4),
+            num_steps=(1, 1, 2, 4),
             critic_updates=2,
             critic_optimizer=optimizers.AdamW(peak=1e-3, warmup=0),
         ),
-        steps=300,
+        steps=450,
         optimizer=optimizers.AdamW(peak=6e-4, warmup=20),
     ),
     "joint": Preset(

@@ -10,6 +10,10 @@ import pytest
 
 from nova_jax import canvas, experiment, inference, recipe, tasks
 from nova_jax.diffusion import DropRates, FlowMatching
+from nova_jax.parallel import distributed
+from nova_jax.parallel import mesh as meshes
+from nova_jax.training import step
+from nova_jax.training.optimizer import AdamW
 from nova_jax.types import Batch, Conditioning
 from tests import tiny_canvas
 
@@ -158,21 +162,48 @@ def test_a_text_to_image_run_refuses_to_edit_and_says_what_can(runs, limits):
     canvas.draw(plain, tasks.TextToImage(text="a red circle", limits=limits, settings=asked()))
 
 
-def test_dropped_conditions_receive_no_gradient(trained):
-    rng = np.random.default_rng(0)
+def make_batch(rows, seed=0):
+    """Every kind of condition at once."""
+    rng = np.random.default_rng(seed)
 
     def normal(*shape):
-        return jnp.asarray(rng.standard_normal(shape, np.float32))
+        return jnp.asarray(rng.standard_normal((rows, *shape), np.float32))
 
     cond = Conditioning(
-        text_ids=jnp.asarray(rng.integers(3, 60, (2, 64))),
-        aligned=normal(2, 1, 4, 4, 73),
-        frames=normal(2, 1, 4, 4, 4),
-        frame_times=jnp.zeros((2, 1)),
-        palette=normal(2, 3, 3),
-        task=jnp.array([1, 2]),
+        text_ids=jnp.asarray(rng.integers(3, 60, (rows, 64))),
+        text_mask=jnp.ones((rows, 64), bool),
+        aligned=normal(1, 4, 4, 73),
+        frames=normal(1, 4, 4, 4),
+        frame_times=jnp.zeros((rows, 1)),
+        palette=normal(3, 3),
+        palette_mask=jnp.ones((rows, 3), bool),
+        task=jnp.arange(rows) % 9,
     )
-    x0 = normal(2, 1, 4, 4, 4)
+    return Batch(normal(1, 4, 4, 4), cond)
+
+
+def test_editing_trains_on_a_mesh_like_on_one_device(trained):
+    objective = FlowMatching(drop_rates=DropRates(aligned=0.2, frames=0.2, palette=0.2))
+
+    def losses(mesh):
+        made = recipe.plain(trained.network, objective, AdamW(peak=1e-2, warmup=0), make_batch(1), seed=0)
+        state, found = step.build(made.make_state, *made.arguments, mesh=mesh), []
+        for number in range(3):
+            batch = make_batch(8, number)
+            if mesh is not None:
+                batch = distributed.global_batch(jax.tree.map(np.asarray, batch), meshes.batch_sharding(mesh), 8)
+            state, metrics = made.train_step(state, batch)
+            found.append(float(metrics["loss"]))
+        return found
+
+    expected = losses(None)
+    mesh = meshes.MeshConfig(data=1, fsdp=4, tensor=2).make()
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(losses(mesh), expected, rtol=1e-5)
+
+
+def test_dropped_conditions_receive_no_gradient(trained):
+    x0, cond = make_batch(2)
     parts = ("aligned", "frames", "palette")
 
     def gradients(rate):

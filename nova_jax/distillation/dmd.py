@@ -38,7 +38,8 @@ class DMD2(method.Method):
     """Distribution matching with a critic and, if given, a discriminator.
 
     Attributes:
-        num_steps: each N that the student learns, at times 1, 1 - 1/N, .., 1/N.
+        num_steps: each N that the student learns, at times 1, 1 - 1/N, .., 1/N; one that stands twice is drawn twice as
+            often.
         critic_updates: of each step.
         critic_optimizer: of the critic and the discriminator.
         time_sampling: of s.
@@ -66,7 +67,7 @@ class DMD2(method.Method):
 
     @property
     def trained_steps(self) -> tuple[int, ...]:  # noqa: D102 (the base says it)
-        return self.num_steps
+        return tuple(sorted(set(self.num_steps)))
 
     @property
     def judged_layers(self) -> int:  # noqa: D102
