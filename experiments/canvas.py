@@ -7,6 +7,7 @@ Two configs share this file. `PRETRAINING` learns pictures from captions. `CONFI
 that editing needs (aligned channels, reference frames, palette and task tokens, all silent at first), and learns a
 mixture of ten tasks in four shapes of batches, so four programs are compiled. Each stage is a run of its own
 (`runs/canvas_vae`, `runs/canvas_pretraining`, `runs/canvas`), found finished or half done when the command runs again.
+It ends with the exam of every task in `runs/canvas/evaluation`, which `nova evaluate --run runs/canvas` repeats.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ Picture = UInt8[np.ndarray, "1 h w 3"]
 Pictures = UInt8[np.ndarray, "n 1 h w 3"]
 Judged = dict[str, bool | float | None]  # the scores of one picture; None does not apply
 Score = intervals.Estimate
-Kind = Literal["ceiling", "model", "chance"]
+Level = Literal["ceiling", "model", "chance"]
 
 
 class Locate(NamedTuple):
@@ -91,8 +91,8 @@ class Comparison(NamedTuple):
 
     part: str
     name: str
-    first: tuple[str, str, Kind]
-    second: tuple[str, str, Kind]
+    first: tuple[str, str, Level]
+    second: tuple[str, str, Level]
     combine: Callable[[Score, Score], Score]
 
 

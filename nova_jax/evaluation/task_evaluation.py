@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 
 from nova_jax import canvas, config, environment, inference
 from nova_jax.evaluation import exam, intervals, pictures
-from nova_jax.evaluation.exam import Bar, Exam, Judged, Kind, Locate, Part, Pictures, Question, Score
+from nova_jax.evaluation.exam import Bar, Exam, Judged, Level, Locate, Part, Pictures, Question, Score
 from nova_jax.tasks import Inpaint, Outpaint
 from nova_jax.tasks.request import Request
 
@@ -38,12 +38,12 @@ class Answered(NamedTuple):
 
     part: Part
     drawn: Pictures
-    judged: dict[Kind, list[Judged]]
+    judged: dict[Level, list[Judged]]
     seconds: float
 
-    def score(self, name: str, kind: Kind, group: str = "") -> Score | None:
+    def score(self, name: str, level: Level, group: str = "") -> Score | None:
         """One score over all questions or those of a group; None where it applies to none."""
-        questions = zip(self.part.questions, self.judged.get(kind, ()), strict=False)
+        questions = zip(self.part.questions, self.judged.get(level, ()), strict=False)
         return intervals.summarize([judged[name] for q, judged in questions if not group or group in q.groups])
 
 
@@ -119,8 +119,8 @@ def run(
     run_dir = pathlib.Path(run_dir)
     trained = inference.load_run(run_dir)
     saved = json.loads((run_dir / "config.json").read_text())["config"]
-    questions = find_exam(run_dir, saved["data"], per_task)
-    parts = questions.parts(canvas.limits_of(trained), guidance)
+    paper = find_exam(run_dir, saved["data"], per_task)
+    parts = paper.parts(canvas.limits_of(trained), guidance)
     canvas.check_network(trained, [q.ask for part in parts for q in part.questions if isinstance(q.ask, Request)])
     start = time.perf_counter()
     answered = {}
@@ -141,7 +141,7 @@ def run(
         "environment": environment.describe(),
     }
     folder = pathlib.Path(folder) if folder else run_dir / "evaluation"
-    evaluation = Evaluation(*grade(questions, answered), answered, facts, folder)
+    evaluation = Evaluation(*grade(paper, answered), answered, facts, folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SCORES).write_text(json.dumps(record(evaluation), indent=1) + "\n", encoding="utf-8")
     return evaluation
@@ -188,23 +188,23 @@ def sit(part: Part, draw: Draw, rebuild: Draw) -> Answered:
     """Answers a part and has it judged."""
     start = time.perf_counter()
     drawn = draw(part.questions)
-    judged: dict[Kind, list[Judged]] = {"model": part.judge(drawn)}
+    judged: dict[Level, list[Judged]] = {"model": part.judge(drawn)}
     if not part.dial:
         judged |= {"ceiling": part.judge(rebuild(part.questions)), "chance": part.judge(np.roll(drawn, 1, axis=0))}
     return Answered(part, drawn, judged, time.perf_counter() - start)
 
 
-def grade(questions: Exam, answered: dict[str, Answered]) -> tuple[list[Row], list[Curve]]:
+def grade(paper: Exam, answered: dict[str, Answered]) -> tuple[list[Row], list[Curve]]:
     """The table, part by part, and the curves of the dials."""
     curves = [curve for found in answered.values() if found.part.dial for curve in trace(found)]
-    bars = {(bar.part, bar.score): bar for bar in questions.bars}
+    bars = {(bar.part, bar.score): bar for bar in paper.bars}
     rows = []
     for name, found in answered.items():
         if found.part.dial:
             mine = [_row(name, f"{c.score}_correlation", c.correlation) for c in curves if c.part == name]
         else:
             mine = list(_tabulate(found))
-        mine += [_compare(c, answered) for c in questions.comparisons if c.part == name]
+        mine += [_compare(c, answered) for c in paper.comparisons if c.part == name]
         rows += [row._replace(bar=None if row.group else bars.get((name, row.score))) for row in mine]
     return rows, curves
 
@@ -282,13 +282,15 @@ def _tabulate(found: Answered) -> Iterable[Row]:
         for score in found.judged["model"][0]:
             if (value := found.score(score, "model", group)) is None:
                 continue
-            kinds: tuple[Kind, Kind] = ("ceiling", "chance")
-            ceiling, chance = (other["value"] if (other := found.score(score, kind, group)) else None for kind in kinds)
+            levels: tuple[Level, Level] = ("ceiling", "chance")
+            ceiling, chance = (
+                other["value"] if (other := found.score(score, level, group)) else None for level in levels
+            )
             yield _row(found.part.name, score, value)._replace(group=group, ceiling=ceiling, chance=chance)
 
 
 def _compare(comparison: exam.Comparison, answered: dict[str, Answered]) -> Row:
-    first, second = (answered[part].score(score, kind) for part, score, kind in (comparison.first, comparison.second))
+    first, second = (answered[part].score(score, level) for part, score, level in (comparison.first, comparison.second))
     assert first is not None
     assert second is not None
     return _row(comparison.part, comparison.name, comparison.combine(first, second))

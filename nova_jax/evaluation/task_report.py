@@ -70,10 +70,10 @@ def _by_part(curves: Sequence[Curve]) -> list[list[Curve]]:
 
 def _plot(curves: Sequence[Curve]) -> list[Any]:
     """The curves of one dial, and their correlations in words."""
-    series = [
-        plots.Series(c.score, c.settings, *([point[key] for point in c.points] for key in ("value", "low", "high")))
-        for c in curves
-    ]
+    series = []
+    for c in curves:
+        value, low, high = ([point[key] for point in c.points] for key in ("value", "low", "high"))
+        series.append(plots.Series(c.score, c.settings, value, low, high))
     found = ", ".join(f"{c.score} {c.correlation['value']:.3f}" for c in curves)
     drawn = plots.draw(series, x_label=curves[0].dial, y_label=" and ".join(c.score for c in curves))
     return [f"{curves[0].part}: rank correlation of setting and score over all pictures: {found}.", drawn]
