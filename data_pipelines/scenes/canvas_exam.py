@@ -46,7 +46,7 @@ from nova_jax.evaluation.exam import Bar, Comparison, Judged, Part, Pictures, Qu
 SEED = 2001  # training has 0, autoencoders 1 and 1001
 SIMILARITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-DIAL_SHARE = 4  # elements of a part for each element of a dial, which has five settings
+DIAL_SHARE = 2  # elements of a part for each element of a dial, which has five settings
 
 BARS = (
     Bar("generate", "correct", "at least", 0.95),

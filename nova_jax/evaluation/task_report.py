@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from nova_jax import canvas
 from nova_jax.evaluation import exam, plots, report, task_evaluation
 from nova_jax.evaluation.task_evaluation import Answered, Curve, Evaluation, Row
 from nova_jax.tasks import ColorGuided, Inpaint, Outpaint, RemoveBackground, TextToImage, Vary
+from nova_jax.tasks.pictures import Picture
 
 REPORT = "report.html"
 SHOWN = 8  # questions of each part: the first ones, not chosen
 ZOOM = 2
 TINT = (255, 0, 90)  # of what is to be drawn anew
-
-Picture = UInt8[np.ndarray, "h w 3"]
 
 
 def write(evaluation: Evaluation) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """`nova evaluate` on an untrained editing run: what it writes, and what it refuses."""
 
+import dataclasses
 import json
 import math
 
@@ -9,6 +10,7 @@ import pytest
 from data_pipelines.scenes import canvas_exam
 from nova_jax import cli, experiment
 from nova_jax.evaluation import exam, task_evaluation, task_report
+from nova_jax.training import checkpoint
 from tests import tiny_canvas
 
 PARTS = [*canvas_exam.KINDS, "negative_off", "negative", "negative_words", "vary_similarity", "structure_strength"]
@@ -16,7 +18,14 @@ PARTS = [*canvas_exam.KINDS, "negative_off", "negative", "negative_words", "vary
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return [experiment.run(config).directory for config in tiny_canvas.make_configs(tmp_path_factory.mktemp("canvas"))]
+    """Pretraining and editing, neither trained: what they draw is noise, and no training step is compiled."""
+    folders = []
+    for config in tiny_canvas.make_configs(tmp_path_factory.mktemp("canvas")):
+        result = experiment.run(dataclasses.replace(config, steps=0))
+        with checkpoint.Checkpoints(result.directory / "checkpoints", keep=1, metadata={}) as checkpoints:
+            checkpoints.save(0, result.state, {})
+        folders.append(result.directory)
+    return folders
 
 
 def score(value, low, high, n=100):
