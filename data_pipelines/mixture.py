@@ -64,6 +64,11 @@ class Mixture:
         """That of the first part."""
         return self.parts[0][0].codec()
 
+    def exam(self, per_task: int) -> Any:
+        """That of the first part; None where it has none."""
+        first = self.parts[0][0]
+        return first.exam(per_task) if hasattr(first, "exam") else None
+
     def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
         """Rows of one shard, from a position on.
 

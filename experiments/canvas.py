@@ -7,6 +7,7 @@ Two configs share this file. `PRETRAINING` learns pictures from captions. `CONFI
 that editing needs (aligned channels, reference frames, palette and task tokens, all silent at first), and learns a
 mixture of ten tasks in four shapes of batches, so four programs are compiled. Each stage is a run of its own
 (`runs/canvas_vae`, `runs/canvas_pretraining`, `runs/canvas`), found finished or half done when the command runs again.
+It ends with the exam of every task in `runs/canvas/evaluation`, which `nova evaluate --run runs/canvas` repeats.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from data_pipelines.scenes.canvas import CanvasPictures, CanvasScenes
 from experiments import image_vae
 from nova_jax import experiment
 from nova_jax.diffusion import DropRates, FlowMatching
+from nova_jax.evaluation import task_evaluation, task_report
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import ByteTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
@@ -137,5 +139,12 @@ def with_codec(data: Mixture, codec: str) -> Any:
     return Mixture(parts=tuple((dataclasses.replace(part, codec_path=codec), weight) for part, weight in data.parts))
 
 
+def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
+    """Examines the run on every task, prints the table, and writes its report; `nova evaluate` does it again."""
+    found = task_evaluation.run(result.directory, command=f"nova evaluate --run {result.directory}")
+    print(task_evaluation.table(found))
+    print(f"\nreport: {task_report.write(found)}")
+
+
 if __name__ == "__main__":
-    experiment.main(CONFIG, prepare=prepare)
+    experiment.main(CONFIG, then=finish, prepare=prepare)

@@ -1,4 +1,4 @@
-"""The `nova` command: `nova generate`, `nova bench`, `nova bench compare`, `nova weights`, `nova doctor`.
+"""The `nova` command: `nova generate`, `evaluate`, `bench`, `bench compare`, `weights`, `doctor`.
 
 Each command is a frozen dataclass, read by tyro, whose `run` imports what it needs: `nova --help` must answer within a
 second, and jax alone takes longer than that.
@@ -57,6 +57,31 @@ class Generate:
         pixels = inference.generate(trained, prompts, seeds, settings)
         paths = inference.save_pngs(self.out or self.run / "generated", pixels, prompts, seeds, settings, self.upscale)
         print("\n".join(map(str, paths)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Examine a trained editing run task by task: scores between ceiling and chance, bars, dials, contact sheets."""
+
+    run: pathlib.Path
+    """The run folder of a trained editing experiment."""
+    out: pathlib.Path | None = None
+    """Where scores.json and report.html go; RUN/evaluation when not given."""
+    per_task: int = 64
+    """Questions in each part of the exam, 2 or more."""
+    guidance: float = 2.0
+    """Classifier-free guidance scale, 1.1 to 10."""
+
+    def execute(self) -> None:
+        """Draws, scores, writes both files, and prints the table and the report's path."""
+        from nova_jax.evaluation import task_evaluation, task_report
+
+        command = " ".join(["nova", *sys.argv[1:]])
+        found = task_evaluation.run(
+            self.run, per_task=self.per_task, guidance=self.guidance, folder=self.out, command=command
+        )
+        print(task_evaluation.table(found))
+        print(task_report.write(found))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +181,7 @@ class Weights:
             print(self.out)
 
 
-COMMANDS = {"generate": Generate, "bench": Bench, "doctor": Doctor, "weights": Weights}
+COMMANDS = {"generate": Generate, "evaluate": Evaluate, "bench": Bench, "doctor": Doctor, "weights": Weights}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -51,10 +51,17 @@ def score(scenes: CanvasScenes, drawn: UInt8[np.ndarray, "n 1 h w 3"], indices: 
         drawn: One picture per element.
         indices: The elements; None: the first ones.
     """
+    judged = judge(scenes, drawn, indices)
+    return {name: summary for name in judged[0] if (summary := intervals.summarize([j[name] for j in judged]))}
+
+
+def judge(
+    scenes: CanvasScenes, drawn: UInt8[np.ndarray, "n 1 h w 3"], indices: Sequence[int] | None = None
+) -> list[Judged]:
+    """The scores of every picture; see `score`."""
     each = range(len(drawn)) if indices is None else indices
-    judge = JUDGES[scenes.task]
-    judged = [judge(scenes.truth(i), picture, scenes.world) for i, picture in zip(each, drawn, strict=True)]
-    return {name: summary for name in judged[0] if (summary := _summarize([j[name] for j in judged]))}
+    rule = JUDGES[scenes.task]
+    return [rule(scenes.truth(i), picture, scenes.world) for i, picture in zip(each, drawn, strict=True)]
 
 
 def compare(
@@ -74,17 +81,6 @@ def compare(
     unrelated = np.roll(drawn, 1, axis=0)
     sets = {"ceiling": reconstructions, "model": drawn, "chance": unrelated}
     return {name: score(scenes, shown, indices) for name, shown in sets.items()}
-
-
-def _summarize(values: Sequence[bool | float | None]) -> dict[str, float] | None:
-    given = [value for value in values if value is not None]
-    if not given:
-        return None
-    if isinstance(given[0], bool):
-        right, n = sum(given), len(given)
-        low, high = intervals.wilson(int(right), n)
-        return {"value": right / n, "low": low, "high": high, "n": n}
-    return intervals.mean(given)
 
 
 def judge_generate(truth: Truth, picture: Picture, world: World) -> Judged:

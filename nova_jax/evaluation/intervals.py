@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
+Estimate = dict[str, float]  # value, low, high, n
+
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson interval of a rate; (0, 1) when nothing was tried.
@@ -45,7 +47,23 @@ def difference(first: tuple[float, float, float], second: tuple[float, float, fl
     return q - p - below, q - p + above
 
 
-def mean(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+def summarize(values: Sequence[bool | float | None]) -> Estimate | None:
+    """The rate of booleans with its Wilson interval, or the mean of numbers with Student's; None is left out.
+
+    Returns:
+        {value, low, high, n}; None where nothing is left.
+    """
+    given = [value for value in values if value is not None]
+    if not given:
+        return None
+    if isinstance(given[0], bool):
+        right, n = sum(given), len(given)
+        low, high = wilson(int(right), n)
+        return {"value": right / n, "low": low, "high": high, "n": n}
+    return mean(given)
+
+
+def mean(values: Sequence[float] | np.ndarray) -> Estimate:
     """A mean with its 95 % interval by Student's t, {value, low, high, n}; one value has no interval."""
     values = np.asarray(values, np.float64)
     n, middle = len(values), float(values.mean())
@@ -53,7 +71,7 @@ def mean(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     return {"value": middle, "low": middle - wide, "high": middle + wide, "n": n}
 
 
-def root_mean(squares: Sequence[float] | np.ndarray) -> dict[str, float]:
+def root_mean(squares: Sequence[float] | np.ndarray) -> Estimate:
     """The root of a mean of squares with its 95 % interval, {value, low, high, n}, from the spread between them.
 
     Student's t over the squares, then the root; the lower end is never below 0, and one square has no interval.

@@ -1,0 +1,323 @@
+"""What a trained editing model is worth, task by task: `nova evaluate`.
+
+The run's data sets the exam (`exam.Exam`): requests, true pictures, scores, bars. Each score stands between two others,
+
+    ceiling   the true pictures after the model's autoencoder, pasted outside the mask as the model's own are
+    chance    the model's pictures, each judged by another question of its part
+
+and a part with a dial (a number of the request at several settings) gives curves and, over all its pictures, Spearman's
+rank correlation of setting and score. Rates carry Wilson intervals, means Student's, correlations those of a bootstrap
+over elements.
+"""
+
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import rich.console
+from jaxtyping import Float, UInt8
+
+from nova_jax import canvas, config, environment, inference
+from nova_jax.evaluation import exam, intervals, pictures
+from nova_jax.evaluation.exam import Bar, Exam, Judged, Level, Locate, Part, Pictures, Question, Score
+from nova_jax.tasks import Inpaint, Outpaint
+from nova_jax.tasks.request import Request
+
+SCORES = "scores.json"
+RESAMPLES = 500  # of the bootstrap
+
+Draw = Callable[[Sequence[Question]], Pictures]  # one answer per question
+
+
+class Answered(NamedTuple):
+    """A part, the model's pictures, and how each was judged; a part with a dial has no ceiling and no chance."""
+
+    part: Part
+    drawn: Pictures
+    judged: dict[Level, list[Judged]]
+    seconds: float
+
+    def score(self, name: str, level: Level, group: str = "") -> Score | None:
+        """One score over all questions or those of a group; None where it applies to none."""
+        questions = zip(self.part.questions, self.judged.get(level, ()), strict=False)
+        return intervals.summarize([judged[name] for q, judged in questions if not group or group in q.groups])
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    part: str
+    score: str
+    value: float
+    low: float
+    high: float
+    n: float
+    group: str = ""
+    ceiling: float | None = None
+    chance: float | None = None
+    bar: Bar | None = None
+
+    @property
+    def name(self) -> str:
+        """The part, and the group if it is one."""
+        return f"{self.part}, {self.group}" if self.group else self.part
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the value reaches the bar; None without one."""
+        return None if self.bar is None else self.bar.is_met(self.value)
+
+
+class Curve(NamedTuple):
+    """A score against a dial: means with their intervals at each setting, and the rank correlation."""
+
+    part: str
+    dial: str
+    score: str
+    settings: list[float]
+    points: list[Score]
+    correlation: Score
+
+
+class Evaluation(NamedTuple):
+    """All that was found, and where it is kept."""
+
+    rows: list[Row]
+    curves: list[Curve]
+    answered: dict[str, Answered]
+    facts: dict[str, Any]  # run, settings, command, environment, seconds
+    folder: pathlib.Path
+
+
+def run(
+    run_dir: str | pathlib.Path,
+    *,
+    per_task: int = 64,
+    guidance: float = 2.0,
+    folder: str | pathlib.Path | None = None,
+    command: str = "",
+    console: rich.console.Console | None = None,
+) -> Evaluation:
+    """Examines a run and writes scores.json; `task_report.write` makes the page.
+
+    Args:
+        run_dir: A trained editing run.
+        per_task: Questions in each part.
+        guidance: Scale of classifier-free guidance, 1.1 to 10; masks and alphas are drawn without.
+        folder: Where results go; RUN/evaluation when not given.
+        command: What the user typed, for the record.
+        console: Where progress is shown; None: standard output.
+
+    Raises:
+        FileNotFoundError: No such run.
+        ValueError: The run's data sets no exam, or the network does not edit.
+    """
+    run_dir = pathlib.Path(run_dir)
+    trained = inference.load_run(run_dir)
+    saved = json.loads((run_dir / "config.json").read_text())["config"]
+    paper = find_exam(run_dir, saved["data"], per_task)
+    parts = paper.parts(canvas.limits_of(trained), guidance)
+    canvas.check_network(trained, [q.ask for part in parts for q in part.questions if isinstance(q.ask, Request)])
+    start = time.perf_counter()
+    answered = {}
+    for part in parts:
+        found = sit(part, lambda asked: draw(trained, asked), lambda asked: rebuild(trained, asked))
+        answered[part.name] = found
+        line = f"{len(answered)}/{len(parts)}  {part.name:24} {len(found.drawn):4} pictures in {found.seconds:.1f} s"
+        (console or rich.console.Console()).print(line, highlight=False, soft_wrap=True)
+    facts = {
+        "run": str(run_dir),
+        "model": saved["name"],
+        "step": trained.step,
+        "per_task": per_task,
+        "guidance": guidance,
+        "sampler": f"heun, {canvas.STEPS['standard']} steps; masks and alphas {canvas.DENSE.num_steps}, unguided",
+        "command": command,
+        "seconds": round(time.perf_counter() - start, 1),
+        "environment": environment.describe(),
+    }
+    folder = pathlib.Path(folder) if folder else run_dir / "evaluation"
+    evaluation = Evaluation(*grade(paper, answered), answered, facts, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SCORES).write_text(json.dumps(record(evaluation), indent=1) + "\n", encoding="utf-8")
+    return evaluation
+
+
+def find_exam(run_dir: pathlib.Path, data: dict[str, Any], per_task: int) -> Exam:
+    """The exam of the data that the run's own config names.
+
+    Raises:
+        ValueError: It sets none.
+    """
+    source = config.from_dict(data, packages=("nova_jax", "data_pipelines"))
+    found = source.exam(per_task=per_task) if hasattr(source, "exam") else None
+    if found is None:
+        raise ValueError(f"{run_dir} was trained on data without known answers: evaluate a run of `experiments.canvas`")
+    return found
+
+
+def draw(trained: inference.TextToImage, questions: Sequence[Question]) -> Pictures:
+    """The model's answers; an alpha and a mask as gray pictures."""
+    asked = [q.ask for q in questions]
+    requests = [ask for ask in asked if isinstance(ask, Request)]
+    sought = [ask for ask in asked if isinstance(ask, Locate)]
+    drawn = iter(canvas.draw_all(trained, requests))
+    found = iter(canvas.locate(trained, [ask.image for ask in sought], [ask.prompt for ask in sought]))
+    return np.stack(
+        [_gray(255 * next(found)) if isinstance(ask, Locate) else _opaque(next(drawn)[:1]) for ask in asked]
+    )
+
+
+def rebuild(trained: inference.TextToImage, questions: Sequence[Question]) -> Pictures:
+    """The true pictures after the autoencoder; of an edit inside a mask with the source outside, as in the model's."""
+    decode = inference.make_decode(trained.codec)
+    rebuilt = []
+    for q in questions:
+        latents = canvas.encode(trained, q.truth)
+        picture = np.asarray(decode(trained.codec_params, latents[None]))[0]
+        is_masked = isinstance(q.ask, (Inpaint, Outpaint))
+        rebuilt.append(canvas.plan(q.ask, trained).finish(picture) if is_masked else picture)
+    return np.stack(rebuilt)
+
+
+def sit(part: Part, draw: Draw, rebuild: Draw) -> Answered:
+    """Answers a part and has it judged."""
+    start = time.perf_counter()
+    drawn = draw(part.questions)
+    judged: dict[Level, list[Judged]] = {"model": part.judge(drawn)}
+    if not part.dial:
+        judged |= {"ceiling": part.judge(rebuild(part.questions)), "chance": part.judge(np.roll(drawn, 1, axis=0))}
+    return Answered(part, drawn, judged, time.perf_counter() - start)
+
+
+def grade(paper: Exam, answered: dict[str, Answered]) -> tuple[list[Row], list[Curve]]:
+    """The table, part by part, and the curves of the dials."""
+    curves = [curve for found in answered.values() if found.part.dial for curve in trace(found)]
+    bars = {(bar.part, bar.score): bar for bar in paper.bars}
+    rows = []
+    for name, found in answered.items():
+        if found.part.dial:
+            mine = [_row(name, f"{c.score}_correlation", c.correlation) for c in curves if c.part == name]
+        else:
+            mine = list(_tabulate(found))
+        mine += [_compare(c, answered) for c in paper.comparisons if c.part == name]
+        rows += [row._replace(bar=None if row.group else bars.get((name, row.score))) for row in mine]
+    return rows, curves
+
+
+def trace(found: Answered) -> list[Curve]:
+    """The curve of every score of a part with a dial."""
+    questions, judged = found.part.questions, found.judged["model"]
+    settings = sorted({q.setting for q in questions if q.setting is not None})
+    curves = []
+    for score in judged[0]:
+        values = np.array([j[score] for j in judged], np.float64).reshape(-1, len(settings))  # element, setting
+        points = [intervals.mean(column) for column in values.T]
+        curves.append(Curve(found.part.name, found.part.dial, score, settings, points, correlate(settings, values)))
+    return curves
+
+
+def correlate(settings: Sequence[float], values: Float[np.ndarray, "n k"]) -> Score:
+    """Rank correlation of setting and value over all pairs, with the 95 % interval of a bootstrap over elements.
+
+    Args:
+        settings: The k settings.
+        values: One row per element.
+
+    Returns:
+        {value, low, high, n}, n pairs; not a number where the values are constant.
+    """
+
+    def correlation(rows: Float[np.ndarray, "n k"]) -> float:
+        return pictures.rank_correlation(np.tile(np.asarray(settings, np.float64), len(rows)), rows.ravel())
+
+    rng = np.random.default_rng(0)
+    again = [correlation(values[rng.integers(0, len(values), len(values))]) for _ in range(RESAMPLES)]
+    finite = [value for value in again if math.isfinite(value)] or [math.nan]
+    low, high = np.quantile(finite, (0.025, 0.975)).tolist()
+    return {"value": correlation(values), "low": low, "high": high, "n": values.size}
+
+
+def verdict(judged: Judged) -> bool | None:
+    """Whether a picture is right on the whole; None where no single score says so."""
+    named = (judged.get(name) for name in ("correct", "hit", "empty", "clear"))
+    return next((bool(value) for value in named if value is not None), None)
+
+
+def table(evaluation: Evaluation) -> str:
+    """The table for a terminal."""
+    head = f"{'':36} {'score':20} {'value':>8}   {'95 % interval':17} {'ceiling':>8} {'chance':>8} {'n':>4}  bar"
+    lines = [head]
+    for row in evaluation.rows:
+        others = " ".join(f"{'' if x is None else format(x, '.3f'):>8}" for x in (row.ceiling, row.chance))
+        met = {True: f"{row.bar}  met", False: f"{row.bar}  NOT MET", None: ""}[row.is_met]
+        interval = f"{row.low:.3f} to {row.high:.3f}"
+        line = f"{row.name:36} {row.score:20} {row.value:8.3f}   {interval:17} {others} {row.n:4}  {met}"
+        lines.append(line.rstrip())
+    return "\n".join([*lines, summary(evaluation)])
+
+
+def summary(evaluation: Evaluation) -> str:
+    """How many bars are met, in words."""
+    barred = [row.is_met for row in evaluation.rows if row.is_met is not None]
+    return f"{sum(barred)} of {len(barred)} bars met"
+
+
+def record(evaluation: Evaluation) -> dict[str, Any]:
+    """What scores.json holds; a number that is not finite becomes null."""
+    rows = [row._asdict() | {"bar": str(row.bar) if row.bar else None, "is_met": row.is_met} for row in evaluation.rows]
+    seconds = {name: round(found.seconds, 1) for name, found in evaluation.answered.items()}
+    curves = [curve._asdict() for curve in evaluation.curves]
+    return _finite(evaluation.facts | {"seconds_by_part": seconds, "scores": rows, "dials": curves})
+
+
+def _tabulate(found: Answered) -> Iterable[Row]:
+    """A row for each score over all questions, then over each group."""
+    groups = sorted({group for q in found.part.questions for group in q.groups}, key=_in_order)
+    for group in ("", *groups):
+        for score in found.judged["model"][0]:
+            if (value := found.score(score, "model", group)) is None:
+                continue
+            levels: tuple[Level, Level] = ("ceiling", "chance")
+            ceiling, chance = (
+                other["value"] if (other := found.score(score, level, group)) else None for level in levels
+            )
+            yield _row(found.part.name, score, value)._replace(group=group, ceiling=ceiling, chance=chance)
+
+
+def _compare(comparison: exam.Comparison, answered: dict[str, Answered]) -> Row:
+    first, second = (answered[part].score(score, level) for part, score, level in (comparison.first, comparison.second))
+    assert first is not None
+    assert second is not None
+    return _row(comparison.part, comparison.name, comparison.combine(first, second))
+
+
+def _row(part: str, name: str, score: Score) -> Row:
+    return Row(part, name, score["value"], score["low"], score["high"], score["n"])
+
+
+def _in_order(group: str) -> tuple[int, str]:
+    """Sorts "10 colors" after "9 colors", and what has no number last."""
+    first = group.split()[0]
+    return (int(first), group) if first.isdigit() else (1000, group)
+
+
+def _gray(levels: Any) -> exam.Picture:
+    return np.repeat(np.asarray(levels, np.uint8)[None, ..., None], 3, axis=-1)
+
+
+def _opaque(picture: UInt8[np.ndarray, "1 h w c"]) -> exam.Picture:
+    """The picture, or its alpha as gray if it has one."""
+    return picture if picture.shape[-1] == 3 else np.repeat(picture[..., 3:], 3, axis=-1)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

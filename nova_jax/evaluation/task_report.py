@@ -1,0 +1,154 @@
+"""What an evaluation of an editing model found, as one page: the table, the dials, and every part's first pictures."""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nova_jax import canvas
+from nova_jax.evaluation import exam, plots, report, task_evaluation
+from nova_jax.evaluation.task_evaluation import Answered, Curve, Evaluation, Row
+from nova_jax.tasks import ColorGuided, Inpaint, Outpaint, RemoveBackground, TextToImage, Vary
+from nova_jax.tasks.pictures import Picture
+
+REPORT = "report.html"
+SHOWN = 8  # questions of each part: the first ones, not chosen
+ZOOM = 2
+TINT = (255, 0, 90)  # of what is to be drawn anew
+
+
+def write(evaluation: Evaluation) -> pathlib.Path:
+    """Writes report.html beside the scores and returns its path."""
+    facts = evaluation.facts
+    sections: dict[str, list[Any]] = {
+        "Scores": [
+            f"{task_evaluation.summary(evaluation)}. Ceiling: the true pictures after the autoencoder. Chance: each "
+            "picture judged by another question. Intervals are of 95 %.",
+            _table(evaluation.rows),
+        ],
+        "Dials": [part for curves in _by_part(evaluation.curves) for part in _plot(curves)],
+    }
+    for name, found in evaluation.answered.items():
+        sections[name] = [_sheet_of_dial(found) if found.part.dial else _sheet(found)]
+    sections["Run"] = [
+        report.command(facts["command"] or f"nova evaluate --run {facts['run']}"),
+        report.facts({key: value for key, value in facts.items() if key not in ("command", "environment")}),
+    ]
+    sections["Environment"] = [report.facts(facts["environment"])]
+    subtitle = f"step {facts['step']:,}, {facts['per_task']} questions per part, guidance {facts['guidance']:g}"
+    document = report.page(f"Tasks: {facts['model']}", sections, subtitle=subtitle)
+    evaluation.folder.mkdir(parents=True, exist_ok=True)
+    report.write(evaluation.folder / REPORT, document)
+    return evaluation.folder / REPORT
+
+
+def _table(rows: Sequence[Row]) -> plots.Markup:
+    marks = {
+        True: plots.Markup('<span class="good">met</span>'),
+        False: plots.Markup('<span class="bad">not met</span>'),
+        None: "",
+    }
+    lines = [
+        [
+            *(row.name, row.score, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}"),
+            *("" if value is None else f"{value:.3f}" for value in (row.ceiling, row.chance)),
+            *(row.n, row.bar or "", marks[row.is_met]),
+        ]
+        for row in rows
+    ]
+    return report.table(["part", "score", "value", "interval", "ceiling", "chance", "n", "bar", ""], lines)
+
+
+def _by_part(curves: Sequence[Curve]) -> list[list[Curve]]:
+    parts = dict.fromkeys(curve.part for curve in curves)
+    return [[curve for curve in curves if curve.part == part] for part in parts]
+
+
+def _plot(curves: Sequence[Curve]) -> list[Any]:
+    """The curves of one dial, and their correlations in words."""
+    series = []
+    for c in curves:
+        value, low, high = ([point[key] for point in c.points] for key in ("value", "low", "high"))
+        series.append(plots.Series(c.score, c.settings, value, low, high))
+    found = ", ".join(f"{c.score} {c.correlation['value']:.3f}" for c in curves)
+    drawn = plots.draw(series, x_label=curves[0].dial, y_label=" and ".join(c.score for c in curves))
+    return [f"{curves[0].part}: rank correlation of setting and score over all pictures: {found}.", drawn]
+
+
+def _sheet(found: Answered) -> plots.Markup:
+    """What was given, what was drawn, and the truth, for the first questions of a part."""
+    shown = list(zip(found.part.questions, found.drawn, found.judged["model"], strict=True))[:SHOWN]
+    strips = [strip([*given(q.ask), picture[0], q.truth[0]]) for q, picture, _ in shown]
+    captions = [f"{words(q.ask)} (given, drawn, true)".lstrip() for q, _, _ in shown]
+    verdicts = [task_evaluation.verdict(judged) for _, _, judged in shown]
+    return report.images(strips, captions, zoom=ZOOM, verdicts=verdicts)
+
+
+def _sheet_of_dial(found: Answered) -> plots.Markup:
+    """What was given, what was drawn at every setting, and what the full one leads to, for the first elements."""
+    questions, drawn = found.part.questions, found.drawn
+    count = len({q.setting for q in questions})
+    strips, captions = [], []
+    for start in range(0, min(len(questions), SHOWN * count), count):
+        mine = questions[start : start + count]
+        strips.append(strip([*given(mine[0].ask), *drawn[start : start + count, 0], mine[0].truth[0]]))
+        captions.append(f"{words(mine[0].ask)} ({', '.join(f'{q.setting:g}' for q in mine)})".lstrip())
+    return report.images(strips, captions, zoom=ZOOM)
+
+
+def strip(row: Sequence[Picture]) -> Picture:
+    """Pictures of one height side by side, two white pixels apart."""
+    gap = np.full((row[0].shape[0], 2, 3), 255, np.uint8)
+    return np.concatenate([part for picture in row for part in (gap, picture)][1:], axis=1)
+
+
+def words(ask: Any) -> str:
+    """The texts of a question: what is wanted, and what is not."""
+    text = getattr(ask, "prompt", None) or getattr(ask, "text", None) or ""
+    unwanted = getattr(ask, "negative_text", None)
+    return f"{text}; without: {unwanted}" if unwanted else text
+
+
+@functools.singledispatch
+def given(ask: Any) -> list[Picture]:
+    """The pictures that a question shows beside its words.
+
+    Raises:
+        TypeError: a kind of question that it does not know.
+    """
+    raise TypeError(f"{type(ask).__name__} is no question of an exam")
+
+
+@given.register(exam.Locate)
+@given.register(RemoveBackground)
+def _(ask: Any) -> list[Picture]:
+    return [ask.image]
+
+
+@given.register(Inpaint)
+@given.register(Outpaint)
+def _(ask: Any) -> list[Picture]:
+    tinted = np.rint(0.5 * ask.image + 0.5 * np.array(TINT)).astype(np.uint8)
+    return [np.where(ask.mask[..., None], tinted, ask.image)]
+
+
+@given.register
+def _(ask: TextToImage) -> list[Picture]:
+    if ask.condition_image is None:
+        return []
+    edges = [canvas.canny(ask.condition_image)] if ask.control_mode == "CANNY_EDGE" else []
+    return [ask.condition_image, *edges]
+
+
+@given.register
+def _(ask: Vary) -> list[Picture]:
+    return list(ask.images)
+
+
+@given.register
+def _(ask: ColorGuided) -> list[Picture]:
+    height, width = ask.size
+    swatches = np.repeat(ask.rgb[None, np.arange(width) * len(ask.rgb) // width], height, axis=0)
+    return [swatches] if ask.reference_image is None else [swatches, ask.reference_image]

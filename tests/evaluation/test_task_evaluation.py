@@ -1,0 +1,92 @@
+"""`nova evaluate` on an untrained editing run: what it writes, and what it refuses."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from data_pipelines.scenes import canvas_exam
+from nova_jax import cli, experiment
+from nova_jax.evaluation import exam, task_evaluation, task_report
+from nova_jax.training import checkpoint
+from tests import tiny_canvas
+
+PARTS = [*canvas_exam.KINDS, "negative_off", "negative", "negative_words", "vary_similarity", "structure_strength"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Pretraining and editing, neither trained: what they draw is noise, and no training step is compiled."""
+    folders = []
+    for config in tiny_canvas.make_configs(tmp_path_factory.mktemp("canvas")):
+        result = experiment.run(dataclasses.replace(config, steps=0))
+        with checkpoint.Checkpoints(result.directory / "checkpoints", keep=1, metadata={}) as checkpoints:
+            checkpoints.save(0, result.state, {})
+        folders.append(result.directory)
+    return folders
+
+
+def score(value, low, high, n=100):
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def test_the_command_scores_every_part_of_an_editing_run_and_writes_the_page(runs, capsys):
+    cli.main(["evaluate", "--run", str(runs[1]), "--per-task", "2"])
+    printed = capsys.readouterr().out
+    found = json.loads((runs[1] / "evaluation" / "scores.json").read_text())
+    assert list(dict.fromkeys(row["part"] for row in found["scores"])) == PARTS
+    assert {row["part"] for row in found["dials"]} == {"vary_similarity", "structure_strength"}
+    barred = {(row["part"], row["score"]) for row in found["scores"] if row["bar"]}
+    possible = {(bar.part, bar.score) for bar in canvas_exam.BARS}
+    assert barred <= possible
+    outside = [row["value"] for row in found["scores"] if row["score"] == "outside"]
+    assert outside
+    assert set(outside) == {0.0}
+    assert {"command", "environment", "seconds", "guidance", "per_task", "step"} <= set(found)
+    page = (runs[1] / "evaluation" / task_report.REPORT).read_text()
+    assert all(f"<h2>{part}</h2>" in page for part in PARTS)
+    assert page.count("<img") == 2 * len(PARTS)
+    assert "bars met" in printed
+    assert str(runs[1] / "evaluation" / task_report.REPORT) in printed
+
+
+def test_a_run_that_does_not_edit_is_refused_before_anything_is_drawn(runs, capsys):
+    with pytest.raises(SystemExit, match="needs an editing model"):
+        cli.main(["evaluate", "--run", str(runs[0]), "--per-task", "2"])
+    assert "pictures in" not in capsys.readouterr().out
+
+
+def test_a_run_of_data_without_known_answers_is_refused(trained):
+    with pytest.raises(ValueError, match="without known answers"):
+        task_evaluation.run(trained)
+
+
+def test_a_score_that_follows_its_dial_correlates_and_a_constant_one_has_no_correlation():
+    settings = [0.0, 0.5, 1.0]
+    rising = np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]])
+    assert task_evaluation.correlate(settings, rising) == pytest.approx(score(1, 1, 1, 6))
+    assert task_evaluation.correlate(settings, -rising)["value"] == pytest.approx(-1)
+    assert math.isnan(task_evaluation.correlate(settings, np.ones((2, 3)))["value"])
+
+
+def test_losses_count_in_points_and_in_units():
+    before, after = score(0.9, 0.8, 0.95), score(0.87, 0.8, 0.9)
+    fallen = exam.points_lost(before, after)
+    assert fallen["value"] == pytest.approx(3)
+    assert fallen["low"] < 0 < 3 < fallen["high"]
+    assert exam.lost(score(30.0, 29.0, 31.0), score(28.0, 27.0, 29.0))["value"] == 2
+
+
+def test_of_a_rate_that_never_was_no_share_is_left_and_no_bar_is_met():
+    assert exam.share_left(score(0.4, 0.3, 0.5), score(0.1, 0.05, 0.2))["value"] == pytest.approx(0.25)
+    nothing = exam.share_left(score(0.0, 0.0, 0.1), score(0.0, 0.0, 0.1))["value"]
+    assert not exam.Bar("negative", "share_left", "at most", 0.2).is_met(nothing)
+
+
+def test_strips_put_pictures_side_by_side_with_a_gap():
+    white, black = (np.full((4, 3, 3), level, np.uint8) for level in (255, 0))
+    joined = task_report.strip([black, white, black])
+    assert joined.shape == (4, 13, 3)
+    assert (joined[:, 3:5] == 255).all()
