@@ -103,8 +103,8 @@ CONFIG = dataclasses.replace(
     model=grown(PRETRAINING.model),
     objective=FlowMatching(drop_rates=DropRates(aligned=0.05, frames=0.05, palette=0.1)),
     data=task_data(),
-    optimizer=optimizer.Muon(peak=6e-3, warmup=100, b2=0.99, schedule="linear", total_steps=4500),
-    steps=4500,
+    optimizer=optimizer.Muon(peak=6e-3, warmup=100, b2=0.99, schedule="linear", total_steps=3400),
+    steps=3400,
     ema_decay=0.998,
     preview=experiment.Preview(every=1000, prompts=PROMPTS),
 )
