@@ -162,7 +162,7 @@ def check_student(folder: str, student: inference.TextToImage, trained: inferenc
 
 
 def _training(models: Mapping[str, inference.TextToImage], run_dir: pathlib.Path, grid: Grid) -> list[dict[str, Any]]:
-    """A line for each model: what it is and what its own training has cost so far, against the run's."""
+    """A line for each model: what it is and what its training has cost so far, against the run's."""
     folders = [str(run_dir), *grid.students]
     lines = []
     for (name, trained), folder in zip(models.items(), folders, strict=True):
@@ -177,10 +177,18 @@ def _training(models: Mapping[str, inference.TextToImage], run_dir: pathlib.Path
                 "flops_per_evaluation": _flops(trained),
                 "training_steps": trained.step,
                 "flops_per_step": per_step,
-                "training_flops": trained.step * per_step,
+                "training_flops": trained.step * per_step + _flops_before(folder),
             }
         )
     return [line | {"teacher_trainings": line["training_flops"] / lines[0]["training_flops"]} for line in lines]
+
+
+def _flops_before(run_dir: str | pathlib.Path) -> float:
+    """What the runs have cost that this one started from; a student's teacher is not one of them."""
+    first = _saved(run_dir)["config"].get("start_from")
+    if first is None:
+        return 0.0
+    return inference.load_run(first).step * float(_saved(first)["flops_per_step"]) + _flops_before(first)
 
 
 def _saved(run_dir: str | pathlib.Path) -> dict[str, Any]:

@@ -28,7 +28,12 @@ def student(trained):
 
 @pytest.fixture(scope="module")
 def twin(student):
-    return shutil.copytree(student, student.parent / "twin")
+    """Its copy, said to have started from it."""
+    folder = shutil.copytree(student, student.parent / "twin")
+    record = json.loads((folder / "config.json").read_text())
+    record["config"]["start_from"] = str(student)
+    (folder / "config.json").write_text(json.dumps(record))
+    return folder
 
 
 def make_grid(*students, **fields):
@@ -96,6 +101,7 @@ def test_training_cost_is_in_units_of_the_teachers(bench, trained, student):
     assert models["still"]["training_steps"] == 1
     assert models[TEACHER]["teacher_trainings"] == 1
     np.testing.assert_allclose(models["still"]["teacher_trainings"], costs[1] / (4 * costs[0]))
+    np.testing.assert_allclose(models["twin"]["teacher_trainings"], 2 * models["still"]["teacher_trainings"])
     assert models["still"]["parameters"] > models[TEACHER]["parameters"]  # the second time's embedder
 
 
