@@ -1,7 +1,8 @@
 """A few-step student of a trained text-to-image run: pick a method, keep everything else.
 
     python -m experiments.distill teacher=runs/quickstart
-    python -m experiments.distill teacher=runs/quickstart method=dmd2 steps=500 objective.guidance.scale=3
+    python -m experiments.distill teacher=runs/quickstart method=shortcut steps=500 objective.guidance.scale=3
+    python -m experiments.distill teacher=runs/quickstart method=dmd2 start_from=runs/quickstart_consistency
     python -m experiments.distill teacher=runs/emoji method=mean_flow run_dir=runs/emoji_student
 
 Measured on the quickstart model, two idle CPU cores, 64 pictures a task (docs/distillation.md has the other methods):
