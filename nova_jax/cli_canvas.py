@@ -193,10 +193,11 @@ def _digest(pixels: np.ndarray) -> str:
 
 
 def _flags(form: json_form.Form, options: Options) -> dict[str, str]:
-    """Paths in the JSON -> what was typed for them, with the file where it names one."""
+    """Paths in the JSON -> what was typed for them, with the file where one is named."""
     typed = {form.path(name): _typed(name, options.get(name)) for name in form.keys}
-    typed |= {form.path(f"images[{i}]"): _typed("images", path) for i, path in enumerate(options.get("images", ()))}
-    typed |= {form.path(f"colors[{i}]"): flag("colors") for i, _ in enumerate(options.get("colors", ()))}
+    for name in ("images", "colors"):
+        items = options.get(name, ()) if name in form.keys else ()
+        typed |= {form.path(f"{name}[{i}]"): _typed(name, item) for i, item in enumerate(items)}
     return typed | {form.path(f"settings.{name}"): flag(name) for name in SETTINGS}
 
 

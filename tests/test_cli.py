@@ -1,6 +1,7 @@
 """The `nova` command: quick help, clear errors, pictures from a run folder."""
 
 import base64
+import dataclasses
 import io
 import json
 import pathlib
@@ -16,6 +17,7 @@ from PIL import Image
 
 from nova_jax import cli, experiment, weights
 from nova_jax.models.text import ByteTextEncoder
+from nova_jax.training import checkpoint
 from tests import tiny_canvas
 
 
@@ -60,9 +62,17 @@ def test_a_missing_folder_is_one_sentence_and_a_failure(arguments):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A text-to-image run, and the editing run that grew from it."""
-    configs = tiny_canvas.make_configs(tmp_path_factory.mktemp("runs"))
-    return [str(experiment.run(config).directory) for config in configs]
+    """Folders of an untrained text-to-image run and of an untrained editing run."""
+    plain, editing = tiny_canvas.make_configs(tmp_path_factory.mktemp("runs"))
+    return [untrained(config, data=plain.data) for config in (plain, editing)]
+
+
+def untrained(config, **changes):
+    """The folder of a run that starts and saves."""
+    result = experiment.run(dataclasses.replace(config, steps=0, start_from=None, **changes))
+    with checkpoint.Checkpoints(result.directory / "checkpoints") as checkpoints:
+        checkpoints.save(0, result.state, {"position": 0})
+    return str(result.directory)
 
 
 @pytest.fixture(scope="module")
