@@ -100,10 +100,10 @@ def locate(
 
 
 def check_network(trained: inference.TextToImage, requests: Sequence[Request]) -> None:
-    """Refuses requests that the network has no inputs for.
+    """Refuses requests that the network has no inputs for, or cannot draw at their size.
 
     Raises:
-        ValueError: it was trained on text alone.
+        ValueError: it was trained on text alone, or a picture to edit does not divide into latents.
     """
     dit = getattr(trained.network, "dit", trained.network)
     needy = [type(r).__name__ for r in requests if not isinstance(r, TextToImage) or r.condition_image is not None]
@@ -112,6 +112,14 @@ def check_network(trained: inference.TextToImage, requests: Sequence[Request]) -
             f"{', '.join(sorted(set(needy)))} needs an editing model, and this run learnt text to image alone: train "
             "one with `python -m experiments.canvas`, or ask for TextToImage without a condition picture"
         )
+    space = trained.codec.compression[1]
+    for request in requests:
+        height, width = request.size
+        if height % space or width % space:
+            raise ValueError(
+                f"{type(request).__name__} asks for {width} x {height} pixels, but this model draws whole latents of "
+                f"{space} x {space}: crop or pad to sides that {space} divides"
+            )
 
 
 @functools.singledispatch
@@ -233,6 +241,14 @@ def cut_out(pictures: Pictures, *, source: Picture) -> UInt8[np.ndarray, "n h w 
     """The source with the brightness of each drawn picture as alpha: uint8 (n, h, w, 4)."""
     alpha = np.rint(pictures.mean(axis=-1, keepdims=True)).astype(np.uint8)
     return np.concatenate([np.broadcast_to(source, pictures.shape), alpha], axis=-1)
+
+
+def on_checkerboard(picture: UInt8[np.ndarray, "h w 4"], square: int = 4) -> Picture:
+    """A picture with alpha over light and dark gray squares of so many pixels, to show what is transparent."""
+    row, column = np.indices(picture.shape[:2]) // square
+    board = np.repeat(np.where((row + column) % 2, 153, 204)[..., None], 3, axis=-1)
+    alpha = picture[..., 3:] / 255
+    return np.rint(alpha * picture[..., :3] + (1 - alpha) * board).astype(np.uint8)
 
 
 def _all_neighbours(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

@@ -8,33 +8,82 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
+
+Task = Literal["text-to-image", "inpaint", "outpaint", "remove-background", "vary", "color-guided"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What --task is told: docs/canvas.md has a line for each."""
+
+    text: str | None = None
+    """What to draw; of inpaint, without it: remove what is there. All but remove-background."""
+    negative_text: str | None = None
+    """What to keep out. All but remove-background."""
+    image: pathlib.Path | None = None
+    """The PNG or JPEG to edit: inpaint, outpaint, remove-background."""
+    mask_image: pathlib.Path | None = None
+    """Black and white PNG: inpaint changes the black, outpaint the white."""
+    mask_prompt: str | None = None
+    """In place of a mask: what inpaint changes, what outpaint keeps."""
+    mode: str | None = None
+    """Boundary of outpaint: DEFAULT (soft) or PRECISE (hard)."""
+    condition_image: pathlib.Path | None = None
+    """Text-to-image takes its layout from this picture."""
+    control_mode: str | None = None
+    """What of it is followed: CANNY_EDGE (default) or SEGMENTATION."""
+    control_strength: float | None = None
+    """How closely, 0 to 1. Default: 0.7."""
+    style: str | None = None
+    """One of eight looks of text-to-image; an unknown name lists them."""
+    images: tuple[pathlib.Path, ...] = ()
+    """The 1 to 5 pictures that vary starts from."""
+    similarity_strength: float | None = None
+    """How close vary stays to them, 0.2 to 1. Default: 0.7."""
+    colors: tuple[str, ...] = ()
+    """The palette of color-guided, 1 to 10 of #RRGGBB."""
+    reference_image: pathlib.Path | None = None
+    """A picture that color-guided takes subject and style from."""
+    width: int | None = None
+    """Of the output in pixels, where no source decides it. Default: as the model was trained."""
+    height: int | None = None
+    """Likewise."""
+    quality: str | None = None
+    """standard (default) or premium: more steps."""
+    cfg_scale: float | None = None
+    """How strongly to hold to the text, 1.1 to 10. Default: 6.5."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Draw pictures with a trained run: one PNG per prompt and seed, prompt and seed in its metadata."""
+    """Draw pictures with a trained run, from prompts, a request or the options of a task; all is in their metadata."""
 
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """What to draw."""
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """What to draw; with --request or --task none."""
     run: pathlib.Path
-    """The run folder of a trained text-to-image experiment."""
+    """The run folder of a trained text-to-image experiment; for requests and most tasks, of an editing model."""
+    request: pathlib.Path | None = None
+    """A request in the public JSON form of Amazon Nova Canvas; - reads standard input."""
+    task: Task | None = None
+    """What to do with the task options."""
+    options: tyro.conf.OmitArgPrefixes[TaskOptions] = TaskOptions()
     out: pathlib.Path | None = None
     """Where the pictures go; RUN/generated when not given."""
-    seed: int = 0
-    """Seed of the first picture of each prompt; the others count up from it."""
-    count: int = 1
-    """Pictures per prompt."""
+    seed: int | None = None
+    """Seed of the first picture of each prompt; the others count up from it. Default: 0, or 12 of a task."""
+    count: int | None = None
+    """Pictures per prompt. Default: 1."""
     sampler: str | None = None
     """The solver: euler, heun, dpmpp_2m, unipc_2, ...; an unknown name lists them. Default: heun, or a student's."""
     num_steps: int | None = None
-    """Sampler steps; Heun evaluates the network twice in each. Default: 25, or 4 for a student."""
-    time_grid: str = "uniform"
-    """uniform, shifted:3, cosine, karras, ..., or the JSON file of a fitted grid."""
+    """Sampler steps; Heun evaluates the network twice in each. Default: 25, 4 of a student, 12 or 24 of a task."""
+    time_grid: str | None = None
+    """uniform (default), shifted:3, cosine, karras, ..., or the JSON file of a fitted grid."""
     guidance_scale: float | None = None
-    """Classifier-free guidance scale; 1 is no guidance and costs half. Default: 4, or 1 for a student."""
+    """Classifier-free guidance scale of prompts; 1 is no guidance and costs half. Default: 4, or 1 for a student."""
     guidance_interval: tuple[float, float] | None = None
     """Guide only at times within (low, high]: 1 is noise, 0 is data."""
     upscale: int = 1
@@ -42,21 +91,30 @@ class Generate:
 
     def execute(self) -> None:
         """Loads the run, samples, writes the PNGs and prints their paths."""
+        from nova_jax import cli_canvas, inference
+
+        options = cli_canvas.given(self, "seed", "count") | cli_canvas.given(self.options)
+        cli_canvas.check_source(self.prompts, self.request, self.task, options)
+        sampling = cli_canvas.given(self, "sampler", "num_steps", "time_grid", "guidance_scale", "guidance_interval")
+        trained = inference.load_run(self.run)
+        out = self.out or self.run / "generated"
+        if self.prompts:
+            paths = self._draw_prompts(trained, out, sampling)
+        else:
+            request = cli_canvas.read_request(trained, self.request, self.task, options)
+            settings = cli_canvas.settings_of(request, sampling)
+            paths = cli_canvas.draw(trained, request, settings, out=out, run=self.run, upscale=self.upscale)
+        print("\n".join(map(str, paths)))
+
+    def _draw_prompts(self, trained: Any, out: pathlib.Path, sampling: dict[str, Any]) -> list[pathlib.Path]:
         from nova_jax import inference
 
-        trained = inference.load_run(self.run)
-        prompts = [prompt for prompt in self.prompts for _ in range(self.count)]
-        seeds = [self.seed + i for _ in self.prompts for i in range(self.count)]
-        asked = {name: getattr(self, name) for name in ("sampler", "num_steps", "guidance_scale")}
-        settings = dataclasses.replace(
-            inference.settings_for(trained),
-            guidance_interval=self.guidance_interval,
-            time_grid=self.time_grid,
-            **{name: value for name, value in asked.items() if value is not None},
-        )
+        count = 1 if self.count is None else self.count
+        prompts = [prompt for prompt in self.prompts for _ in range(count)]
+        seeds = [(self.seed or 0) + i for _ in self.prompts for i in range(count)]
+        settings = dataclasses.replace(inference.settings_for(trained), **sampling)
         pixels = inference.generate(trained, prompts, seeds, settings)
-        paths = inference.save_pngs(self.out or self.run / "generated", pixels, prompts, seeds, settings, self.upscale)
-        print("\n".join(map(str, paths)))
+        return inference.save_pngs(out, pixels, prompts, seeds, settings, self.upscale)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,5 +255,5 @@ def main(argv: list[str] | None = None) -> None:
 def _execute(command: Any) -> None:
     try:
         command.execute()
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
         sys.exit(f"nova: {error}")

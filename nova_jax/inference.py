@@ -357,7 +357,11 @@ def save_pngs(
             info.add_itxt(key, str(value))
         image = Image.fromarray(picture[0])
         image = image.resize((image.width * upscale, image.height * upscale), Image.Resampling.NEAREST)
-        slug = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60] or "empty"
-        paths.append(folder / f"{slug}-seed{seed}.png")
+        paths.append(folder / f"{slug(prompt) or 'empty'}-seed{seed}.png")
         image.save(paths[-1], pnginfo=info)
     return paths
+
+
+def slug(prompt: str) -> str:
+    """The letters and digits of a prompt as part of a file name, 60 characters at most."""
+    return "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60]
