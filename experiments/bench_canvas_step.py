@@ -38,7 +38,8 @@ def prepare(model: Any, batch: Batch) -> tuple[Any, TrainState, float]:
     """The compiled step, its state and its FLOPs."""
     made = recipe.plain(model, FlowMatching(), Muon(peak=1e-3), batch, seed=0, ema_decay=0.99)
     state = step.build(made.make_state, *made.arguments)
-    compiled: Any = made.train_step.lower(state, batch).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    train_step: Any = made.train_step
+    compiled = train_step.lower(state, batch).compile()
     return compiled, state, float(compiled.cost_analysis()["flops"])
 
 
