@@ -32,6 +32,7 @@ WORLD = world.CANVAS_32
 LENGTH = 24_000  # captioned pictures; of each edit half as many, of variations, which show six pictures, a quarter
 EDITING = ("add", "replace", "remove", "outpaint", "segment", "matte", "structure")
 VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=32)
+SHEET = ("generate", "add", "replace", "remove", "outpaint", "segment", "matte", "vary", "structure_edges", "colors")
 PROMPTS = ("a red circle", "a blue square and a green triangle", "three yellow circles", "a pink square above a circle")
 
 
@@ -143,6 +144,7 @@ def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
     """Examines the run on every task, prints the table, and writes its report; `nova evaluate` does it again."""
     found = task_evaluation.run(result.directory, command=f"nova evaluate --run {result.directory}")
     print(task_evaluation.table(found))
+    task_report.save_sheet(found, found.folder / "sheet.png", SHEET)
     print(f"\nreport: {task_report.write(found)}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from nova_jax import canvas
 from nova_jax.evaluation import exam, plots, report, task_evaluation
@@ -96,6 +97,29 @@ def _sheet_of_dial(found: Answered) -> plots.Markup:
         strips.append(strip([*given(mine[0].ask), *drawn[start : start + count, 0], mine[0].truth[0]]))
         captions.append(f"{words(mine[0].ask)} ({', '.join(f'{q.setting:g}' for q in mine)})".lstrip())
     return report.images(strips, captions, zoom=ZOOM)
+
+
+def save_sheet(
+    evaluation: Evaluation, path: pathlib.Path, parts: Sequence[str], per_part: int = 4, upscale: int = 2
+) -> pathlib.Path:
+    """Writes one PNG, a row for each part: given, drawn and true picture of its first questions."""
+    rows = []
+    for name in parts:
+        found = evaluation.answered[name]
+        pairs = list(zip(found.part.questions, found.drawn, strict=True))[:per_part]
+        rows.append([strip([*given(q.ask), picture[0], q.truth[0]]) for q, picture in pairs])
+    width = max(piece.shape[1] for row in rows for piece in row) + 8
+    lines = [np.concatenate([_padded(piece, width) for piece in row], axis=1) for row in rows]
+    sheet = Image.fromarray(np.concatenate([_padded(line, line.shape[1], line.shape[0] + 4) for line in lines]))
+    sheet.resize((sheet.width * upscale, sheet.height * upscale), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def _padded(picture: Picture, width: int, height: int | None = None) -> Picture:
+    """The picture on white, at the upper left."""
+    page = np.full((height or picture.shape[0], width, 3), 255, np.uint8)
+    page[: picture.shape[0], : picture.shape[1]] = picture
+    return page
 
 
 def strip(row: Sequence[Picture]) -> Picture:

@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from data_pipelines.scenes import canvas_exam
@@ -83,6 +84,19 @@ def test_of_a_rate_that_never_was_no_share_is_left_and_no_bar_is_met():
     assert exam.share_left(score(0.4, 0.3, 0.5), score(0.1, 0.05, 0.2))["value"] == pytest.approx(0.25)
     nothing = exam.share_left(score(0.0, 0.0, 0.1), score(0.0, 0.0, 0.1))["value"]
     assert not exam.Bar("negative", "share_left", "at most", 0.2).is_met(nothing)
+
+
+def test_a_sheet_has_a_row_for_each_part(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (3, 1, 8, 8, 3), np.uint8)
+    questions = tuple(exam.Question(exam.Locate(picture[0], "a circle"), picture) for picture in pictures)
+    part = exam.Part("one", questions, lambda drawn: [{} for _ in drawn])
+    answered = {name: task_evaluation.Answered(part, pictures, {}, 0.0) for name in ("one", "two")}
+    found = task_evaluation.Evaluation([], [], answered, {}, tmp_path)
+    path = task_report.save_sheet(found, tmp_path / "sheet.png", ["one", "two"], per_part=2, upscale=1)
+    sheet = np.asarray(PIL.Image.open(path))
+    assert sheet.shape == (2 * (8 + 4), 2 * (3 * 8 + 2 * 2 + 8), 3)
+    np.testing.assert_array_equal(sheet[12:20, :8], pictures[0, 0])
 
 
 def test_strips_put_pictures_side_by_side_with_a_gap():
