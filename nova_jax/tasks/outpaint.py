@@ -29,7 +29,7 @@ class Outpaint(Request):
         mask_image: uint8 (h, w) of the source's size; 255 is changed, 0 is kept.
         text: What to draw, 1 to 1024 characters.
         negative_text: What to keep out, 1 to 1024 characters.
-        mode: The boundary: DEFAULT is soft and starts from the source's pixels, PRECISE is hard.
+        mode: The boundary: DEFAULT fades from the source into what is drawn, PRECISE is hard.
         settings: Of the output, without width and height: these are the source's.
     """
 
