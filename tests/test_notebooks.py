@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import tempfile
 
 import pytest
 
@@ -14,11 +15,17 @@ def code_cells(path):
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
+@pytest.fixture(scope="module")
+def smoke_folder(tmp_path_factory):
+    """Where notebooks put their miniature runs, and find those of each other."""
+    return str(tmp_path_factory.mktemp("notebooks"))
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_from_top_to_bottom(path, monkeypatch, tmp_path):
+def test_notebook_runs_from_top_to_bottom(path, smoke_folder, monkeypatch, tmp_path):
     plots = pytest.importorskip("matplotlib.pyplot", reason='pip install "nova-jax[notebook]" to run notebooks')
     monkeypatch.setenv("NOVA_SMOKE", "1")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", smoke_folder)
     monkeypatch.chdir(tmp_path)
     plots.switch_backend("agg")
     names = {"__name__": "__main__"}

@@ -1,4 +1,4 @@
-"""The smallest editing run: pretraining, growth, every task of the mixture, nothing learnt."""
+"""The smallest editing run: pretraining, growth, batches of three shapes, nothing learnt."""
 
 import dataclasses
 
@@ -28,14 +28,13 @@ def make_configs(folder) -> tuple[experiment.TrainConfig, experiment.TrainConfig
     colors = dataclasses.replace(
         text, sources=(CanvasScenes(canvas.WORLD, "colors", length=8),), num_frames=1, has_palette=True
     )
-    vary = dataclasses.replace(text, sources=(CanvasScenes(canvas.WORLD, "vary", length=8),), num_frames=5)
-    mixture = canvas.Mixture(parts=((text, 1), (edits, 2), (colors, 1), (vary, 1)))
+    mixture = canvas.Mixture(parts=((text, 1), (edits, 2), (colors, 1)))
     editing = dataclasses.replace(
         pretraining,
         name="tiny_canvas",
         model=dataclasses.replace(first.model, dit=dataclasses.replace(first.model.dit, **EDITS)),
         data=mixture,
-        steps=5,
+        steps=4,
         run_dir=str(folder / "canvas"),
         start_from=str(folder / "pretraining"),
     )
