@@ -40,7 +40,7 @@ class CanvasLatents:
     """Batches of one shape of conditions, from sources of one task each.
 
     Attributes:
-        sources: one for each task; a batch mixes them evenly.
+        sources: one for each task; a batch mixes them in proportion to their lengths.
         is_aligned: source, mask and control are joined on channels.
         num_frames: reference pictures there is room for.
         has_palette: colours are given.

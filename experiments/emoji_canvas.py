@@ -32,7 +32,7 @@ from experiments import canvas, image_vae
 from nova_jax import canvas as editor
 from nova_jax import experiment, inference, tasks
 from nova_jax.diffusion import DropRates, FlowMatching
-from nova_jax.evaluation import intervals, pictures
+from nova_jax.evaluation import intervals, pictures, task_report
 from nova_jax.tasks import color
 from nova_jax.training import optimizer
 
@@ -42,7 +42,6 @@ CFG_SCALE = 2.0  # guidance of palettes
 MAX_SCORED = 200  # held-out elements of each task
 SHOWN = 24  # of each task in tasks.png
 ACROSS = 4  # of them side by side
-SQUARE = 4  # pixels of a checkerboard's square
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Scores = dict[str, dict[str, float]]  # whose answers -> {value, low, high, n}
@@ -154,9 +153,8 @@ def score_mattes(trained: inference.TextToImage, elements: Sequence[cutouts.Samp
         name: intervals.mean([pictures.alpha_error(a, b) for a, b in zip(alphas, exact, strict=True)])
         for name, alphas in sets.items()
     }
-    board = checkerboard(sources[0].shape[:2])
     strips = [
-        np.stack([source, element["pixels"][0], cutouts.over(picture, board)])
+        np.stack([source, element["pixels"][0], editor.on_checkerboard(picture)])
         for source, element, picture in zip(sources, elements, cut, strict=True)
     ]
     return scores, strips
@@ -183,7 +181,7 @@ def score_colors(trained: inference.TextToImage, elements: Sequence[cutouts.Samp
     sets = {"truth": true, "ceiling": rebuilt, "model": drawn, "chance": np.roll(drawn, 1, axis=0)}
     scores = {name: intervals.mean(palette_errors(shown[:, 0], palettes)) for name, shown in sets.items()}
     strips = [
-        np.stack([swatches(palette, element["pixels"].shape[1:3]), element["pixels"][0], picture[0]])
+        np.stack([task_report.swatches(palette, element["pixels"].shape[1:3]), element["pixels"][0], picture[0]])
         for palette, element, picture in zip(palettes, elements, drawn, strict=True)
     ]
     return scores, strips
@@ -193,18 +191,6 @@ def palette_errors(shown: UInt8[np.ndarray, "n h w 3"], palettes: Sequence[UInt8
     """The palette error of each picture."""
     pairs = zip(shown, palettes, strict=True)
     return [pictures.palette_error(color.to_lab(picture), color.to_lab(asked)) for picture, asked in pairs]
-
-
-def checkerboard(size: tuple[int, int]) -> Picture:
-    """Light and mid gray squares, as transparency is shown."""
-    y, x = np.indices(size) // SQUARE
-    return np.repeat(np.where((x + y) % 2, 255, 160)[..., None], 3, axis=-1).astype(np.uint8)
-
-
-def swatches(palette: UInt8[np.ndarray, "p 3"], size: tuple[int, int]) -> Picture:
-    """Colours as columns of equal width."""
-    columns = np.arange(size[1]) * len(palette) // size[1]
-    return np.broadcast_to(palette[columns], (*size, 3))
 
 
 def print_scores(scores: dict[str, Scores]) -> None:

@@ -138,7 +138,7 @@ def _(request: TextToImage, trained: inference.TextToImage, settings: Any = None
     told = Conditioning()
     if request.condition_image is not None:
         picture = _fit(request.condition_image, request.size)
-        control = canny(picture) if request.control_mode == "CANNY_EDGE" else picture
+        control = conditions.canny(picture) if request.control_mode == "CANNY_EDGE" else picture
         rng = np.random.default_rng(request.settings.seed)
         aligned = conditions.aligned(
             _latent_shape(trained, request.size),
@@ -204,21 +204,6 @@ def encode(trained: inference.TextToImage, pictures: UInt8[np.ndarray, "n h w 3"
     """
     encoder = _make_encode(trained.codec)
     return np.concatenate([np.asarray(encoder(trained.codec_params, picture[None, None]))[0] for picture in pictures])
-
-
-def canny(picture: Picture) -> Picture:
-    """The contours of a picture, white on black (Canny 1986, smoothed by one pixel).
-
-    Raises:
-        ImportError: scikit-image is not installed.
-    """
-    try:
-        from skimage import feature
-    except ImportError as error:
-        raise ImportError("control_mode CANNY_EDGE needs scikit-image: pip install 'nova-jax[canvas]'") from error
-    luminance = picture @ np.array([0.299, 0.587, 0.114]) / 255  # BT.601
-    edges = feature.canny(luminance, sigma=1.0, mode="nearest")
-    return np.repeat(np.uint8(255) * edges[..., None], 3, axis=-1)
 
 
 def paste(pictures: Pictures, *, source: Picture, weight: Float[np.ndarray, "h w"]) -> Pictures:

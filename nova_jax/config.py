@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -30,9 +31,13 @@ class ConfigError(ValueError):
 
 def fields_of(node: Any) -> list[str]:
     """The names that can be set on a dataclass or Linen module."""
-    is_linen = any(base.__module__.startswith("flax.linen") for base in type(node).__mro__)
+    return [f.name for f in _fields(type(node))]
+
+
+def _fields(cls: Any) -> list[dataclasses.Field]:
+    is_linen = any(base.__module__.startswith("flax.linen") for base in cls.__mro__)
     skip = LINEN_FIELDS if is_linen else ()
-    return [f.name for f in dataclasses.fields(node) if f.init and f.name not in skip]
+    return [f for f in dataclasses.fields(cls) if f.init and f.name not in skip]
 
 
 def override(config: T, assignments: Sequence[str]) -> T:
@@ -200,6 +205,18 @@ def from_dict(data: Any, packages: Sequence[str] = ("nova_jax",)) -> Any:
     if unknown := sorted(set(given) - known):
         raise ConfigError(f"{data[CLASS_KEY]} has no fields {unknown}; it has {sorted(known)}")
     return cls(**given)
+
+
+def defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """The JSON form of defaults that a saved config lacks: of fields that its class (if loaded) has got since."""
+    module_name, _, class_name = data.get(CLASS_KEY, "").partition(":")
+    cls = getattr(sys.modules.get(module_name), class_name, None)
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    lacking = [f for f in _fields(cls) if f.name not in data]
+    found = {f.name: f.default for f in lacking if f.default is not dataclasses.MISSING}
+    found |= {f.name: f.default_factory() for f in lacking if f.default_factory is not dataclasses.MISSING}
+    return {name: to_dict(value) for name, value in found.items()}
 
 
 def _find_class(name: str, packages: Sequence[str]) -> type:

@@ -279,7 +279,7 @@ def _write_record(config: TrainConfig, record: dict[str, Any]) -> None:
     """Writes config.json, after checking that the folder belongs to this experiment."""
     path = config.directory / "config.json"
     if path.is_file():
-        differences = _differences(json.loads(path.read_text())["config"], record["config"])
+        differences = _differences(_completed(json.loads(path.read_text())["config"]), record["config"])
         if differences:
             raise ConfigError(
                 f"{config.directory} belongs to a run with another config: {'; '.join(differences)}. Give the values "
@@ -288,6 +288,16 @@ def _write_record(config: TrainConfig, record: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1) + "\n")
     partial.replace(path)
+
+
+def _completed(saved: Any) -> Any:
+    """A saved config with the defaults of the fields that its classes have got since."""
+    if isinstance(saved, list):
+        return [_completed(item) for item in saved]
+    if not isinstance(saved, dict):
+        return saved
+    filled = {key: _completed(item) for key, item in saved.items()}
+    return configs.defaults(saved) | filled
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -84,6 +84,21 @@ def test_another_config_in_the_same_folder_is_refused_with_the_differences(tiny,
         experiment.run(changed)
 
 
+def test_a_run_from_before_a_field_existed_goes_on_at_its_default_and_is_refused_at_another_value(tiny, finished):
+    path = finished.directory / "config.json"
+    text = path.read_text()
+    record = json.loads(text)
+    for part, field in (("dit", "has_palette"), ("dit", "num_tasks"), ("text_encoder", "mlp_ratio")):
+        del record["config"]["model"][part][field]
+    del record["config"]["objective"]["drop_rates"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(configs.ConfigError, match=r"num_tasks was 0 and is 2"):
+        experiment.run(configs.override(tiny, ["model.dit.num_tasks=2"]))
+    experiment.run(tiny)
+    for part in ("model", "objective"):
+        assert json.loads(path.read_text())["config"][part] == json.loads(text)["config"][part]
+
+
 def test_channels_of_codec_and_network_must_agree(tiny, tmp_path):
     changed = configs.override(tiny, ["model.dit.in_channels=6", f"run_dir={tmp_path / 'run'}"])
     with pytest.raises(ValueError, match="reads 6 channels but the autoencoder's latents have 4"):

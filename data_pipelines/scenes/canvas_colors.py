@@ -10,15 +10,15 @@ from jaxtyping import UInt8
 from data_pipelines.scenes import captions, palette, world
 from data_pipelines.scenes.canvas_truth import Truth
 from data_pipelines.scenes.world import Pairs, Scene, World
+from nova_jax.tasks import conditions
 
-MAX_COLORS = 10
 MAX_BANDS = 6  # where a picture has objects for the other colours
 APART = 20.0  # CIE 1976 distance in Lab between any two colours of a picture
 
 
 def sample_colors(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
     """Objects and bands in the colours of a palette; half of the time the same layout in named colours to go by."""
-    count = 1 + int(rng.random() * MAX_COLORS)
+    count = 1 + int(rng.random() * conditions.MAX_COLORS)
     least = min(max(count - MAX_BANDS, 1), of.max_objects)
     cast = [world.pick(rng, of.seen) for _ in range(least + int(rng.random() * (of.max_objects + 1 - least)))]
     plain = Scene(world.arrange(of, rng, cast), world.pick(rng, of.backgrounds))

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from data_pipelines.scenes import canvas_colors, canvas_views, palette, render, world
+from data_pipelines.scenes import canvas_colors, palette, render, world
 from data_pipelines.scenes.canvas_truth import Truth
 from data_pipelines.scenes.world import Scene
+from nova_jax.tasks import conditions
 
 MODES = ("edges", "segmentation")  # of the control picture
-GRAY = 128  # of what is not given: masked areas and unused references
 
 Element = dict[str, Any]  # `pixels`, `caption`, and the parts of its task
 
@@ -29,7 +29,7 @@ def draw_one(truth: Truth, task: str, image_size: int, rng: np.random.Generator)
     element = draw(truth, task, image_size)
     pictures = [element[key] for key in ("pixels", "source", "control") if key in element]
     if "mask" in element:
-        pictures += [masked(element["source"], element["mask"]), gray_picture(element["mask"])[None]]
+        pictures += [conditions.hide(element["source"], element["mask"]), gray_picture(element["mask"])[None]]
     pictures += [picture[None] for picture in element.get("references", ())[: element.get("num_references", 0)]]
     return world.pick(rng, pictures)
 
@@ -51,13 +51,6 @@ def meant(truth: Truth, image_size: int) -> Bool[np.ndarray, "h w"]:
     return np.logical_or.reduce(render.masks(chosen, image_size), axis=0)
 
 
-def masked(
-    pixels: UInt8[np.ndarray, "*frames h w 3"], mask: Bool[np.ndarray, "h w"]
-) -> UInt8[np.ndarray, "*frames h w 3"]:
-    """The picture with the masked area in mid gray."""
-    return np.where(mask[..., None], np.uint8(GRAY), pixels)
-
-
 def gray_picture(levels: Bool[np.ndarray, "h w"] | Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """Values 0..1 from black to white."""
     return np.repeat(np.rint(255 * levels).astype(np.uint8)[..., None], 3, axis=-1)
@@ -71,13 +64,8 @@ def edge_picture(truth: Truth, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def canny(scene: Scene, image_size: int) -> Bool[np.ndarray, "h w"]:
-    """The edges that Canny's detector finds in the picture's luminance (BT.601), smoothed by one pixel."""
-    try:
-        from skimage import feature
-    except ImportError as error:
-        raise ImportError("Canny edges need scikit-image: pip install 'nova-jax[canvas]'") from error
-    luminance = render.render(scene, image_size) @ np.array([0.299, 0.587, 0.114]) / 255
-    return feature.canny(luminance, sigma=1.0, mode="nearest")
+    """The edges that Canny's detector finds in the picture."""
+    return conditions.canny(render.render(scene, image_size))[..., 0] > 0
 
 
 def segmentation_picture(truth: Truth, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -102,14 +90,14 @@ def _control(truth: Truth, image_size: int) -> Element:
 
 
 def _references(truth: Truth, image_size: int) -> Element:
-    pictures = np.full((canvas_views.MAX_REFERENCES, image_size, image_size, 3), GRAY, np.uint8)
+    pictures = np.full((conditions.MAX_REFERENCES, image_size, image_size, 3), conditions.GRAY, np.uint8)
     for picture, scene in zip(pictures, truth.references, strict=False):
         picture[:] = render.render(scene, image_size)
     return {"references": pictures, "num_references": len(truth.references)}
 
 
 def _palette(truth: Truth, image_size: int) -> Element:
-    table = np.zeros((canvas_colors.MAX_COLORS, 3), np.uint8)
+    table = np.zeros((conditions.MAX_COLORS, 3), np.uint8)
     table[: len(truth.palette)] = [palette.rgb(name) for name in truth.palette]
     return {"palette": table, "num_colors": len(truth.palette)}
 

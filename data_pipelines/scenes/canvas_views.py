@@ -6,8 +6,8 @@ from data_pipelines.scenes import captions, referring, world
 from data_pipelines.scenes.canvas_truth import Truth
 from data_pipelines.scenes.captions import Described
 from data_pipelines.scenes.world import Pairs, Scene, World
+from nova_jax.tasks import conditions
 
-MAX_REFERENCES = 5
 ABSENT = 0.1  # share of the referring phrases that mean nothing in the picture
 # Label colours of segmentation pictures; the background is black.
 LABELS = ("#ff0000", "#00ff00", "#0000ff", "#ffff00", "#00ffff", "#ff00ff", "#ffffff", "#ff8000")
@@ -35,7 +35,7 @@ def sample_matte(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
 def sample_vary(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
     """One cast in several layouts; of the captions half are empty and a quarter set the background alone."""
     cast = world.sample_scene(of, rng).objects
-    count = 1 + int(rng.random() * MAX_REFERENCES)
+    count = 1 + int(rng.random() * conditions.MAX_REFERENCES)
     after, *references = (
         Scene(world.rearrange(of, rng, cast), world.pick(rng, of.backgrounds)) for _ in range(count + 1)
     )

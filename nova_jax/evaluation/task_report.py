@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
-from nova_jax import canvas
 from nova_jax.evaluation import exam, plots, report, task_evaluation
 from nova_jax.evaluation.task_evaluation import Answered, Curve, Evaluation, Row
-from nova_jax.tasks import ColorGuided, Inpaint, Outpaint, RemoveBackground, TextToImage, Vary
+from nova_jax.tasks import ColorGuided, Inpaint, Outpaint, RemoveBackground, TextToImage, Vary, conditions
 from nova_jax.tasks.pictures import Picture
 
 REPORT = "report.html"
@@ -128,6 +128,12 @@ def strip(row: Sequence[Picture]) -> Picture:
     return np.concatenate([part for picture in row for part in (gap, picture)][1:], axis=1)
 
 
+def swatches(palette: UInt8[np.ndarray, "p 3"], size: tuple[int, int]) -> Picture:
+    """Colours as columns of equal width, (height, width) in all."""
+    height, width = size
+    return np.repeat(palette[None, np.arange(width) * len(palette) // width], height, axis=0)
+
+
 def words(ask: Any) -> str:
     """The texts of a question: what is wanted, and what is not."""
     text = getattr(ask, "prompt", None) or getattr(ask, "text", None) or ""
@@ -162,7 +168,7 @@ def _(ask: Any) -> list[Picture]:
 def _(ask: TextToImage) -> list[Picture]:
     if ask.condition_image is None:
         return []
-    edges = [canvas.canny(ask.condition_image)] if ask.control_mode == "CANNY_EDGE" else []
+    edges = [conditions.canny(ask.condition_image)] if ask.control_mode == "CANNY_EDGE" else []
     return [ask.condition_image, *edges]
 
 
@@ -173,6 +179,5 @@ def _(ask: Vary) -> list[Picture]:
 
 @given.register
 def _(ask: ColorGuided) -> list[Picture]:
-    height, width = ask.size
-    swatches = np.repeat(ask.rgb[None, np.arange(width) * len(ask.rgb) // width], height, axis=0)
-    return [swatches] if ask.reference_image is None else [swatches, ask.reference_image]
+    shown = swatches(ask.rgb, ask.size)
+    return [shown] if ask.reference_image is None else [shown, ask.reference_image]

@@ -37,6 +37,21 @@ def hide(
     return np.where(mask[..., None], np.uint8(GRAY), picture)
 
 
+def canny(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The contours of a picture, white on black (Canny 1986, smoothed by one pixel).
+
+    Raises:
+        ImportError: scikit-image is not installed.
+    """
+    try:
+        from skimage import feature
+    except ImportError as error:
+        raise ImportError("edges by Canny's detector need scikit-image: pip install 'nova-jax[canvas]'") from error
+    luminance = picture @ np.array([0.299, 0.587, 0.114]) / 255  # BT.601
+    edges = feature.canny(luminance, sigma=1.0, mode="nearest")
+    return np.repeat(np.uint8(255) * edges[..., None], 3, axis=-1)
+
+
 def fold_mask(mask: Bool[np.ndarray, "h w"], compression: int) -> Float32[np.ndarray, "H W k"]:
     """One row per latent, of the `compression` ** 2 pixels that it stands for.
 

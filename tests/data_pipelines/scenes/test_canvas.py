@@ -9,6 +9,7 @@ import pytest
 
 from data_pipelines.scenes import canvas, canvas_colors, canvas_draw, palette, render, world
 from data_pipelines.scenes.world import CANVAS_32, CANVAS_64
+from nova_jax.tasks import conditions
 
 MASKED = ("add", "replace", "remove", "outpaint")
 KEYS = {
@@ -142,7 +143,7 @@ def test_variations_show_one_cast_in_layouts_of_their_own():
         assert len({s.objects for s in (truth.after, *truth.references)}) == 1 + len(truth.references)
         assert all(CANVAS_32.fits(s.objects) for s in truth.references)
         count = element["num_references"]
-        assert (element["references"][count:] == canvas_draw.GRAY).all()
+        assert (element["references"][count:] == conditions.GRAY).all()
         np.testing.assert_array_equal(element["references"][count - 1], render.render(truth.references[-1], 32))
         counts[count] += 1
         text = element["caption"]
@@ -234,7 +235,7 @@ def test_pictures_for_an_autoencoder_are_of_every_kind():
     np.testing.assert_array_equal(pictures[5], drawn[5]["pixels"])
     assert {(p.shape, p.dtype) for p in pictures} == {((1, 32, 32, 3), np.dtype(np.uint8))}
     black_and_white = sum(set(np.unique(p)) <= {0, 255} for p in pictures)
-    grayed = sum((p == canvas_draw.GRAY).all(axis=-1).any() for p in pictures)
+    grayed = sum((p == conditions.GRAY).all(axis=-1).any() for p in pictures)
     plain = sum((p[0, 0, 0] == np.array(list(palette.BACKGROUNDS.values()))).all(axis=-1).any() for p in pictures)
     assert black_and_white > 30
     assert grayed > 15
