@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -45,6 +46,7 @@ class Options:
         shard_size: samples per shard.
         transform: (sample, numpy Generator) -> sample before encoding, for example `images.Transform(size=(256, 256))`.
         threads: read and transform samples.
+        processes: do so instead of threads, if any: for sources that compute their samples, such as the scenes.
         max_corrupt: corrupt records allowed per shard; they are left out and listed in its manifest.
     """
 
@@ -52,6 +54,7 @@ class Options:
     shard_size: int = 4096
     transform: Callable[[Any, np.random.Generator], Any] | None = None
     threads: int = 8
+    processes: int = 0
     max_corrupt: int = 8
 
 
@@ -98,10 +101,11 @@ def encode_source(
     if unknown := [shard for shard in asked if not 0 <= shard < number]:
         raise ValueError(f"shard {unknown[0]} does not exist: {len(source)} samples make shards 0 to {number - 1}")
     missing = [shard for shard in asked if shard not in done]
-    for shard in missing:
-        indices = range(shard * options.shard_size, min((shard + 1) * options.shard_size, len(source)))
-        job = _Job(source, encode, options, indices)
-        _write_shard(job, os.path.join(folder, f"{shard:05d}-of-{number:05d}"), identity)
+    with _pool(options) as pool:
+        for shard in missing:
+            indices = range(shard * options.shard_size, min((shard + 1) * options.shard_size, len(source)))
+            job = _Job(source, encode, options, indices, pool)
+            _write_shard(job, os.path.join(folder, f"{shard:05d}-of-{number:05d}"), identity)
     return missing
 
 
@@ -143,43 +147,53 @@ def _manifests(folder: str) -> dict[str, dict[str, Any]]:
 class _Job:
     """The encoding of one range of a source; what it finds out goes into the manifest."""
 
-    def __init__(self, source: base.RandomAccess, encode: Encode, options: Options, indices: range) -> None:
-        self.source, self.encode, self.options, self.indices = source, encode, options, indices
+    def __init__(
+        self,
+        source: base.RandomAccess,
+        encode: Encode,
+        options: Options,
+        indices: range,
+        pool: concurrent.futures.Executor,
+    ) -> None:
+        self.source, self.encode, self.options, self.indices, self.pool = source, encode, options, indices, pool
         self.arrays: dict[str, Any] = {}  # name -> dtype, shape
         self.corrupt: list[dict[str, Any]] = []
 
     def samples(self) -> Iterator[base.Sample]:
         """The encoded samples, in order."""
-        with concurrent.futures.ThreadPoolExecutor(self.options.threads) as pool:
-            for read in self._batches(pool):
-                samples = [sample for sample in read if sample is not None]
-                if samples:
-                    yield from self._encode(samples)
+        for read in self._batches():
+            samples = [sample for sample in read if sample is not None]
+            if samples:
+                yield from self._encode(samples)
 
-    def _batches(self, pool: concurrent.futures.Executor) -> Iterator[list[base.Sample | None]]:
+    def _batches(self) -> Iterator[list[base.Sample | None]]:
         """Samples in lists of the batch size, read one list ahead."""
         size, ahead = self.options.batch_size, []
+        piece = -(-size // max(self.options.processes, self.options.threads))
         for first in range(0, len(self.indices), size):
-            now, ahead = ahead, [pool.submit(self._read, index) for index in self.indices[first : first + size]]
-            yield [future.result() for future in now]
-        yield [future.result() for future in ahead]
+            indices = self.indices[first : first + size]
+            pieces = [indices[i : i + piece] for i in range(0, len(indices), piece)]
+            now, ahead = ahead, [self.pool.submit(_read, self.source, self.options.transform, some) for some in pieces]
+            yield self._accept(now)
+        yield self._accept(ahead)
 
-    def _read(self, index: int) -> base.Sample | None:
-        try:
-            sample = self.source[index]
-            if self.options.transform is not None:
-                sample = self.options.transform(sample, loader.make_rng(0, index))
-            return sample | {"index": index}
-        except base.CorruptRecord as fault:
-            logger.warning("corrupt record left out: sample %d, %s", index, fault)
-            self.corrupt.append({"index": index, "shard": fault.shard, "key": fault.key, "reason": fault.reason})
+    def _accept(self, pieces: list[concurrent.futures.Future[Any]]) -> list[base.Sample | None]:
+        """What was read; corrupt records are put down, and None stands for them."""
+        found = [pair for piece in pieces for pair in piece.result()]
+        for index, result in found:
+            if isinstance(result, base.CorruptRecord):
+                self._put_down(index, result)
+        return [None if isinstance(result, base.CorruptRecord) else result for _, result in found]
+
+    def _put_down(self, index: int, fault: base.CorruptRecord) -> None:
+        logger.warning("corrupt record left out: sample %d, %s", index, fault)
+        self.corrupt.append({"index": index, "shard": fault.shard, "key": fault.key, "reason": fault.reason})
         if len(self.corrupt) > self.options.max_corrupt:
             listed = "; ".join(f"{fault['shard']}, record {fault['key']}: {fault['reason']}" for fault in self.corrupt)
             raise base.DatasetError(
                 f"more than max_corrupt={self.options.max_corrupt} corrupt records among samples {self.indices.start} "
                 f"to {self.indices.stop - 1}: repair the data or raise it. They are: {listed}"
             )
-        return None
 
     def _encode(self, samples: list[base.Sample]) -> Iterator[base.Sample]:
         size = self.options.batch_size
@@ -195,6 +209,25 @@ class _Job:
         for row, sample in enumerate(samples):
             rest = {name: value for name, value in sample.items() if not isinstance(value, np.ndarray)}
             yield rest | {name: array[row] for name, array in encoded.items()}
+
+
+def _pool(options: Options) -> concurrent.futures.Executor:
+    if options.processes:  # JAX's threads do not survive a fork
+        return concurrent.futures.ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"))
+    return concurrent.futures.ThreadPoolExecutor(options.threads)
+
+
+def _read(source: base.RandomAccess, transform: Any, indices: range) -> list[tuple[int, Any]]:
+    """Each index with its sample, or with the fault of a corrupt record."""
+    found: list[tuple[int, Any]] = []
+    for index in indices:
+        try:
+            sample = source[index]
+            sample = sample if transform is None else transform(sample, loader.make_rng(0, index))
+            found.append((index, sample | {"index": index}))
+        except base.CorruptRecord as fault:
+            found.append((index, fault))
+    return found
 
 
 def _write_shard(job: _Job, stem: str, identity: dict[str, Any]) -> None:

@@ -49,6 +49,7 @@ class CanvasLatents:
         cache_path: where latents are kept between runs.
         seed: of the order and of what is drawn.
         threads: that read.
+        processes: that draw the pictures to encode; 0: threads do.
     """
 
     sources: tuple[Any, ...]
@@ -60,6 +61,7 @@ class CanvasLatents:
     cache_path: str = "runs/cache"
     seed: int = 0
     threads: int = 2
+    processes: int = 0
 
     def describe(self) -> dict[str, Any]:
         """What drawing needs to know: shape of the latents, length of the text."""
@@ -173,7 +175,8 @@ def _encoded(source: Any, data: CanvasLatents) -> base.Source:
         shown = {name: a[:, : data.num_frames] if name == "references" else a for name, a in batch.items()}
         return encode_pictures(encode, shown) | {"task": np.full(len(batch["pixels"]), task)}
 
-    cache.encode_source(source, rows, folder, model=model, options=cache.Options(batch_size=256, threads=data.threads))
+    options = cache.Options(batch_size=256, threads=data.threads, processes=data.processes)
+    cache.encode_source(source, rows, folder, model=model, options=options)
     return InMemory(cache.LatentCache(str(folder), model=model))
 
 
@@ -204,19 +207,21 @@ def encode_pictures(encode: Any, batch: dict[str, np.ndarray]) -> dict[str, np.n
 
 @dataclasses.dataclass(frozen=True)
 class InMemory(base.Source):
-    """All samples of another source, read once."""
+    """All samples of another source, each read once, when it is first asked for."""
 
     source: base.Source
 
     @functools.cached_property
-    def _samples(self) -> list[base.Sample]:
-        return [self.source[i] for i in range(len(self.source))]
+    def _samples(self) -> dict[int, base.Sample]:
+        return {}
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, index: int) -> base.Sample:
         """The sample at 0 <= index < len."""
+        if index not in self._samples:
+            self._samples[index] = self.source[index]
         return self._samples[index]
 
     def fingerprint(self) -> str:

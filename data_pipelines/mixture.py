@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from data_pipelines import workers
 from nova_jax.types import Batch, Params
 
 
@@ -23,9 +24,11 @@ class Mixture:
 
     Attributes:
         parts: (`experiment.DataSource`, how many of every n batches it gives); the first one describes the mixture.
+        processes: that make the batches; 0: this one does.
     """
 
     parts: tuple[tuple[Any, int], ...]
+    processes: int = 0
 
     def __post_init__(self) -> None:
         if not self.parts or any(weight < 1 for _, weight in self.parts):
@@ -75,6 +78,12 @@ class Mixture:
         Raises:
             ValueError: `start` lies inside a batch: batches do not divide otherwise than they did.
         """
+        if self.processes:
+            alone = dataclasses.replace(self, processes=0)
+            return workers.join(alone, self.processes, start, batch_size, shard_index, shard_count)
+        return self._batches(start, batch_size, shard_index, shard_count)
+
+    def _batches(self, start: int, batch_size: int, shard_index: int, shard_count: int) -> Iterator[Batch]:
         if start % batch_size:
             raise ValueError(f"position {start} lies inside a batch of {batch_size}: keep the batch size it began with")
         first = start // batch_size

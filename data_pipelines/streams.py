@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines import cache, images, loader, text
+from data_pipelines import cache, images, loader, text, workers
 from data_pipelines.scenes import scoring
 from data_pipelines.scenes.source import Scenes
 from data_pipelines.sources import arrays, base
@@ -33,6 +33,7 @@ class Pixels:
         size: (h, w) to fit pictures into; None when they already agree.
         seed: of the order.
         threads: that read and transform.
+        processes: that make the batches, each with its threads; 0: this one does.
         max_corrupt: unreadable records to replace: a number, or a fraction of the source.
     """
 
@@ -40,6 +41,7 @@ class Pixels:
     size: tuple[int, int] | None = None
     seed: int = 0
     threads: int = 2
+    processes: int = 0
     max_corrupt: float = 0.001
 
     def describe(self) -> dict[str, Any]:
@@ -60,6 +62,9 @@ class Pixels:
 
     def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
         """Rows of one shard, from a position on."""
+        if self.processes:
+            alone = dataclasses.replace(self, processes=0)
+            return workers.join(alone, self.processes, start, batch_size, shard_index, shard_count)
         stream = self._loader(batch_size).batches(start, shard_index=shard_index, shard_count=shard_count)
         return (loader.to_batch({"pixels": rows["pixels"]}) for rows in stream)
 

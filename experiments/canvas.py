@@ -28,6 +28,7 @@ from experiments import image_vae
 from nova_jax import experiment
 from nova_jax.diffusion import DropRates, FlowMatching
 from nova_jax.evaluation import task_evaluation, task_report
+from nova_jax.models import vae as autoencoder
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import ByteTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
@@ -42,21 +43,20 @@ SHEET = ("generate", "add", "replace", "remove", "outpaint", "segment", "matte",
 PROMPTS = ("a red circle", "a blue square and a green triangle", "three yellow circles", "a pink square above a circle")
 
 
-def make_model(width: int = 128, depth: int = 6) -> TextToLatent:
-    """The network of pretraining."""
-    return TextToLatent(
-        dit=DiT(
-            width=width,
-            depth=depth,
-            num_heads=2,
-            in_channels=VAE.latent_channels,
-            patch_size=(1, 1, 1),
-            text_dim=96,
-            pooled_dim=96,
-            scan_unroll=depth,
-        ),
-        text_encoder=ByteTextEncoder(width=96, depth=2, num_heads=2, downsample=4),
+def make_model(width: int = 128, depth: int = 6, text_width: int = 96, **fields: Any) -> TextToLatent:
+    """The network of pretraining; `fields` are the transformer's."""
+    dit = DiT(
+        width=width,
+        depth=depth,
+        num_heads=max(2, width // 64),
+        in_channels=VAE.latent_channels,
+        patch_size=(1, 1, 1),
+        text_dim=text_width,
+        pooled_dim=text_width,
+        scan_unroll=depth,
     )
+    encoder = ByteTextEncoder(width=text_width, depth=2, num_heads=2, downsample=4)
+    return TextToLatent(dit=dataclasses.replace(dit, **fields), text_encoder=encoder)
 
 
 def grown(model: TextToLatent) -> TextToLatent:
@@ -72,17 +72,17 @@ def grown(model: TextToLatent) -> TextToLatent:
     return dataclasses.replace(model, dit=dit)
 
 
-def text_data(codec_path: str = "", length: int = LENGTH) -> CanvasLatents:
+def text_data(codec_path: str = "", length: int = LENGTH, of: world.World = WORLD) -> CanvasLatents:
     """Captions and pictures."""
-    return CanvasLatents(sources=(CanvasScenes(WORLD, length=length),), codec_path=codec_path, text_length=96)
+    return CanvasLatents(sources=(CanvasScenes(of, length=length),), codec_path=codec_path, text_length=96)
 
 
-def task_data(codec_path: str = "", length: int = LENGTH) -> Mixture:
+def task_data(codec_path: str = "", length: int = LENGTH, of: world.World = WORLD) -> Mixture:
     """All tasks: of 20 batches 5 hold captions alone, 11 edits in place, 2 colours and 2 variations."""
-    text = text_data(codec_path, length)
+    text = text_data(codec_path, length, of)
 
     def sources(*tasks: str, length: int) -> tuple[CanvasScenes, ...]:
-        return tuple(CanvasScenes(WORLD, task, length=length) for task in tasks)
+        return tuple(CanvasScenes(of, task, length=length) for task in tasks)
 
     edits = dataclasses.replace(text, sources=sources(*EDITING, length=length // 2), is_aligned=True)
     colors = dataclasses.replace(text, sources=sources("colors", length=length // 2), num_frames=1, has_palette=True)
@@ -117,33 +117,45 @@ CONFIG = dataclasses.replace(
 )
 
 
-def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
+def prepare(
+    config: experiment.TrainConfig,
+    pretraining: experiment.TrainConfig = PRETRAINING,
+    vae: autoencoder.VAE = VAE,
+    codec_steps: int = 4000,
+) -> experiment.TrainConfig:
     """Trains what the run needs and does not name: the autoencoder, and the network to start from."""
     if config.start_from:
         return config
-    codec = train_codec(f"{config.directory}_vae")
-    length = len(config.data.parts[0][0].sources[0])
-    pretraining = dataclasses.replace(
-        PRETRAINING,
-        data=text_data(codec, length),
-        steps=min(PRETRAINING.steps, config.steps),
+    text, _ = config.data.parts[0]
+    data = config.data
+    if not text.codec_path:
+        pixels = streams.Pixels(
+            source=CanvasPictures(text.sources[0].world, seed=1, length=200_000), processes=data.processes
+        )
+        data = with_codec(data, train_codec(f"{config.directory}_vae", pixels, vae, codec_steps))
+    first = dataclasses.replace(
+        pretraining,
+        data=data.parts[0][0],
+        steps=min(pretraining.steps, config.steps),
         run_dir=f"{config.directory}_pretraining",
     )
-    first = experiment.run(pretraining).directory
-    return dataclasses.replace(config, data=with_codec(config.data, codec), start_from=str(first))
+    return dataclasses.replace(config, data=data, start_from=str(experiment.run(first).directory))
 
 
-def train_codec(run_dir: str, steps: int = 4000) -> str:
+def train_codec(run_dir: str, pixels: streams.Pixels, vae: autoencoder.VAE, steps: int) -> str:
     """The autoencoder of all pictures that the tasks show or draw; returns its folder."""
-    pixels = streams.Pixels(source=CanvasPictures(WORLD, seed=1, length=200_000))
-    config = image_vae.make_config(pixels, name="canvas_vae", steps=steps, kl=0.01, vae=VAE)
-    held_out = CanvasPictures(WORLD, seed=1001, length=200_000)
+    config = image_vae.make_config(pixels, name="canvas_vae", steps=steps, kl=0.01, vae=vae)
+    held_out = dataclasses.replace(pixels.source, seed=1001)
     return image_vae.train(dataclasses.replace(config, run_dir=run_dir), held_out)
 
 
-def with_codec(data: Mixture, codec: str) -> Any:
+def with_codec(data: Mixture, codec: str) -> Mixture:
     """The mixture encoded by this autoencoder."""
-    return Mixture(parts=tuple((dataclasses.replace(part, codec_path=codec), weight) for part, weight in data.parts))
+
+    def encoded(part: CanvasLatents) -> CanvasLatents:
+        return dataclasses.replace(part, codec_path=codec, processes=data.processes)
+
+    return dataclasses.replace(data, parts=tuple((encoded(part), weight) for part, weight in data.parts))
 
 
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
