@@ -6,10 +6,11 @@ draw, `caption`, and what the task shows beside it:
     source, mask                 the picture before, and where it is drawn anew         aligned
     control                      edges or segmentation of the target                    aligned
     references, num_references   pictures of the same objects                           extra frames
+    similarity                   how much of the first one's layout is kept             time of the frames
     palette, num_colors          sRGB 0 .. 255                                          palette
 
-All pictures of a sample go through the autoencoder once, into the cache; strength and similarity, and the noise that
-they mean, are drawn when a batch is made.
+All pictures of a sample go through the autoencoder once, into the cache; strength, and the noise on control and
+references, are drawn when a batch is made.
 """
 
 import dataclasses
@@ -31,7 +32,6 @@ from nova_jax import config
 from nova_jax.tasks import color, conditions
 from nova_jax.types import Batch, Params
 
-MIN_SIMILARITY = 0.2
 TOLD = {"add": "fill", "replace": "fill"}  # what the mask hides is not seen, so the network need not know which it is
 
 
@@ -136,7 +136,7 @@ class Conditions:
     compression: int
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Draws strength and similarity, and the noise that they mean."""
+        """Draws the strength, and the noise that strength and similarity mean."""
         out = {"latents": sample["latents"], "caption": sample["caption"]}
         if sample["task"]:  # text to image is told no task: it is what the network did before it learnt any
             out["task"] = np.int32(sample["task"])
@@ -151,8 +151,10 @@ class Conditions:
                 rng=rng,
             )
         if self.num_frames:
-            similarity = MIN_SIMILARITY + (1 - MIN_SIMILARITY) * float(rng.random())
-            shown = sample["references"][: int(sample["num_references"])]
+            shown, similarity = (
+                sample["references"][: int(sample["num_references"])],
+                float(sample.get("similarity", 1.0)),
+            )
             frames, times = conditions.references(shown, self.num_frames, similarity=similarity, rng=rng)
             out |= {"frames": frames, "frame_times": times}
         if self.has_palette:
@@ -188,7 +190,7 @@ def encode_pictures(encode: Any, batch: dict[str, np.ndarray]) -> dict[str, np.n
         batch: stacked samples.
     """
     out = {"latents": np.asarray(encode(batch["pixels"].astype(np.float32)))}
-    for name in ("mask", "num_references", "palette", "num_colors"):
+    for name in ("mask", "num_references", "similarity", "palette", "num_colors"):
         if name in batch:
             out[name] = batch[name]
     if "source" in batch:

@@ -93,7 +93,7 @@ def _references(truth: Truth, image_size: int) -> Element:
     pictures = np.full((conditions.MAX_REFERENCES, image_size, image_size, 3), conditions.GRAY, np.uint8)
     for picture, scene in zip(pictures, truth.references, strict=False):
         picture[:] = render.render(scene, image_size)
-    return {"references": pictures, "num_references": len(truth.references)}
+    return {"references": pictures, "num_references": len(truth.references), "similarity": truth.similarity}
 
 
 def _palette(truth: Truth, image_size: int) -> Element:

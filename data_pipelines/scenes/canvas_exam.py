@@ -6,7 +6,7 @@
     segment                          source, phrase
     outpaint, outpaint_soft          source, mask, caption, boundary PRECISE and DEFAULT
     matte                            source
-    vary                             1 to 5 references at the request's default similarity, perhaps a caption
+    vary                             1 to 5 references, each at its own similarity, perhaps a caption
     structure_edges, _segmentation   caption, and the layout at full strength as a picture whose contours are taken (in
                                      colours other than those asked for), or as labelled areas
     colors                           1 to 10 colours, caption without any, perhaps a reference
@@ -287,7 +287,8 @@ def _ask_matte(truth: Truth, element: Element, common: dict[str, Any]) -> tasks.
 
 def _ask_vary(truth: Truth, element: Element, common: dict[str, Any]) -> tasks.Vary:
     images = list(element["references"][: element["num_references"]])
-    return tasks.Vary(images=images, text=element["caption"] or None, **common)
+    text, similarity = element["caption"] or None, truth.similarity
+    return tasks.Vary(images=images, text=text, similarity_strength=similarity, **common)
 
 
 def _ask_edges(truth: Truth, element: Element, common: dict[str, Any], strength: float = 1.0) -> tasks.TextToImage:

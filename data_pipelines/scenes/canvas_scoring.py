@@ -37,6 +37,7 @@ NEAR = 0.06  # how far from its place an object that stays may be found; less th
 MAX_PSNR = 60.0  # that of pictures which agree; an error of rounding alone has 59
 EMPTY = 0.01  # share of white pixels below which a segmentation shows nothing
 COPY = 2.0  # mean absolute difference, in levels of 255, below which a picture is a copy of another
+ALIKE = 0.8  # similarity from which a picture may be a copy
 
 Picture = UInt8[np.ndarray, "1 h w 3"]
 Judged = dict[str, bool | float | None]  # None does not apply
@@ -154,12 +155,14 @@ def judge_matte(truth: Truth, picture: Picture, world: World) -> Judged:
 
 
 def judge_vary(truth: Truth, picture: Picture, world: World) -> Judged:
-    """The cast, the caption, and whether the layout is new."""
+    """The cast, the caption, and whether the layout is new where it should be."""
     references = (render.render(scene, world.image_size).astype(np.float64) for scene in truth.references)
     return {
         "correct": _same(parser.parse(picture, world), truth.after.objects, 2),
         "said": _is_true(truth.said, truth.after, picture, world) if truth.said.text else None,
-        "copied": any(bool(np.abs(picture[0] - reference).mean() < COPY) for reference in references),
+        "copied": any(bool(np.abs(picture[0] - reference).mean() < COPY) for reference in references)
+        if truth.similarity < ALIKE
+        else None,
     }
 
 

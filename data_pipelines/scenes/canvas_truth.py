@@ -21,6 +21,7 @@ class Truth(NamedTuple):
         chosen: The objects of `after` that are kept (outpaint) or that the caption means (segment).
         mask: What is to be drawn anew.
         references: The scenes of the reference pictures.
+        similarity: How much of the first reference's layout is kept, 0.2 to 1.
         palette: The colours asked for, as "#rrggbb".
         bands: The background's colours from top to bottom, where it has several.
         labels: The colours of the objects in a segmentation picture.
@@ -35,6 +36,7 @@ class Truth(NamedTuple):
     chosen: tuple[int, ...] = ()
     mask: Bool[np.ndarray, "h w"] | None = None
     references: tuple[Scene, ...] = ()
+    similarity: float = 1.0
     palette: tuple[str, ...] = ()
     bands: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()

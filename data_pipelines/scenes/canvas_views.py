@@ -6,7 +6,7 @@ from data_pipelines.scenes import captions, referring, world
 from data_pipelines.scenes.canvas_truth import Truth
 from data_pipelines.scenes.captions import Described
 from data_pipelines.scenes.world import Pairs, Scene, World
-from nova_jax.tasks import conditions
+from nova_jax.tasks import conditions, limits
 
 ABSENT = 0.1  # share of the referring phrases that mean nothing in the picture
 # Label colours of segmentation pictures; the background is black.
@@ -33,12 +33,19 @@ def sample_matte(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
 
 
 def sample_vary(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
-    """One cast in several layouts; of the captions half are empty and a quarter set the background alone."""
+    """One cast in several layouts; of the captions half are empty and a quarter set the background alone.
+
+    The more similar, the nearer the objects stay to their places in the first reference, and the more often they keep
+    its background.
+    """
     cast = world.sample_scene(of, rng).objects
     count = 1 + int(rng.random() * conditions.MAX_REFERENCES)
-    after, *references = (
-        Scene(world.rearrange(of, rng, cast), world.pick(rng, of.backgrounds)) for _ in range(count + 1)
-    )
+    references = tuple(Scene(world.rearrange(of, rng, cast), world.pick(rng, of.backgrounds)) for _ in range(count))
+    lowest = limits.SIMILARITY_STRENGTH.low
+    similarity = world.between(rng, lowest, 1.0)
+    freedom = (1 - similarity) / (1 - lowest)
+    background = world.pick(rng, of.backgrounds) if rng.random() < freedom else references[0].background
+    after = Scene(world.rearrange(of, rng, references[0].objects, reach=freedom), background)
     u = rng.random()
     if u < 0.5:
         said = Described("")
@@ -46,7 +53,7 @@ def sample_vary(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
         said = Described(captions.place_phrase(after.background, rng), background=True)
     else:
         said = captions.describe(after, rng)
-    return Truth(after, said, references=tuple(references))
+    return Truth(after, said, references=references, similarity=similarity)
 
 
 def sample_structure(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:

@@ -204,9 +204,20 @@ def arrange(world: World, rng: np.random.Generator, cast: Sequence[tuple[str, st
 
 
 def rearrange(
-    world: World, rng: np.random.Generator, objects: Sequence[Object], around: Sequence[Object] = ()
+    world: World,
+    rng: np.random.Generator,
+    objects: Sequence[Object],
+    around: Sequence[Object] = (),
+    reach: float = 1.0,
 ) -> tuple[Object, ...]:
     """The same objects in new places, at their distance from each other and from those they are put around.
+
+    Args:
+        world: Says where there is room.
+        rng: Draws the places.
+        objects: To be moved.
+        around: Stay where they are.
+        reach: How far an object moves at most, along each axis.
 
     Raises:
         ValueError: There is no room.
@@ -215,7 +226,7 @@ def rearrange(
         placed: list[Object] = []
         boxes = [o.box for o in around]
         for o in objects:
-            if (moved := find_room(world, rng, o, boxes)) is None:
+            if (moved := find_room(world, rng, o, boxes, reach)) is None:
                 break
             placed.append(moved)
             boxes.append(moved.box)
@@ -224,11 +235,17 @@ def rearrange(
     raise ValueError(f"{len(objects)} objects find no room around {len(around)} others; give fewer or smaller ones.")
 
 
-def find_room(world: World, rng: np.random.Generator, o: Object, boxes: Sequence[Box]) -> Object | None:
-    """The object at a random place apart from the boxes; None when 20 tries find no such place."""
+def find_room(
+    world: World, rng: np.random.Generator, o: Object, boxes: Sequence[Box], reach: float = 1.0
+) -> Object | None:
+    """The object at a random place within reach and apart from the boxes; None when 20 tries find no such place."""
     left, top, right, bottom = (o.radius * side for side in outlines.extent(o.shape, o.rotation))
     low_x, low_y = world.border - left, world.border - top
     span_x, span_y = 1 - world.border - right - low_x, 1 - world.border - bottom - low_y
+    if reach < 1.0:
+        high_x, high_y = min(low_x + span_x, o.x + reach), min(low_y + span_y, o.y + reach)
+        low_x, low_y = max(low_x, o.x - reach), max(low_y, o.y - reach)
+        span_x, span_y = high_x - low_x, high_y - low_y
     for _ in range(20):  # the innermost loop of every source: plain arithmetic
         x, y = low_x + span_x * rng.random(), low_y + span_y * rng.random()
         box = (x + left, y + top, x + right, y + bottom)

@@ -17,9 +17,9 @@ KEYS = {
     **{task: {"source", "mask"} for task in MASKED},
     "segment": {"source"},
     "matte": {"source"},
-    "vary": {"references", "num_references"},
+    "vary": {"references", "num_references", "similarity"},
     "structure": {"control", "mode"},
-    "colors": {"palette", "num_colors", "references", "num_references"},
+    "colors": {"palette", "num_colors", "references", "num_references", "similarity"},
 }
 
 
@@ -44,7 +44,7 @@ def test_all_elements_of_a_task_have_the_same_keys_and_shapes(task, of):
                 assert value.shape == shapes[key]
                 assert value.dtype == (bool if key == "mask" else np.uint8)
             else:
-                assert isinstance(value, str if key == "caption" else int)
+                assert isinstance(value, {"caption": str, "similarity": float}.get(key, int))
 
 
 @pytest.mark.parametrize("task", canvas.TASKS)
@@ -151,6 +151,18 @@ def test_variations_show_one_cast_in_layouts_of_their_own():
     assert set(counts) == {1, 2, 3, 4, 5}
     assert 35 < captions["none"] < 65
     assert min(captions.values()) > 10
+
+
+def test_the_more_similar_the_nearer_to_the_first_reference():
+    similarities, ways = [], []
+    for i in range(200):
+        truth = source("vary").truth(i)
+        pairs = zip(truth.after.objects, truth.references[0].objects, strict=True)
+        way = max(max(abs(a.x - b.x), abs(a.y - b.y)) for a, b in pairs)
+        assert way <= (1 - truth.similarity) / 0.8 + 1e-9
+        similarities.append(truth.similarity)
+        ways.append(way)
+    assert np.corrcoef(similarities, ways)[0, 1] < -0.5
 
 
 def test_structure_controls_show_the_layout_and_nothing_of_the_colors():
