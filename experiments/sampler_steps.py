@@ -94,7 +94,7 @@ def fit_grids(settings: SamplerSteps) -> list[dict[str, Any]]:
 
 
 def make_problem(
-    trained: inference.TextToImage, world: Any, scale: float, samples: int, seed: int
+    trained: inference.TrainedRun, world: Any, scale: float, samples: int, seed: int
 ) -> tuple[sampling.Problem, jax.Array]:
     """The guided model on GenEval prompts of a world, and noise for them."""
     scorer = scoring.Scorer(world, per_task=-(-samples // 6), seed=seed)

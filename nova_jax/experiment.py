@@ -340,7 +340,7 @@ def _previews(config: TrainConfig) -> list[loop.Callback]:
     facts = config.data.describe()
 
     def draw(at: int, state: TrainState) -> None:
-        trained = inference.TextToImage(
+        trained = inference.TrainedRun(
             network=config.model,
             params=state.ema,
             objective=config.objective,

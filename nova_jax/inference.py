@@ -52,7 +52,7 @@ class SamplingSettings:
             raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be 0 or more (1 is no guidance)")
 
 
-class TextToImage(NamedTuple):
+class TrainedRun(NamedTuple):
     """All that is needed to draw: the network with its parameters, the codec with its own, and the shapes.
 
     `objective` is what the network was trained with; a distillation method makes it a few-step student.
@@ -68,22 +68,22 @@ class TextToImage(NamedTuple):
     step: int = 0  # training steps behind the parameters
 
 
-def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TextToImage:
+def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TrainedRun:
     """Loads the EMA parameters of a run's newest good checkpoint (or of `step`).
 
     Raises:
         FileNotFoundError: the folder is not a run folder, or holds no checkpoint yet.
-        ValueError: the run did not train a text-to-image network.
+        ValueError: the run did not train a network that draws from a text.
     """
     run_dir = pathlib.Path(run_dir)
     if not (run_dir / "config.json").is_file():
         raise FileNotFoundError(f"{run_dir} is not a run folder: it has no config.json; start a run first")
     saved = json.loads((run_dir / "config.json").read_text())
     if "text_length" not in saved["data"]:
-        raise ValueError(f"{run_dir} trained {saved['config']['name']!r}, which is not a text-to-image run")
+        raise ValueError(f"{run_dir} trained {saved['config']['name']!r}, which is no run that draws from a text")
     step, params = checkpoint.read_ema(run_dir / "checkpoints", step=step)
     codec, codec_params = weights.load(run_dir / CODEC_FOLDER)
-    return TextToImage(
+    return TrainedRun(
         network=config.from_dict(saved["config"]["model"]),
         params=params,
         objective=config.from_dict(saved["config"]["objective"]),
@@ -95,7 +95,7 @@ def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TextToImag
     )
 
 
-def settings_for(trained: TextToImage) -> SamplingSettings:
+def settings_for(trained: TrainedRun) -> SamplingSettings:
     """How a run draws when nothing else is asked for: a student as its method says, in four steps or what it knows."""
     method = trained.objective
     if not isinstance(method, distillation.Method):
@@ -104,7 +104,7 @@ def settings_for(trained: TextToImage) -> SamplingSettings:
     return SamplingSettings(sampler=method.sampler, num_steps=steps, guidance_scale=1.0)
 
 
-def check_settings(trained: TextToImage, settings: SamplingSettings) -> None:
+def check_settings(trained: TrainedRun, settings: SamplingSettings) -> None:
     """Refuses what a few-step student has not learnt.
 
     Raises:
@@ -127,7 +127,7 @@ def check_settings(trained: TextToImage, settings: SamplingSettings) -> None:
 
 
 def generate(
-    trained: TextToImage,
+    trained: TrainedRun,
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: SamplingSettings | None = None,
@@ -189,7 +189,7 @@ def generate(
     return np.concatenate(pictures)
 
 
-def encode(trained: TextToImage, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
+def encode(trained: TrainedRun, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
     """The encoded prompts, one row each, and the encoded absence of a prompt, one row.
 
     Raises:
@@ -297,7 +297,7 @@ def _make_encode(network: Any) -> Any:
 
 
 def explain_nonfinite(
-    trained: TextToImage,
+    trained: TrainedRun,
     settings: SamplingSettings,
     conditions: tuple[Conditioning, Conditioning],
     seeds: Sequence[int],

@@ -51,7 +51,7 @@ class Bench:
     """
 
     def __init__(
-        self, models: Mapping[str, inference.TextToImage], grid: Grid, folder: pathlib.Path, scorer: Any = None
+        self, models: Mapping[str, inference.TrainedRun], grid: Grid, folder: pathlib.Path, scorer: Any = None
     ) -> None:
         self.models, self.grid, self.folder, self.scorer = models, grid, folder, scorer
         self.programs: dict[tuple, Any] = {}
@@ -77,7 +77,7 @@ class Bench:
         self.prompts = [prompts[i] for i in self.order] + [prompt for prompt, _ in rows]
         self.seeds = (grid.seed + np.concatenate([seeds, [seed for _, seed in rows]])).astype(np.uint32)
 
-    def _encode(self, trained: inference.TextToImage) -> list[Batch]:
+    def _encode(self, trained: inference.TrainedRun) -> list[Batch]:
         size = self.grid.batch_size
         slices = [slice(start, start + size) for start in range(0, len(self.prompts), size)]
         return [(*inference.encode(trained, self.prompts[part]), self.seeds[part]) for part in slices]
