@@ -1,11 +1,11 @@
-"""Editing tasks as training batches: pictures encoded once, conditions drawn anew for every sample.
+"""Tasks of one model as training batches: pictures and clips encoded once, conditions drawn anew for every sample.
 
-A source of one task, such as `scenes.canvas.CanvasScenes`, has `task` and gives samples with `pixels`, the picture to
-draw, `caption`, and what the task shows beside it:
+A source of one task, such as `scenes.canvas.CanvasScenes`, has `task` and gives samples with `pixels`, the picture or
+clip to draw, `caption`, and what the task shows beside it:
 
     source, mask                 the picture before, and where it is drawn anew         aligned
     control                      edges or segmentation of the target                    aligned
-    references, num_references   pictures of the same objects                           extra frames
+    references, num_references   pictures of the same objects, or of earlier shots      extra frames
     similarity                   how much of the first one's layout is kept             time of the frames
     palette, num_colors          sRGB 0 .. 255                                          palette
 
@@ -19,7 +19,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -32,7 +32,10 @@ from nova_jax import config
 from nova_jax.tasks import color, conditions
 from nova_jax.types import Batch, Params
 
+PICTURES_PER_CALL = 256  # of the autoencoder
+LATENTS = ("latents", "source", "control", "references")
 TOLD = {"add": "fill", "replace": "fill"}  # what the mask hides is not seen, so the network need not know which it is
+TOLD |= dict.fromkeys(("image", "video", "film"), "generate")  # the number of frames says it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,7 @@ class CanvasLatents:
         codec_path: folder of the autoencoder.
         text_length: bytes per caption, the start token included.
         cache_path: where latents are kept between runs.
+        stored_as: float32, or float16 in half the space.
         seed: of the order and of what is drawn.
         threads: that read.
         processes: that draw the pictures to encode; 0: threads do.
@@ -59,6 +63,7 @@ class CanvasLatents:
     codec_path: str
     text_length: int = 64
     cache_path: str = "runs/cache"
+    stored_as: Literal["float32", "float16"] = "float32"
     seed: int = 0
     threads: int = 2
     processes: int = 0
@@ -137,6 +142,7 @@ class Conditions:
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Draws the strength, and the noise that strength and similarity mean."""
+        sample = {name: _as_float32(value) for name, value in sample.items()}
         out = {"latents": sample["latents"], "caption": sample["caption"]}
         if sample["task"]:  # text to image is told no task: it is what the network did before it learnt any
             out["task"] = np.int32(sample["task"])
@@ -151,10 +157,8 @@ class Conditions:
                 rng=rng,
             )
         if self.num_frames:
-            shown, similarity = (
-                sample["references"][: int(sample["num_references"])],
-                float(sample.get("similarity", 1.0)),
-            )
+            shown = sample["references"][: int(sample["num_references"])]
+            similarity = float(sample.get("similarity", 1.0))
             frames, times = conditions.references(shown, self.num_frames, similarity=similarity, rng=rng)
             out |= {"frames": frames, "frame_times": times}
         if self.has_palette:
@@ -163,11 +167,17 @@ class Conditions:
         return out
 
 
+def _as_float32(value: Any) -> Any:
+    return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float16 else value
+
+
 @functools.lru_cache(maxsize=32)
 def _encoded(source: Any, data: CanvasLatents) -> base.Source:
     """A source of one task with its pictures as latents, from the cache or into it; held in memory."""
     codec, params = data.codec()
-    model = hashlib.sha256((json.dumps(config.to_dict(codec)) + cache.fingerprint(params)).encode()).hexdigest()
+    stored = "" if data.stored_as == "float32" else data.stored_as
+    identity = json.dumps(config.to_dict(codec)) + cache.fingerprint(params) + stored
+    model = hashlib.sha256(identity.encode()).hexdigest()
     name = hashlib.sha256((model + base.fingerprint(source)).encode()).hexdigest()[:16]
     folder = pathlib.Path(data.cache_path) / name
     encode = jax.jit(lambda pixels: codec.normalize(codec.encode(params, pixels / 127.5 - 1.0)[0]))
@@ -175,9 +185,12 @@ def _encoded(source: Any, data: CanvasLatents) -> base.Source:
 
     def rows(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         shown = {name: a[:, : data.num_frames] if name == "references" else a for name, a in batch.items()}
-        return encode_pictures(encode, shown) | {"task": np.full(len(batch["pixels"]), task)}
+        encoded = encode_pictures(encode, shown)
+        latents = {name: encoded[name].astype(data.stored_as) for name in LATENTS if name in encoded}
+        return encoded | latents | {"task": np.full(len(batch["pixels"]), task)}
 
-    options = cache.Options(batch_size=256, threads=data.threads, processes=data.processes)
+    clips = max(1, PICTURES_PER_CALL // len(source[0]["pixels"]))
+    options = cache.Options(batch_size=clips, threads=data.threads, processes=data.processes)
     cache.encode_source(source, rows, folder, model=model, options=options)
     return InMemory(cache.LatentCache(str(folder), model=model))
 

@@ -126,7 +126,7 @@ def prepare(
     """Trains what the run needs and does not name: the autoencoder, and the network to start from."""
     if config.start_from:
         return config
-    text, _ = config.data.parts[0]
+    text = config.data.parts[0][0]
     data = config.data
     if not text.codec_path:
         pixels = streams.Pixels(
@@ -155,7 +155,7 @@ def with_codec(data: Mixture, codec: str) -> Mixture:
     def encoded(part: CanvasLatents) -> CanvasLatents:
         return dataclasses.replace(part, codec_path=codec, processes=data.processes)
 
-    return dataclasses.replace(data, parts=tuple((encoded(part), weight) for part, weight in data.parts))
+    return dataclasses.replace(data, parts=tuple((encoded(part), weight, *rows) for part, weight, *rows in data.parts))
 
 
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
