@@ -60,7 +60,7 @@ def check_source(prompts: Sequence[str], request: Any, task: str | None, options
 
 
 def read_request(
-    trained: inference.TextToImage, path: pathlib.Path | None, task: str | None, options: Options
+    trained: inference.TrainedRun, path: pathlib.Path | None, task: str | None, options: Options
 ) -> Request:
     """The request of a JSON file, or else of a task's options, within the sizes that suit the model.
 
@@ -125,7 +125,7 @@ def settings_of(request: Request, sampling: Options) -> inference.SamplingSettin
 
 
 def draw(
-    trained: inference.TextToImage,
+    trained: inference.TrainedRun,
     request: Request,
     settings: inference.SamplingSettings | None,
     *,
