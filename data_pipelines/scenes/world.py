@@ -169,10 +169,11 @@ def sample_held_out(world: World, rng: np.random.Generator) -> Scene:
 
 def truth(scene: Scene) -> list[geneval.Detected]:
     """The scene as a perfect detector would report it."""
-    return [_detected(o) for o in scene.objects]
+    return [detected(o) for o in scene.objects]
 
 
-def _detected(o: Object) -> geneval.Detected:
+def detected(o: Object) -> geneval.Detected:
+    """One object as a perfect detector would report it."""
     left, top, right, bottom = o.box
     return geneval.Detected(o.shape, o.color, o.size, o.x, o.y, right - left, bottom - top)
 
