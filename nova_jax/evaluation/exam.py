@@ -1,4 +1,4 @@
-"""What an exam of an editing model consists of: questions in parts, numbers that compare parts, and bars to clear.
+"""What an exam of a model consists of: questions in parts, numbers that compare parts, and bars to clear.
 
 The exam belongs to the data a model was trained on, which knows the true pictures (`Exam`); how it is sat and what it
 gives is `task_evaluation`. A part is one capability; a part with a dial asks the same thing at several settings of one
@@ -15,8 +15,8 @@ from nova_jax.evaluation import intervals
 from nova_jax.tasks import Limits
 from nova_jax.tasks.request import Request
 
-Picture = UInt8[np.ndarray, "1 h w 3"]
-Pictures = UInt8[np.ndarray, "n 1 h w 3"]
+Picture = UInt8[np.ndarray, "f h w 3"]  # a clip; a still picture is one of one frame
+Pictures = UInt8[np.ndarray, "n f h w 3"]
 Judged = dict[str, bool | float | None]  # the scores of one picture; None does not apply
 Score = intervals.Estimate
 Level = Literal["ceiling", "model", "chance"]
@@ -27,6 +27,12 @@ class Locate(NamedTuple):
 
     image: UInt8[np.ndarray, "h w 3"]
     prompt: str
+
+
+class Apart(NamedTuple):
+    """A question for clips that are drawn each by itself and shown one after the other."""
+
+    requests: tuple[Request, ...]
 
 
 class Question(NamedTuple):
@@ -40,7 +46,7 @@ class Question(NamedTuple):
         setting: Where the dial stands.
     """
 
-    ask: Request | Locate
+    ask: Request | Locate | Apart
     truth: Picture
     groups: tuple[str, ...] = ()
     setting: float | None = None
@@ -51,7 +57,8 @@ class Part(NamedTuple):
 
     Attributes:
         name: Of the part.
-        questions: Two or more. With a dial: all settings of one element, then those of the next.
+        questions: Two or more, their answers of one shape. With a dial: all settings of one element, then those of the
+            next.
         judge: One picture per question -> the scores of each.
         dial: What is turned; empty where nothing is.
     """
