@@ -4,8 +4,8 @@ Lengths are in units of the picture's height: x runs right from 0 to width / hei
 place, size and turn are those of the first frame. It stands still or moves at constant velocity until it meets another
 actor; then the two exchange their velocities across the sides that meet (an elastic impact of equal masses).
 
-The camera looks at layers: a backdrop of faint marks at depth `BACKDROP`, and in front of it actors at depths from 1 on.
-With s the share of the shot that has passed, and z a layer's depth, the layer is moved by
+The camera looks at layers: a backdrop of faint marks at depth `BACKDROP`, and in front of it actors at depths from 1
+on. With s the share of the shot that has passed, and z a layer's depth, the layer is moved by
 
     pan, tilt          -amount s along x, y            every layer alike: the camera turns
     truck, pedestal    -amount s / z                   parallax: the camera travels sideways, up or down
@@ -20,8 +20,6 @@ import dataclasses
 import functools
 import math
 from typing import NamedTuple
-
-import numpy as np
 
 from data_pipelines.scenes import palette, world
 from data_pipelines.scenes.world import Object
@@ -63,6 +61,8 @@ DEPTHS = (1.0, 1.4)  # of the actors
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SPEEDS: dict[str, tuple[float, float]] = {"slow": (0.12, 0.17), "fast": (0.28, 0.36)}  # heights per second
 STILL, FAST = 0.06, 0.22  # heights per second: what is slower stands still, what is faster moves quickly
+READABLE = ("circle", "square", "triangle")  # at every height
+RADII: dict[str, tuple[float, float]] = {"small": (0.135, 0.15), "large": (0.185, 0.205)}  # in the first frame
 SPINS = (70.0, 110.0)  # degrees per second, either way
 CONTACT = 0.02  # distance of the sides at which two actors bounce
 
@@ -176,10 +176,12 @@ def seen(o: Object, by: View, aspect: float) -> Object:
 
 @functools.lru_cache(maxsize=256)
 def impact(shot: Shot) -> Impact | None:
-    """The first and only meeting of the shot's two actors; None when they do not meet in its course."""
-    if len(shot.actors) != 2 or any(actor.spin for actor in shot.actors):
+    """The only meeting of the shot's two actors in its course, if any: spinning ones and those at other depths miss."""
+    if len(shot.actors) < 2:
         return None
     a, b = shot.actors
+    if a.depth != b.depth or a.spin or b.spin:
+        return None
     box_a, box_b = a.object.box, b.object.box
     entries, exits = [], []
     for axis, closing in enumerate((a.dx - b.dx, a.dy - b.dy)):
@@ -234,45 +236,84 @@ class ReelWorld:
 
     Attributes:
         height: Of the picture in pixels, 32 or more.
-        width: Of the picture in pixels, `height` or more.
+        width: Of the picture in pixels, one to three times the height.
         fps: Frames per second.
         frames: Frames of a shot, 4 k + 1.
-        shapes: Names from `outlines.SHAPES`; below 64 pixels of height only circle, square and triangle are readable.
+        shapes: Names from `outlines.SHAPES`; below 64 pixels of height only `READABLE` ones can be told apart.
         colors: Names from `palette.COLORS`.
         backgrounds: Names from `palette.BACKGROUNDS`.
         cameras: Names from `CAMERA_MOTIONS`.
+        static: Share of the shots with a static camera, where `cameras` has it and others.
         max_actors: 1 or 2.
-        max_rotation: Largest turn either way in the first frame, in whole degrees, 0 to 20.
         held_out: (shape, color) pairs that are never drawn for training.
         gap: Least distance between the boxes of two actors that do not meet.
-        border: Least distance between a box and the picture's edge.
+        border: Least distance between a box and the picture's edge, in every frame.
     """
 
     height: int = 36
     width: int = 64
     fps: int = 24
     frames: int = 25
-    shapes: tuple[str, ...] = ("circle", "square", "triangle")
+    shapes: tuple[str, ...] = READABLE
     colors: tuple[str, ...] = tuple(palette.COLORS)
     backgrounds: tuple[str, ...] = tuple(palette.BACKGROUNDS)
     cameras: tuple[str, ...] = tuple(CAMERA_MOTIONS)
+    static: float = 0.4
     max_actors: int = 2
-    max_rotation: int = 0
     held_out: tuple[tuple[str, str], ...] = ()
     gap: float = 0.06
     border: float = 0.02
+
+    def __post_init__(self) -> None:
+        world.check_vocabulary(self)
+        if self.height < 32 or not 1 <= self.aspect <= 3:
+            raise ValueError(
+                f"The picture is {self.height} pixels high and {self.width} wide; give a height of 32 or more and one "
+                "to three times as much width."
+            )
+        small = [shape for shape in self.shapes if shape not in READABLE]
+        if self.height < 64 and small:
+            raise ValueError(
+                f"shapes names {', '.join(small)}; at {self.height} pixels of height (below 64) give some of "
+                f"{', '.join(READABLE)}."
+            )
+        if self.frames % 4 != 1 or self.frames < 1:
+            nearest = max(4 * round((self.frames - 1) / 4) + 1, 1)
+            raise ValueError(f"frames is {self.frames}; a shot has 4 k + 1 frames, the nearest being {nearest}.")
+        if self.fps < 1:
+            raise ValueError(f"fps is {self.fps}; give 1 frame per second or more.")
+        world.check_names("cameras", self.cameras, CAMERA_MOTIONS)
+        if not 0 <= self.static <= 1:
+            raise ValueError(f"static is {self.static}; give a share from 0 to 1.")
+        if self.max_actors not in (1, 2):
+            raise ValueError(f"max_actors is {self.max_actors}; give 1 or 2.")
 
     @property
     def aspect(self) -> float:
         """Width over height."""
         return self.width / self.height
 
+    @functools.cached_property
+    def seen(self) -> world.Pairs:
+        """The (shape, color) pairs of training."""
+        return world.seen_pairs(self)
 
-def sample_shot(of: ReelWorld, rng: np.random.Generator, pairs: world.Pairs) -> Shot:
-    """A shot of the given (shape, color) pairs."""
-    raise NotImplementedError
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Some of the turns of an object, in degrees: spinning and rolling take it through all."""
+        return tuple(range(0, 360, 8))
+
+    @property
+    def min_radius(self) -> float:
+        """The smallest radius of an object, where the camera is farthest from it."""
+        return RADII["small"][0] / AMOUNTS["zoom"][1]
+
+    @property
+    def max_radius(self) -> float:
+        """The largest radius of an object, where the camera is nearest to it."""
+        return RADII["large"][1] * AMOUNTS["zoom"][1]
 
 
-def sample_film(of: ReelWorld, rng: np.random.Generator, pairs: world.Pairs) -> Film:
-    """A film of 2 to 4 shots of one cast of the given (shape, color) pairs."""
-    raise NotImplementedError
+# Three shapes on three backgrounds; some pairs are kept for tests of composition.
+REEL_36 = ReelWorld(held_out=(("circle", "purple"), ("square", "orange"), ("triangle", "cyan")))
+REEL_72 = dataclasses.replace(REEL_36, height=72, width=128)
