@@ -51,6 +51,9 @@ class Said(NamedTuple):
     background: bool = False
 
 
+ALL = Said()
+
+
 def said(text: str, shot: Shot) -> Said:
     """What a caption of a shot says, by its words."""
     words = set(text.replace(",", " ").split())
@@ -61,7 +64,7 @@ def said(text: str, shot: Shot) -> Said:
     )
 
 
-def judge(shot: Shot, clip: Clip, true: Clip, world: ReelWorld, what: Said = Said()) -> Judged:
+def judge(shot: Shot, clip: Clip, true: Clip, world: ReelWorld, what: Said = ALL) -> Judged:
     """The scores of one shot.
 
     Args:
@@ -152,7 +155,7 @@ def judge_film(film: Film, texts: Sequence[str], clip: Clip, world: ReelWorld) -
     for shot, text, part in zip(film.shots, texts, parts, strict=True):
         reading, what = reel_reading.read(part, world), said(text, shot)
         found = reel_reading.camera(reading)
-        casts.append(_cast([t.name for t in lasting(reading)], Said()))
+        casts.append(_cast([t.name for t in lasting(reading)], ALL))
         judged = judge_cast(shot, reading, what) | judge_camera(shot, found)
         right.append(judged | judge_motion(shot, reading, found, world, what))
     first = collections.Counter(actor.object[:2] for actor in film.shots[0].actors)
