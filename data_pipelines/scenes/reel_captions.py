@@ -40,7 +40,7 @@ def caption(shot: Shot, rng: np.random.Generator) -> str:
     actions = [_moving(actor, rng, speed) for actor in shot.actors]
     if met is None:
         told = " and ".join(f"{name} {action}" for name, action in zip(names, actions, strict=True))
-    elif shot.actors[1].direction is None:
+    elif shot.actors[-1].direction is None:
         told = f"{names[0]} {actions[0]} {world.pick(rng, _HITS)} {names[1]} {actions[1]}"
     else:
         told = f"{names[0]} {actions[0]} and {names[1]} {actions[1]} {world.pick(rng, _BOUNCES)}"
@@ -56,7 +56,7 @@ def later_caption(shot: Shot, rng: np.random.Generator) -> str:
     actions = [_moves(actor, rng, speed) for actor in shot.actors]
     if met is None:
         told = " and ".join(f"{name} {action}" for name, action in zip(names, actions, strict=True))
-    elif shot.actors[1].direction is None:
+    elif shot.actors[-1].direction is None:
         told = f"{names[0]} {actions[0]} and {world.pick(rng, _HITS)} {names[1]}, which stands still"
     else:
         told = f"{names[0]} {actions[0]}, {names[1]} {actions[1]} and they {world.pick(rng, _BOUNCES)}"

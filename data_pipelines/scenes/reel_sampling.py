@@ -107,7 +107,7 @@ def _sample_motion(of: ReelWorld, rng: np.random.Generator) -> str:
 def _take(of: ReelWorld, rng: np.random.Generator, cast: Sequence[Object], background: str, motion: str) -> Shot:
     """A shot of the cast under a camera motion."""
     family = CAMERA_MOTIONS[motion]
-    meets = family == "static" and len({o.color for o in cast}) == 2 and rng.random() < 0.25
+    meets = family == "static" and len({o.color for o in cast}) == 2 and rng.random() < 0.35
     for _ in range(_TRIES):
         blank = _blank(of, background, Camera(motion, between(rng, *AMOUNTS[family])), of.frames)
         if meets:
@@ -144,8 +144,10 @@ def _act_under(rng: np.random.Generator, cast: Sequence[Object], family: str) ->
     return [actor._replace(depth=between(rng, *DEPTHS)) for actor in actors]
 
 
-def _moving(rng: np.random.Generator, o: Object, directions: Sequence[str]) -> Actor:
-    direction, speed = pick(rng, directions), pick(rng, tuple(SPEEDS))
+def _moving(
+    rng: np.random.Generator, o: Object, directions: Sequence[str], speeds: Sequence[str] = tuple(SPEEDS)
+) -> Actor:
+    direction, speed = pick(rng, directions), pick(rng, speeds)
     x, y = DIRECTIONS[direction]
     fast = between(rng, *SPEEDS[speed])
     return Actor(o, dx=x * fast, dy=y * fast, direction=direction, speed=speed)
@@ -172,8 +174,8 @@ def _place(of: ReelWorld, rng: np.random.Generator, blank: Shot, actors: Sequenc
 
 
 def _meet(of: ReelWorld, rng: np.random.Generator, blank: Shot, cast: Sequence[Object]) -> Shot | None:
-    """One try at the first actor running into the second one, which stands still or comes towards it."""
-    a = _moving(rng, cast[0], tuple(DIRECTIONS))
+    """One try at the first actor, a fast one, running into the second one, which stands still or comes towards it."""
+    a = _moving(rng, cast[0], tuple(DIRECTIONS), ("fast",))
     b = Actor(cast[1]) if rng.random() < 0.5 else _moving(rng, cast[1], (_OPPOSITE[str(a.direction)],))
     seconds = between(rng, 0.3, 0.6) * (blank.frames - 1) / blank.fps
     way = DIRECTIONS[str(a.direction)]
@@ -182,7 +184,7 @@ def _meet(of: ReelWorld, rng: np.random.Generator, blank: Shot, cast: Sequence[O
     sides = [o.radius * np.abs(outlines.extent(o.shape, 0)) for o in cast]
     ahead = 2 if way[axis] > 0 else 0
     reach = sides[0][axis + ahead] + sides[1][axis + 2 - ahead] + CONTACT
-    x, y = between(rng, 0, of.aspect), between(rng, 0, 1)
+    x, y = between(rng, 0.0, of.aspect), between(rng, 0.0, 1.0)
     first = cast[0]._replace(x=x - seconds * a.dx, y=y - seconds * a.dy)
     second = cast[1]._replace(
         x=x + way[0] * float(reach) - seconds * b.dx, y=y + way[1] * float(reach) - seconds * b.dy

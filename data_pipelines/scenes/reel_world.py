@@ -278,7 +278,7 @@ class ReelWorld:
                 f"{', '.join(READABLE)}."
             )
         if self.frames % 4 != 1 or self.frames < 1:
-            nearest = max(4 * round((self.frames - 1) / 4) + 1, 1)
+            nearest = max((self.frames + 1) // 4 * 4 + 1, 1)
             raise ValueError(f"frames is {self.frames}; a shot has 4 k + 1 frames, the nearest being {nearest}.")
         if self.fps < 1:
             raise ValueError(f"fps is {self.fps}; give 1 frame per second or more.")
