@@ -3,7 +3,7 @@
     video, video_held_out    caption
     camera                   caption of actors standing still under every motion of the camera, as often as each other
     start                    caption and first frame
-    film                     the captions of `shots` shots of one cast, of which the later ones may leave out its colours
+    film                     captions of `shots` shots of one cast, of which the later ones may leave out its colours
     film_apart               the same captions, each filmed by itself, without knowing of the others
     still                    caption of a single picture
 
@@ -14,15 +14,12 @@ gains over its shots apart (`carried_gain`) is what it remembers: apart, a shot 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from data_pipelines.scenes import captions, parser, reel_captions, reel_render, reel_sampling, reel_scoring, reel_world
-from data_pipelines.scenes import source as random_access
+from data_pipelines.scenes import reel_captions, reel_render, reel_sampling, reel_scoring, reel_world, source
 from data_pipelines.scenes.reel_source import TASKS, Reels
 from data_pipelines.scenes.reel_world import CAMERA_MOTIONS, Film, ReelWorld, Shot
-from data_pipelines.scenes.world import Scene
 from nova_jax import tasks
 from nova_jax.evaluation import exam
 from nova_jax.evaluation.exam import Bar, Comparison, Judged, Part, Pictures, Question
@@ -56,7 +53,8 @@ class Exam:
 
     Attributes:
         world: With held-out pairs.
-        per_task: Questions in each part, 2 or more: chance is what the clip of another question scores.
+        per_task: Questions in each part, 2 or more, and half as many films: chance is what the clip of another question
+            scores.
         shots: Of a film, 2 to 4.
         seed: 0 to 2^32 - 1, none that the model was trained on.
         text_length: Bytes per caption, the start token included; longer ones are cut, as in training.
@@ -92,8 +90,8 @@ class Exam:
         """
         if (limits.height, limits.width, limits.frames) != (self.world.height, self.world.width, self.world.frames):
             raise ValueError(
-                f"this exam asks for {self.world.frames} frames of {self.world.width} x {self.world.height} pixels, and "
-                f"the model films {limits.frames} of {limits.width} x {limits.height}"
+                f"this exam asks for {self.world.frames} frames of {self.world.width} x {self.world.height} pixels, "
+                f"but the model films {limits.frames} of {limits.width} x {limits.height}"
             )
         return [
             self._clips("video", self._shots(held_out=False), limits),
@@ -103,3 +101,103 @@ class Exam:
             *self._films(limits),
             self._stills(guidance),
         ]
+
+    def _shots(self, *, held_out: bool, first: int = 0) -> list[tuple[str, Shot]]:
+        """Captions and shots of the seen or of the held-out pairs."""
+        reels = Reels(self.world, "video", self.seed, held_out=held_out)
+        each = range(first, first + self.per_task)
+        return [(reels[index]["caption"], reels.shot(index)) for index in each]
+
+    def _still_cast(self, index: int) -> tuple[str, Shot]:
+        """A caption and a shot of actors standing still; the motions of the camera take turns."""
+        rng = self._rng("camera", index)
+        cameras = self.world.cameras[::2] + self.world.cameras[1::2]  # neighbours of unlike families
+        of = dataclasses.replace(self.world, cameras=(cameras[index % len(cameras)],))
+        while True:
+            shot = reel_sampling.sample_shot(of, rng, of.seen)
+            if all(actor.direction is None and not actor.spin for actor in shot.actors):
+                return reel_captions.caption(shot, rng), shot
+
+    def _clips(
+        self, name: str, asked: Sequence[tuple[str, Shot]], limits: tasks.VideoLimits, *, is_started: bool = False
+    ) -> Part:
+        """A part of single shots, with their first frames or without."""
+        truths = [reel_render.render_shot(shot, self._size) for _, shot in asked]
+        questions = tuple(
+            Question(
+                tasks.TextToVideo(
+                    text=self._cut(text), image=true[0] if is_started else None, seed=index, limits=limits
+                ),
+                true,
+                (CAMERA_MOTIONS[shot.camera.motion],),
+            )
+            for index, ((text, shot), true) in enumerate(zip(asked, truths, strict=True))
+        )
+
+        def judge(drawn: Pictures) -> list[Judged]:
+            judged = []
+            for (text, shot), true, clip in zip(asked, truths, drawn, strict=True):
+                scores = reel_scoring.judge(shot, clip, true, self.world, reel_scoring.said(text, shot))
+                judged.append(scores | ({"start_psnr": reel_scoring.start_psnr(clip, true[0])} if is_started else {}))
+            return judged
+
+        return Part(name, questions, judge)
+
+    def _films(self, limits: tasks.VideoLimits) -> list[Part]:
+        """The same shots as one film, and each by itself."""
+        films = [self._film(index) for index in range(max(2, self.per_task // 2))]
+        together, apart = [], []
+        for index, (texts, film) in enumerate(films):
+            true = np.concatenate([reel_render.render_shot(shot, self._size) for shot in film.shots])
+            told = [self._cut(text) for text in texts]
+            shots = [tasks.ShotRequest(text) for text in told]
+            together.append(Question(tasks.MultiShotManual(shots=shots, seed=index, limits=limits), true))
+            alone = (tasks.TextToVideo(text=text, seed=index + k, limits=limits) for k, text in enumerate(told))
+            apart.append(Question(exam.Apart(tuple(alone)), true))
+
+        def judge(drawn: Pictures) -> list[Judged]:
+            pairs = zip(films, drawn, strict=True)
+            return [reel_scoring.judge_film(film, texts, clip, self.world) for (texts, film), clip in pairs]
+
+        return [Part("film", tuple(together), judge), Part("film_apart", tuple(apart), judge)]
+
+    def _film(self, index: int) -> tuple[list[str], Film]:
+        """The captions and the first shots of a film."""
+        rng = self._rng("film", index)
+        while True:
+            shots = reel_sampling.sample_film(self.world, rng, self.world.seen).shots[: self.shots]
+            if len(shots) == self.shots:
+                later = [reel_captions.later_caption(shot, rng) for shot in shots[1:]]
+                return [reel_captions.caption(shots[0], rng), *later], Film(shots)
+
+    def _stills(self, guidance: float) -> Part:
+        """Single pictures."""
+        height, width = self._size
+        side = math.gcd(height, width)
+        limits = tasks.Limits(min_side=side, max_side=max(height, width), multiple=side, default_side=side)
+        reels = Reels(self.world, "image", self.seed)
+        questions, told = [], []
+        for index in range(self.per_task):
+            element, shot = reels[index], reels.shot(index)
+            settings = tasks.ImageSettings(width=width, height=height, cfg_scale=guidance, seed=index)
+            request = tasks.TextToImage(text=self._cut(element["caption"]), limits=limits, settings=settings)
+            questions.append(Question(request, element["pixels"]))
+            told.append((shot, reel_scoring.said(element["caption"], shot)))
+
+        def judge(drawn: Pictures) -> list[Judged]:
+            pairs = zip(told, drawn, strict=True)
+            return [{"correct": reel_scoring.shows(shot, clip[0], self.world, what)} for (shot, what), clip in pairs]
+
+        return Part("still", tuple(questions), judge)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.world.height, self.world.width
+
+    def _cut(self, text: str) -> str:
+        return text.encode()[: self.text_length - 1].decode(errors="ignore")
+
+    def _rng(self, part: str, index: int) -> np.random.Generator:
+        """Of what is no element's: those of the tasks have the streams below."""
+        number = len(TASKS) + 1 + ("camera", "film").index(part)
+        return source.make_rng(self.seed | (number << 32), index)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from nova_jax.evaluation import intervals
-from nova_jax.tasks import Limits
+from nova_jax.tasks import Limits, VideoLimits
 from nova_jax.tasks.request import Request
 
 Picture = UInt8[np.ndarray, "f h w 3"]  # a clip; a still picture is one of one frame
@@ -35,6 +35,9 @@ class Apart(NamedTuple):
     requests: tuple[Request, ...]
 
 
+Ask = Request | Locate | Apart
+
+
 class Question(NamedTuple):
     """One thing to draw.
 
@@ -46,7 +49,7 @@ class Question(NamedTuple):
         setting: Where the dial stands.
     """
 
-    ask: Request | Locate | Apart
+    ask: Ask
     truth: Picture
     groups: tuple[str, ...] = ()
     setting: float | None = None
@@ -70,19 +73,22 @@ class Part(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """What a score has to reach."""
+    """What a score has to reach; `upper` is the other bound of a range."""
 
     part: str
     score: str
-    side: Literal["at least", "at most"]
+    side: Literal["at least", "at most", "within"]
     bound: float
+    upper: float = np.inf
 
     def __str__(self) -> str:
+        if self.side == "within":
+            return f"{self.bound:g} to {self.upper:g}"
         return f"{'≥' if self.side == 'at least' else '≤'} {self.bound:g}"
 
     def is_met(self, value: float) -> bool:
         """Whether a value reaches it; one that is not a number does not."""
-        return value >= self.bound if self.side == "at least" else value <= self.bound
+        return value <= self.bound if self.side == "at most" else self.bound <= value <= self.upper
 
 
 class Comparison(NamedTuple):
@@ -117,8 +123,8 @@ class Exam(Protocol):
         """What is to be reached."""
         ...
 
-    def parts(self, limits: Limits, guidance: float) -> list[Part]:
-        """All questions, as requests within a model's limits and of a guidance scale."""
+    def parts(self, limits: Limits | VideoLimits, guidance: float) -> list[Part]:
+        """All questions, as requests within a model's limits and of a guidance scale; videos take none."""
         ...
 
 
@@ -132,6 +138,11 @@ def points_lost(before: Score, after: Score) -> Score:
     """How many hundredths a rate has fallen."""
     fallen = lost(before, after)
     return fallen | {name: 100 * fallen[name] for name in ("value", "low", "high")}
+
+
+def points_gained(before: Score, after: Score) -> Score:
+    """How many hundredths a rate has risen."""
+    return points_lost(after, before)
 
 
 def share_left(before: Score, after: Score) -> Score:
