@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.scenes import scoring
-from nova_jax import config, inference, sampling
+from nova_jax import config, drawing, inference, sampling
 from nova_jax.evaluation import step_benchmark, step_report
 from nova_jax.sampling import fitted, named, time_grids
 
@@ -100,8 +100,8 @@ def make_problem(
     scorer = scoring.Scorer(world, per_task=-(-samples // 6), seed=seed)
     order = np.random.default_rng(seed).permutation(len(scorer.prompts))[:samples]
     cond, null = inference.encode(trained, [scorer.prompts[i].text for i in order])
-    denoise = inference.make_denoiser(
-        trained.network, trained.params, trained.objective, null, inference.guidance_of(scale), scale, None
+    denoise = drawing.make_denoiser(
+        trained.network, trained.params, trained.objective, null, drawing.guidance_of(scale), scale, None
     )
     noise = sampling.initial_noise(seed + np.arange(samples), trained.latent_shape)
     return sampling.Problem(denoise, cond, trained.objective.schedule), noise

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image
@@ -202,8 +201,7 @@ def encode(trained: inference.TrainedRun, pictures: UInt8[np.ndarray, "n h w 3"]
     Raises:
         ValueError: a side is no multiple of the autoencoder's compression.
     """
-    encoder = _make_encode(trained.codec)
-    return np.concatenate([np.asarray(encoder(trained.codec_params, picture[None, None]))[0] for picture in pictures])
+    return inference.to_latents(trained, pictures[:, None])[:, 0]
 
 
 def paste(pictures: Pictures, *, source: Picture, weight: Float[np.ndarray, "h w"]) -> Pictures:
@@ -329,10 +327,3 @@ def _fit(picture: Picture, size: tuple[int, int]) -> Picture:
     if picture.shape[:2] == size:
         return picture
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.LANCZOS))
-
-
-@functools.lru_cache(maxsize=8)
-def _make_encode(codec: Any) -> Any:
-    return jax.jit(
-        lambda params, pixels: codec.normalize(codec.encode(params, pixels.astype(jnp.float32) / 127.5 - 1.0)[0])
-    )

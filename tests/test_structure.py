@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "sampling": SAMPLING,
     "tasks": SAMPLING | {"sampling"},
     "distillation": SAMPLING | {"sampling", "training"},
-    "evaluation": SAMPLING | {"sampling", "tasks", "distillation", "inference", "canvas", "config", "environment"},
+    "evaluation": SAMPLING
+    | {"sampling", "tasks", "distillation", "inference", "drawing", "canvas", "config", "environment"},
     "training": {"types", "config", "parallel"},
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}

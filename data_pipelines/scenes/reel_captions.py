@@ -10,6 +10,8 @@ of all actors or of none; in a later shot of a film an actor may be called by it
 what it looks like.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from data_pipelines.scenes import reel_world, world
@@ -25,6 +27,22 @@ _WAYS = {
     "down": ("down", "downwards"),
 }
 _ADVERBS = {"slow": " slowly", "fast": " quickly"}
+
+
+class _Verbs(NamedTuple):
+    """The forms of the verbs, and what joins two actors that meet."""
+
+    stand: str
+    move: str
+    spin: str
+    then: str
+    that: str
+    and_: str
+    they: str
+
+
+_DOING = _Verbs("standing", "moving", "spinning", then="", that="", and_=" and", they="")
+_DOES = _Verbs("stands", "moves", "spins", then=" and", that=", which", and_=",", they=" and they")
 _HITS = ("hits", "bumps into")
 _BOUNCES = ("bounce off each other", "collide")
 
@@ -35,67 +53,56 @@ def caption(shot: Shot, rng: np.random.Generator) -> str:
     keeps_size = reel_world.CAMERA_MOTIONS[shot.camera.motion] not in ("zoom", "dolly")
     size = keeps_size and len(shot.actors) == 1 and rng.random() < 0.3
     names = [geneval.phrase(o.shape, o.color if color else None, o.size if size else None) for o, *_ in shot.actors]
-    speed = rng.random() < 0.5
-    met = reel_world.impact(shot)
-    actions = [_moving(actor, rng, speed) for actor in shot.actors]
-    if met is None:
-        told = " and ".join(f"{name} {action}" for name, action in zip(names, actions, strict=True))
-    elif shot.actors[-1].direction is None:
-        told = f"{names[0]} {actions[0]} {world.pick(rng, _HITS)} {names[1]} {actions[1]}"
-    else:
-        told = f"{names[0]} {actions[0]} and {names[1]} {actions[1]} {world.pick(rng, _BOUNCES)}"
-    return _with_surroundings(told, shot, rng)
+    return _with_surroundings(_tell(shot, names, _DOING, rng), shot, rng)
 
 
 def later_caption(shot: Shot, rng: np.random.Generator) -> str:
     """One of the captions of a later shot of a film, whose actors are known; their shapes differ."""
     by_shape = rng.random() < 0.6
     names = [f"the {o.shape}" if by_shape else f"the {o.color} {o.shape}" for o, *_ in shot.actors]
+    return _with_surroundings(_tell(shot, names, _DOES, rng), shot, rng)
+
+
+def _tell(shot: Shot, names: list[str], verbs: _Verbs, rng: np.random.Generator) -> str:
+    """What every actor does: at length, or in few words where that leaves no room for the camera's motion."""
+    camera = 0 if shot.camera.motion == "static" else len(shot.camera.motion) + 2
     speed = rng.random() < 0.5
-    met = reel_world.impact(shot)
-    actions = [_moves(actor, rng, speed) for actor in shot.actors]
-    if met is None:
-        told = " and ".join(f"{name} {action}" for name, action in zip(names, actions, strict=True))
-    elif shot.actors[-1].direction is None:
-        told = f"{names[0]} {actions[0]} and {world.pick(rng, _HITS)} {names[1]}, which stands still"
-    else:
-        told = f"{names[0]} {actions[0]}, {names[1]} {actions[1]} and they {world.pick(rng, _BOUNCES)}"
-    return _with_surroundings(told, shot, rng)
+    actions = [_action(actor, verbs, _ADVERBS if speed else {}, rng) for actor in shot.actors]
+    told = _join(shot, names, actions, verbs, rng)
+    if len(told) + camera > MAX_LENGTH:
+        told = _join(shot, names, [_action(actor, verbs, {}, None) for actor in shot.actors], verbs, rng)
+    return told
 
 
-def _moving(actor: Actor, rng: np.random.Generator, speed: bool) -> str:
-    """What an actor does, after "a red circle"."""
+def _join(shot: Shot, names: list[str], actions: list[str], verbs: _Verbs, rng: np.random.Generator) -> str:
+    told = [f"{name} {action}" for name, action in zip(names, actions, strict=True)]
+    if reel_world.impact(shot) is None:
+        return " and ".join(told)
+    if shot.actors[-1].direction is None:
+        return f"{told[0]}{verbs.then} {world.pick(rng, _HITS)} {names[1]}{verbs.that} {actions[1]}"
+    return f"{told[0]}{verbs.and_} {told[1]}{verbs.they} {world.pick(rng, _BOUNCES)}"
+
+
+def _action(actor: Actor, verbs: _Verbs, adverbs: dict[str, str], rng: np.random.Generator | None) -> str:
+    """What an actor does, after its name; without a generator in few words."""
     if actor.direction is None or actor.speed is None:
-        return "spinning in place" if actor.spin else "standing still"
-    adverb = _ADVERBS[actor.speed] if speed else ""
-    return f"{'spinning and ' if actor.spin else ''}moving{adverb} {world.pick(rng, _WAYS[actor.direction])}"
-
-
-def _moves(actor: Actor, rng: np.random.Generator, speed: bool) -> str:
-    """What an actor does, after "the circle"."""
-    if actor.direction is None or actor.speed is None:
-        return "spins in place" if actor.spin else "stands still"
-    adverb = _ADVERBS[actor.speed] if speed else ""
-    return f"{'spins and ' if actor.spin else ''}moves{adverb} {world.pick(rng, _WAYS[actor.direction])}"
+        return verbs.spin + " in place" if actor.spin else verbs.stand + " still"
+    ways = _WAYS[actor.direction]
+    spin = verbs.spin + " and " if actor.spin else ""
+    return f"{spin}{verbs.move}{adverbs.get(actor.speed, '')} {world.pick(rng, ways) if rng else ways[0]}"
 
 
 def _with_surroundings(told: str, shot: Shot, rng: np.random.Generator) -> str:
-    """What happens, the camera's motion, and at times the background where there is room."""
-    camera = camera_phrase(shot.camera.motion, rng)
+    """What happens, the camera's motion, and at times the background, where there is room."""
+    motion = shot.camera.motion
+    phrases = ("", "", "", "static camera") if motion == "static" else (motion, f"camera {motion}")
+    camera = world.pick(rng, phrases)
     is_first, says_ground = rng.random() < 0.5, rng.random() < 0.3
     ground = f" on a {shot.background} background"
     if camera and len(told) + len(camera) + 2 > MAX_LENGTH:
-        camera = shot.camera.motion
-    room = MAX_LENGTH - len(told) - (len(camera) + 2 if camera else 0)
-    if says_ground and len(ground) <= room:
+        camera = phrases[0]
+    if says_ground and len(told) + len(ground) + (len(camera) + 2 if camera else 0) <= MAX_LENGTH:
         told += ground
     if not camera:
         return told
     return f"{camera}, {told}" if is_first else f"{told}, {camera}"
-
-
-def camera_phrase(motion: str, rng: np.random.Generator) -> str:
-    """Such as "pan left"; of a static camera nothing, three times in four."""
-    if motion == "static":
-        return world.pick(rng, ("", "", "", "static camera"))
-    return world.pick(rng, (motion, f"camera {motion}"))

@@ -301,7 +301,7 @@ class ReelWorld:
     @property
     def turns(self) -> tuple[int, ...]:
         """Some of the turns of an object, in degrees: spinning and rolling take it through all."""
-        return tuple(range(0, 360, 8))
+        return tuple(range(0, 360, 12))
 
     @property
     def min_radius(self) -> float:

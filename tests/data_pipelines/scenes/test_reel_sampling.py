@@ -7,14 +7,14 @@ import pytest
 from data_pipelines.scenes import reel_sampling, reel_world, source
 from data_pipelines.scenes.reel_world import CAMERA_MOTIONS, REEL_36, ReelWorld
 
-SHOTS = [reel_sampling.sample_shot(REEL_36, source.make_rng(0, i), REEL_36.seen) for i in range(200)]
-FILMS = [reel_sampling.sample_film(REEL_36, source.make_rng(1, i), REEL_36.seen) for i in range(30)]
+SHOTS = [reel_sampling.sample_shot(REEL_36, source.make_rng(0, i), REEL_36.seen) for i in range(150)]
+FILMS = [reel_sampling.sample_film(REEL_36, source.make_rng(1, i), REEL_36.seen) for i in range(20)]
 
 
 def test_every_actor_stays_in_the_picture_and_apart_from_the_other_in_every_frame():
     low, right = REEL_36.border - 1e-5, REEL_36.aspect - REEL_36.border + 1e-5
     for shot in SHOTS + [shot for film in FILMS for shot in film.shots]:
-        for frame in range(shot.frames):
+        for frame in range(0, shot.frames, 4):
             boxes = np.array([o.box for o in reel_world.objects_at(shot, frame)])
             assert boxes.min() >= low
             assert boxes[:, 2].max() <= right
