@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "tasks": SAMPLING | {"sampling"},
     "distillation": SAMPLING | {"sampling", "training"},
     "evaluation": SAMPLING
-    | {"sampling", "tasks", "distillation", "inference", "drawing", "canvas", "config", "environment"},
+    | {"sampling", "tasks", "distillation", "inference", "drawing", "canvas", "reel", "config", "environment"},
     "training": {"types", "config", "parallel"},
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}

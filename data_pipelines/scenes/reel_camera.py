@@ -83,7 +83,7 @@ def _register(
     """Gauss-Newton steps over pairs of frames `gap` apart: the better (x, y, growth, turn) per frame."""
     frames, height, width = levels.shape
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
-    y, x = np.mgrid[:height, :width].astype(np.float32) - np.float32([middle_y, middle_x])[:, None, None]
+    y, x = np.meshgrid(np.arange(height) - middle_y, np.arange(width) - middle_x, indexing="ij")
     starts = np.unique(np.linspace(0, frames - 1 - gap, PAIRS).round().astype(int))
     first = levels[starts]
     slope_y, slope_x = np.gradient(first, axis=(1, 2))

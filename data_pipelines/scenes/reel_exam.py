@@ -14,6 +14,7 @@ gains over its shots apart (`carried_gain`) is what it remembers: apart, a shot 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -123,11 +124,10 @@ class Exam:
     ) -> Part:
         """A part of single shots, with their first frames or without."""
         truths = [reel_render.render_shot(shot, self._size) for _, shot in asked]
+        common: dict[str, Any] = {"limits": limits, "fps": limits.fps}
         questions = tuple(
             Question(
-                tasks.TextToVideo(
-                    text=self._cut(text), image=true[0] if is_started else None, seed=index, limits=limits
-                ),
+                tasks.TextToVideo(text=self._cut(text), image=true[0] if is_started else None, seed=index, **common),
                 true,
                 (CAMERA_MOTIONS[shot.camera.motion],),
             )
@@ -146,13 +146,14 @@ class Exam:
     def _films(self, limits: tasks.VideoLimits) -> list[Part]:
         """The same shots as one film, and each by itself."""
         films = [self._film(index) for index in range(max(2, self.per_task // 2))]
+        common: dict[str, Any] = {"limits": limits, "fps": limits.fps}
         together, apart = [], []
         for index, (texts, film) in enumerate(films):
             true = np.concatenate([reel_render.render_shot(shot, self._size) for shot in film.shots])
             told = [self._cut(text) for text in texts]
             shots = [tasks.ShotRequest(text) for text in told]
-            together.append(Question(tasks.MultiShotManual(shots=shots, seed=index, limits=limits), true))
-            alone = (tasks.TextToVideo(text=text, seed=index + k, limits=limits) for k, text in enumerate(told))
+            together.append(Question(tasks.MultiShotManual(shots=shots, seed=index, **common), true))
+            alone = (tasks.TextToVideo(text=text, seed=index + k, **common) for k, text in enumerate(told))
             apart.append(Question(exam.Apart(tuple(alone)), true))
 
         def judge(drawn: Pictures) -> list[Judged]:

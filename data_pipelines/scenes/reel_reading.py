@@ -81,8 +81,7 @@ class Motion(NamedTuple):
 def read(pixels: UInt8[np.ndarray, "f h w 3"], world: ReelWorld) -> Reading:
     """Reads a clip without a cut."""
     objects = [parser.parse(frame, world) for frame in pixels]
-    covered = np.stack([_covered(frame) for frame in pixels])
-    return Reading(objects, track(objects, pixels), reel_camera.fit(pixels, covered))
+    return Reading(objects, track(objects, pixels), reel_camera.fit(pixels, _covered(pixels)))
 
 
 def track(objects: Sequence[Sequence[Detected]], pixels: UInt8[np.ndarray, "f h w 3"]) -> list[Track]:
@@ -166,12 +165,12 @@ def cut_f1(found: Iterable[int], true: Iterable[int]) -> float:
     return 2 * len(found & true) / (len(found) + len(true)) if found or true else 1.0
 
 
-def _covered(frame: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
-    """What is no backdrop: pixels unlike the ground, and two pixels around them."""
-    smooth = ndimage.gaussian_filter(frame.astype(np.float64), (0.8, 0.8, 0))
-    ground = np.median(smooth.reshape(-1, 3), axis=0)
+def _covered(pixels: UInt8[np.ndarray, "f h w 3"]) -> Bool[np.ndarray, "f h w"]:
+    """What is no backdrop: pixels unlike their frame's ground, and two pixels around them."""
+    smooth = ndimage.gaussian_filter(pixels.astype(np.float32), (0, 0.8, 0.8, 0))
+    ground = np.median(smooth, axis=(1, 2), keepdims=True)
     unlike = np.linalg.norm(palette.to_lab(smooth) - palette.to_lab(ground), axis=-1) > ACTOR
-    return np.asarray(ndimage.binary_dilation(unlike, np.ones((3, 3), bool), iterations=2), bool)
+    return ndimage.maximum_filter(unlike, (1, 5, 5), mode="constant")
 
 
 def _distance(a: Detected, b: Detected) -> float:
