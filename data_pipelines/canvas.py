@@ -25,8 +25,9 @@ import jax
 import numpy as np
 
 from data_pipelines import cache, loader, streams, text
+from data_pipelines.scenes import canvas_exam, reel_exam
 from data_pipelines.scenes.canvas import CanvasScenes
-from data_pipelines.scenes.canvas_exam import Exam
+from data_pipelines.scenes.reel_source import Reels
 from data_pipelines.sources import base
 from nova_jax import config
 from nova_jax.tasks import color, conditions
@@ -85,12 +86,11 @@ class CanvasLatents:
         """The autoencoder and its parameters."""
         return streams.load_codec(self.codec_path)
 
-    def exam(self, per_task: int) -> Exam | None:
-        """What examines models of such data: that of scenes; None where truth is not known."""
+    def exam(self, per_task: int) -> Any:
+        """What examines models of such data, an `evaluation.exam.Exam`; None where truth is not known."""
         first = self.sources[0]
-        if not isinstance(first, CanvasScenes):
-            return None
-        return Exam(world=first.world, per_task=per_task, text_length=self.text_length)
+        make = {CanvasScenes: canvas_exam.Exam, Reels: reel_exam.Exam}.get(type(first))
+        return make(world=first.world, per_task=per_task, text_length=self.text_length) if make else None
 
     def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
         """Rows of one shard, from a position on."""

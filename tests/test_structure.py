@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "media": set(),
     "distillation": SAMPLING | {"sampling", "training"},
     "evaluation": SAMPLING
-    | {"sampling", "tasks", "distillation", "inference", "drawing", "canvas", "config", "environment"},
+    | {"sampling", "tasks", "distillation", "inference", "drawing", "canvas", "reel", "config", "environment"},
     "training": {"types", "config", "parallel"},
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}

@@ -1,4 +1,4 @@
-"""What an exam of an editing model consists of: questions in parts, numbers that compare parts, and bars to clear.
+"""What an exam of a model consists of: questions in parts, numbers that compare parts, and bars to clear.
 
 The exam belongs to the data a model was trained on, which knows the true pictures (`Exam`); how it is sat and what it
 gives is `task_evaluation`. A part is one capability; a part with a dial asks the same thing at several settings of one
@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from nova_jax.evaluation import intervals
-from nova_jax.tasks import Limits
+from nova_jax.tasks import Limits, VideoLimits
 from nova_jax.tasks.request import Request
 
-Picture = UInt8[np.ndarray, "1 h w 3"]
-Pictures = UInt8[np.ndarray, "n 1 h w 3"]
+Picture = UInt8[np.ndarray, "f h w 3"]  # a clip; a still picture is one of one frame
+Pictures = UInt8[np.ndarray, "n f h w 3"]
 Judged = dict[str, bool | float | None]  # the scores of one picture; None does not apply
 Score = intervals.Estimate
 Level = Literal["ceiling", "model", "chance"]
@@ -27,6 +27,15 @@ class Locate(NamedTuple):
 
     image: UInt8[np.ndarray, "h w 3"]
     prompt: str
+
+
+class Apart(NamedTuple):
+    """A question for clips that are drawn each by itself and shown one after the other."""
+
+    requests: tuple[Request, ...]
+
+
+Ask = Request | Locate | Apart
 
 
 class Question(NamedTuple):
@@ -40,7 +49,7 @@ class Question(NamedTuple):
         setting: Where the dial stands.
     """
 
-    ask: Request | Locate
+    ask: Ask
     truth: Picture
     groups: tuple[str, ...] = ()
     setting: float | None = None
@@ -51,7 +60,8 @@ class Part(NamedTuple):
 
     Attributes:
         name: Of the part.
-        questions: Two or more. With a dial: all settings of one element, then those of the next.
+        questions: Two or more, their answers of one shape. With a dial: all settings of one element, then those of the
+            next.
         judge: One picture per question -> the scores of each.
         dial: What is turned; empty where nothing is.
     """
@@ -63,19 +73,22 @@ class Part(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """What a score has to reach."""
+    """What a score has to reach; `upper` is the other bound of a range."""
 
     part: str
     score: str
-    side: Literal["at least", "at most"]
+    side: Literal["at least", "at most", "within"]
     bound: float
+    upper: float = np.inf
 
     def __str__(self) -> str:
+        if self.side == "within":
+            return f"{self.bound:g} to {self.upper:g}"
         return f"{'≥' if self.side == 'at least' else '≤'} {self.bound:g}"
 
     def is_met(self, value: float) -> bool:
         """Whether a value reaches it; one that is not a number does not."""
-        return value >= self.bound if self.side == "at least" else value <= self.bound
+        return value <= self.bound if self.side == "at most" else self.bound <= value <= self.upper
 
 
 class Comparison(NamedTuple):
@@ -110,8 +123,8 @@ class Exam(Protocol):
         """What is to be reached."""
         ...
 
-    def parts(self, limits: Limits, guidance: float) -> list[Part]:
-        """All questions, as requests within a model's limits and of a guidance scale."""
+    def parts(self, limits: Limits | VideoLimits, guidance: float) -> list[Part]:
+        """All questions, as requests within a model's limits and of a guidance scale; videos take none."""
         ...
 
 
@@ -125,6 +138,11 @@ def points_lost(before: Score, after: Score) -> Score:
     """How many hundredths a rate has fallen."""
     fallen = lost(before, after)
     return fallen | {name: 100 * fallen[name] for name in ("value", "low", "high")}
+
+
+def points_gained(before: Score, after: Score) -> Score:
+    """How many hundredths a rate has risen."""
+    return points_lost(after, before)
 
 
 def share_left(before: Score, after: Score) -> Score:

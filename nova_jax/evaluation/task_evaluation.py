@@ -1,8 +1,8 @@
-"""What a trained editing model is worth, task by task: `nova evaluate`.
+"""What a trained model of pictures or of videos is worth, task by task: `nova evaluate`.
 
 The run's data sets the exam (`exam.Exam`): requests, true pictures, scores, bars. Each score stands between two others,
 
-    ceiling   the true pictures after the model's autoencoder, pasted outside the mask as the model's own are
+    ceiling   the true pictures or clips after the model's autoencoder, pasted outside a mask as the model's own are
     chance    the model's pictures, each judged by another question of its part
 
 and a part with a dial (a number of the request at several settings) gives curves and, over all its pictures, Spearman's
@@ -19,13 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rich.console
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from nova_jax import canvas, config, environment, inference
-from nova_jax.evaluation import exam, intervals, pictures
-from nova_jax.evaluation.exam import Bar, Exam, Judged, Level, Locate, Part, Pictures, Question, Score
-from nova_jax.tasks import Inpaint, Outpaint
-from nova_jax.tasks.request import Request
+from nova_jax import config, environment, inference
+from nova_jax.evaluation import exam, intervals, pictures, task_drawing
+from nova_jax.evaluation.exam import Bar, Exam, Judged, Level, Part, Pictures, Question, Score
 
 SCORES = "scores.json"
 RESAMPLES = 500  # of the bootstrap
@@ -105,7 +103,7 @@ def run(
     """Examines a run and writes scores.json; `task_report.write` makes the page.
 
     Args:
-        run_dir: A trained editing run.
+        run_dir: A trained run.
         per_task: Questions in each part.
         guidance: Scale of classifier-free guidance, 1.1 to 10; masks and alphas are drawn without.
         folder: Where results go; RUN/evaluation when not given.
@@ -114,18 +112,22 @@ def run(
 
     Raises:
         FileNotFoundError: No such run.
-        ValueError: The run's data sets no exam, or the network does not edit.
+        ValueError: The run's data sets no exam, or the network lacks what the exam asks for.
     """
     run_dir = pathlib.Path(run_dir)
     trained = inference.load_run(run_dir)
     saved = json.loads((run_dir / "config.json").read_text())["config"]
     paper = find_exam(run_dir, saved["data"], per_task)
-    parts = paper.parts(canvas.limits_of(trained), guidance)
-    canvas.check_network(trained, [q.ask for part in parts for q in part.questions if isinstance(q.ask, Request)])
+    parts = paper.parts(task_drawing.limits_of(trained), guidance)
+    task_drawing.check(trained, [q.ask for part in parts for q in part.questions])
     start = time.perf_counter()
     answered = {}
     for part in parts:
-        found = sit(part, lambda asked: draw(trained, asked), lambda asked: rebuild(trained, asked))
+        found = sit(
+            part,
+            lambda questions: task_drawing.draw(trained, [q.ask for q in questions], guidance),
+            lambda questions: task_drawing.rebuild(trained, questions),
+        )
         answered[part.name] = found
         line = f"{len(answered)}/{len(parts)}  {part.name:24} {len(found.drawn):4} pictures in {found.seconds:.1f} s"
         (console or rich.console.Console()).print(line, highlight=False, soft_wrap=True)
@@ -135,7 +137,7 @@ def run(
         "step": trained.step,
         "per_task": per_task,
         "guidance": guidance,
-        "sampler": f"heun, {canvas.STEPS['standard']} steps; masks and alphas {canvas.DENSE.num_steps}, unguided",
+        "sampler": task_drawing.SAMPLER,
         "command": command,
         "seconds": round(time.perf_counter() - start, 1),
         "environment": environment.describe(),
@@ -156,32 +158,11 @@ def find_exam(run_dir: pathlib.Path, data: dict[str, Any], per_task: int) -> Exa
     source = config.from_dict(data, packages=("nova_jax", "data_pipelines"))
     found = source.exam(per_task=per_task) if hasattr(source, "exam") else None
     if found is None:
-        raise ValueError(f"{run_dir} was trained on data without known answers: evaluate a run of `experiments.canvas`")
+        raise ValueError(
+            f"{run_dir} was trained on data without known answers: evaluate a run of `experiments.canvas` or of "
+            "`experiments.reel`"
+        )
     return found
-
-
-def draw(trained: inference.TrainedRun, questions: Sequence[Question]) -> Pictures:
-    """The model's answers; an alpha and a mask as gray pictures."""
-    asked = [q.ask for q in questions]
-    requests = [ask for ask in asked if isinstance(ask, Request)]
-    sought = [ask for ask in asked if isinstance(ask, Locate)]
-    drawn = iter(canvas.draw_all(trained, requests))
-    found = iter(canvas.locate(trained, [ask.image for ask in sought], [ask.prompt for ask in sought]))
-    return np.stack(
-        [_gray(255 * next(found)) if isinstance(ask, Locate) else _opaque(next(drawn)[:1]) for ask in asked]
-    )
-
-
-def rebuild(trained: inference.TrainedRun, questions: Sequence[Question]) -> Pictures:
-    """The true pictures after the autoencoder; of an edit inside a mask with the source outside, as in the model's."""
-    decode = inference.make_decode(trained.codec)
-    rebuilt = []
-    for q in questions:
-        latents = canvas.encode(trained, q.truth)
-        picture = np.asarray(decode(trained.codec_params, latents[None]))[0]
-        is_masked = isinstance(q.ask, (Inpaint, Outpaint))
-        rebuilt.append(canvas.plan(q.ask, trained).finish(picture) if is_masked else picture)
-    return np.stack(rebuilt)
 
 
 def sit(part: Part, draw: Draw, rebuild: Draw) -> Answered:
@@ -304,15 +285,6 @@ def _in_order(group: str) -> tuple[int, str]:
     """Sorts "10 colors" after "9 colors", and what has no number last."""
     first = group.split()[0]
     return (int(first), group) if first.isdigit() else (1000, group)
-
-
-def _gray(levels: Any) -> exam.Picture:
-    return np.repeat(np.asarray(levels, np.uint8)[None, ..., None], 3, axis=-1)
-
-
-def _opaque(picture: UInt8[np.ndarray, "1 h w c"]) -> exam.Picture:
-    """The picture, or its alpha as gray if it has one."""
-    return picture if picture.shape[-1] == 3 else np.repeat(picture[..., 3:], 3, axis=-1)
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an evaluation of an editing model found, as one page: the table, the dials, and every part's first pictures."""
+"""What an evaluation found, as one page: the table, the dials, and every part's first pictures or clips."""
 
 import functools
 import pathlib
@@ -11,11 +11,12 @@ from PIL import Image
 
 from nova_jax.evaluation import exam, plots, report, task_evaluation
 from nova_jax.evaluation.task_evaluation import Answered, Curve, Evaluation, Row
-from nova_jax.tasks import ColorGuided, Inpaint, Outpaint, RemoveBackground, TextToImage, Vary, conditions
+from nova_jax.tasks import ColorGuided, Inpaint, Outpaint, RemoveBackground, TextToImage, Vary, VideoRequest, conditions
 from nova_jax.tasks.pictures import Picture
 
 REPORT = "report.html"
 SHOWN = 8  # questions of each part: the first ones, not chosen
+FRAMES = 6  # of a clip
 ZOOM = 2
 TINT = (255, 0, 90)  # of what is to be drawn anew
 
@@ -79,10 +80,11 @@ def _plot(curves: Sequence[Curve]) -> list[Any]:
 
 
 def _sheet(found: Answered) -> plots.Markup:
-    """What was given, what was drawn, and the truth, for the first questions of a part."""
+    """The first questions of a part and their answers."""
     shown = list(zip(found.part.questions, found.drawn, found.judged["model"], strict=True))[:SHOWN]
-    strips = [strip([*given(q.ask), picture[0], q.truth[0]]) for q, picture, _ in shown]
-    captions = [f"{words(q.ask)} (given, drawn, true)".lstrip() for q, _, _ in shown]
+    strips = [compared(q, picture) for q, picture, _ in shown]
+    how = "given, drawn, true" if len(found.drawn[0]) == 1 else "drawn above, true below"
+    captions = [f"{words(q.ask)} ({how})".lstrip() for q, _, _ in shown]
     verdicts = [task_evaluation.verdict(judged) for _, _, judged in shown]
     return report.images(strips, captions, zoom=ZOOM, verdicts=verdicts)
 
@@ -102,12 +104,12 @@ def _sheet_of_dial(found: Answered) -> plots.Markup:
 def save_sheet(
     evaluation: Evaluation, path: pathlib.Path, parts: Sequence[str], per_part: int = 4, upscale: int = 2
 ) -> pathlib.Path:
-    """Writes one PNG, a row for each part: given, drawn and true picture of its first questions."""
+    """Writes one PNG, a row for each part: its first questions, `compared` with their answers."""
     rows = []
     for name in parts:
         found = evaluation.answered[name]
         pairs = list(zip(found.part.questions, found.drawn, strict=True))[:per_part]
-        rows.append([strip([*given(q.ask), picture[0], q.truth[0]]) for q, picture in pairs])
+        rows.append([compared(q, picture) for q, picture in pairs])
     width = max(piece.shape[1] for row in rows for piece in row) + 8
     lines = [np.concatenate([_padded(piece, width) for piece in row], axis=1) for row in rows]
     sheet = Image.fromarray(np.concatenate([_padded(line, line.shape[1], line.shape[0] + 4) for line in lines]))
@@ -120,6 +122,21 @@ def _padded(picture: Picture, width: int, height: int | None = None) -> Picture:
     page = np.full((height or picture.shape[0], width, 3), 255, np.uint8)
     page[: picture.shape[0], : picture.shape[1]] = picture
     return page
+
+
+def compared(question: exam.Question, drawn: exam.Picture) -> Picture:
+    """What was given, the answer and the truth, side by side; of clips some frames, the true ones below."""
+    left = given(question.ask)
+    if len(drawn) == 1:
+        return strip([*left, drawn[0], question.truth[0]])
+    blank = [np.full_like(picture, 255) for picture in left]
+    above, below = strip([*left, *some_frames(drawn)]), strip([*blank, *some_frames(question.truth)])
+    return np.concatenate([above, np.full((2, *above.shape[1:]), 255, np.uint8), below])
+
+
+def some_frames(clip: exam.Picture) -> list[Picture]:
+    """At most `FRAMES` of a clip's frames, spread evenly from the first to the last."""
+    return list(clip[np.linspace(0, len(clip) - 1, min(len(clip), FRAMES)).round().astype(int)])
 
 
 def strip(row: Sequence[Picture]) -> Picture:
@@ -135,7 +152,11 @@ def swatches(palette: UInt8[np.ndarray, "p 3"], size: tuple[int, int]) -> Pictur
 
 
 def words(ask: Any) -> str:
-    """The texts of a question: what is wanted, and what is not."""
+    """The texts of a question: what is wanted, shot by shot, and what is not."""
+    if isinstance(ask, exam.Apart):
+        return " / ".join(map(words, ask.requests))
+    if isinstance(ask, VideoRequest):
+        return " / ".join(shot.text or "" for shot in ask.storyboard)
     text = getattr(ask, "prompt", None) or getattr(ask, "text", None) or ""
     unwanted = getattr(ask, "negative_text", None)
     return f"{text}; without: {unwanted}" if unwanted else text
@@ -162,6 +183,16 @@ def _(ask: Any) -> list[Picture]:
 def _(ask: Any) -> list[Picture]:
     tinted = np.rint(0.5 * ask.image + 0.5 * np.array(TINT)).astype(np.uint8)
     return [np.where(ask.mask[..., None], tinted, ask.image)]
+
+
+@given.register
+def _(ask: exam.Apart) -> list[Picture]:
+    return [picture for request in ask.requests for picture in given(request)]
+
+
+@given.register
+def _(ask: VideoRequest) -> list[Picture]:
+    return [shot.image for shot in ask.storyboard if shot.image is not None]
 
 
 @given.register

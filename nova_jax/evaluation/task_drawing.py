@@ -1,0 +1,106 @@
+"""A trained model's answers to the questions of an exam, and what its autoencoder makes of the true ones.
+
+Pictures are drawn by `canvas` and videos by `reel`: the kind of request decides.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from nova_jax import canvas, inference, reel
+from nova_jax.evaluation.exam import Apart, Ask, Locate, Picture, Pictures, Question
+from nova_jax.tasks import Inpaint, Limits, Outpaint, VideoLimits, VideoRequest
+from nova_jax.tasks.request import Request
+
+SAMPLER = f"heun, {canvas.STEPS['standard']} steps; masks and alphas {canvas.DENSE.num_steps}, unguided"
+
+
+def limits_of(trained: inference.TrainedRun) -> Limits | VideoLimits:
+    """What a model draws: clips of one size and length if it was trained on more than one frame, or else pictures."""
+    return reel.limits_of(trained) if trained.latent_shape[0] > 1 else canvas.limits_of(trained)
+
+
+def requests(ask: Ask) -> tuple[Request, ...]:
+    """What a question has the model draw; nothing where a mask is sought."""
+    if isinstance(ask, Apart):
+        return ask.requests
+    return () if isinstance(ask, Locate) else (ask,)
+
+
+def check(trained: inference.TrainedRun, asked: Sequence[Ask]) -> None:
+    """Refuses questions that the network has no inputs for, or whose size it cannot draw.
+
+    Raises:
+        ValueError: which ones, and what to do.
+    """
+    wanted = [request for ask in asked for request in requests(ask)]
+    for request in wanted:
+        if isinstance(request, VideoRequest):
+            reel.check(trained, request)
+    canvas.check_network(trained, [request for request in wanted if not isinstance(request, VideoRequest)])
+
+
+def draw(trained: inference.TrainedRun, asked: Sequence[Ask], guidance: float) -> Pictures:
+    """The model's answers; an alpha and a mask as gray pictures.
+
+    Args:
+        trained: A run.
+        asked: Questions whose answers have one shape.
+        guidance: Scale of classifier-free guidance of videos; the other requests bring theirs.
+    """
+    sought = [ask for ask in asked if isinstance(ask, Locate)]
+    found = iter(canvas.locate(trained, [ask.image for ask in sought], [ask.prompt for ask in sought]))
+    drawn = iter(draw_all(trained, [request for ask in asked for request in requests(ask)], guidance))
+    answers = []
+    for ask in asked:
+        is_mask = isinstance(ask, Locate)
+        answers.append(_gray(255 * next(found)) if is_mask else np.concatenate([next(drawn) for _ in requests(ask)]))
+    return np.stack(answers)
+
+
+def draw_all(trained: inference.TrainedRun, wanted: Sequence[Request], guidance: float) -> list[Picture]:
+    """The first picture of every request for pictures, or the whole video of every request for videos.
+
+    Args:
+        trained: A run.
+        wanted: Requests for pictures alone, or for videos alone.
+        guidance: As in `draw`.
+    """
+    videos = [request for request in wanted if isinstance(request, VideoRequest)]
+    if len(videos) < len(wanted):
+        return [_opaque(pictures[:1]) for pictures in canvas.draw_all(trained, wanted)]
+    return [np.concatenate(list(shots)) for shots in reel.draw_all(trained, videos, video_settings(guidance))]
+
+
+def video_settings(guidance: float) -> inference.SamplingSettings:
+    """How videos are drawn: as pictures are."""
+    return inference.SamplingSettings(num_steps=canvas.STEPS["standard"], guidance_scale=float(guidance))
+
+
+def rebuild(trained: inference.TrainedRun, questions: Sequence[Question]) -> Pictures:
+    """The true pictures after the autoencoder, a film shot by shot; of an edit in a mask, the source outside."""
+    return np.stack([_rebuild(trained, q) for q in questions])
+
+
+def _rebuild(trained: inference.TrainedRun, q: Question) -> Picture:
+    decode = inference.make_decode(trained.codec)
+    shots = np.stack(np.split(q.truth, num_shots(q.ask)))
+    latents = inference.to_latents(trained, shots)
+    picture = np.concatenate([np.asarray(decode(trained.codec_params, each[None]))[0] for each in latents])
+    return canvas.plan(q.ask, trained).finish(picture) if isinstance(q.ask, (Inpaint, Outpaint)) else picture
+
+
+def num_shots(ask: Ask) -> int:
+    """Of the answer to a question: a picture is one."""
+    return sum(len(r.storyboard) if isinstance(r, VideoRequest) else 1 for r in requests(ask)) or 1
+
+
+def _gray(levels: Any) -> Picture:
+    return np.repeat(np.asarray(levels, np.uint8)[None, ..., None], 3, axis=-1)
+
+
+def _opaque(picture: UInt8[np.ndarray, "1 h w c"]) -> Picture:
+    """The picture, or its alpha as gray if it has one."""
+    return picture if picture.shape[-1] == 3 else np.repeat(picture[..., 3:], 3, axis=-1)
