@@ -1,11 +1,11 @@
-"""Editing tasks as training batches: pictures encoded once, conditions drawn anew for every sample.
+"""Tasks of one model as training batches: pictures and clips encoded once, conditions drawn anew for every sample.
 
-A source of one task, such as `scenes.canvas.CanvasScenes`, has `task` and gives samples with `pixels`, the picture to
-draw, `caption`, and what the task shows beside it:
+A source of one task, such as `scenes.canvas.CanvasScenes`, has `task` and gives samples with `pixels`, the picture or
+clip to draw, `caption`, and what the task shows beside it:
 
     source, mask                 the picture before, and where it is drawn anew         aligned
     control                      edges or segmentation of the target                    aligned
-    references, num_references   pictures of the same objects                           extra frames
+    references, num_references   pictures of the same objects, or of earlier shots      extra frames
     palette, num_colors          sRGB 0 .. 255                                          palette
 
 All pictures of a sample go through the autoencoder once, into the cache; strength and similarity, and the noise that
@@ -18,7 +18,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -32,7 +32,10 @@ from nova_jax.tasks import color, conditions
 from nova_jax.types import Batch, Params
 
 MIN_SIMILARITY = 0.2
+PICTURES_PER_CALL = 256  # of the autoencoder
+LATENTS = ("latents", "source", "control", "references")
 TOLD = {"add": "fill", "replace": "fill"}  # what the mask hides is not seen, so the network need not know which it is
+TOLD |= dict.fromkeys(("image", "video", "film"), "generate")  # the number of frames says it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class CanvasLatents:
         codec_path: folder of the autoencoder.
         text_length: bytes per caption, the start token included.
         cache_path: where latents are kept between runs.
+        stored_as: float32, or float16 in half the space.
+        min_similarity: references are shown at times from 0 to 1 less this.
         seed: of the order and of what is drawn.
         threads: that read.
     """
@@ -58,6 +63,8 @@ class CanvasLatents:
     codec_path: str
     text_length: int = 64
     cache_path: str = "runs/cache"
+    stored_as: Literal["float32", "float16"] = "float32"
+    min_similarity: float = MIN_SIMILARITY
     seed: int = 0
     threads: int = 2
 
@@ -96,7 +103,9 @@ class CanvasLatents:
             Joined(tuple(_encoded(source, self) for source in self.sources)),
             batch_size=batch_size,
             seed=self.seed,
-            transform=Conditions(self.is_aligned, self.num_frames, self.has_palette, codec.compression[1]),
+            transform=Conditions(
+                self.is_aligned, self.num_frames, self.has_palette, codec.compression[1], self.min_similarity
+            ),
             batch_transform=text.Tokenize(streams.encode_captions, self.text_length),
             threads=self.threads,
         )
@@ -132,9 +141,11 @@ class Conditions:
     num_frames: int
     has_palette: bool
     compression: int
+    min_similarity: float = MIN_SIMILARITY
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Draws strength and similarity, and the noise that they mean."""
+        sample = {name: _as_float32(value) for name, value in sample.items()}
         out = {"latents": sample["latents"], "caption": sample["caption"]}
         if sample["task"]:  # text to image is told no task: it is what the network did before it learnt any
             out["task"] = np.int32(sample["task"])
@@ -149,7 +160,7 @@ class Conditions:
                 rng=rng,
             )
         if self.num_frames:
-            similarity = MIN_SIMILARITY + (1 - MIN_SIMILARITY) * float(rng.random())
+            similarity = self.min_similarity + (1 - self.min_similarity) * float(rng.random())
             shown = sample["references"][: int(sample["num_references"])]
             frames, times = conditions.references(shown, self.num_frames, similarity=similarity, rng=rng)
             out |= {"frames": frames, "frame_times": times}
@@ -159,11 +170,17 @@ class Conditions:
         return out
 
 
+def _as_float32(value: Any) -> Any:
+    return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float16 else value
+
+
 @functools.lru_cache(maxsize=32)
 def _encoded(source: Any, data: CanvasLatents) -> base.Source:
     """A source of one task with its pictures as latents, from the cache or into it; held in memory."""
     codec, params = data.codec()
-    model = hashlib.sha256((json.dumps(config.to_dict(codec)) + cache.fingerprint(params)).encode()).hexdigest()
+    stored = "" if data.stored_as == "float32" else data.stored_as
+    identity = json.dumps(config.to_dict(codec)) + cache.fingerprint(params) + stored
+    model = hashlib.sha256(identity.encode()).hexdigest()
     name = hashlib.sha256((model + base.fingerprint(source)).encode()).hexdigest()[:16]
     folder = pathlib.Path(data.cache_path) / name
     encode = jax.jit(lambda pixels: codec.normalize(codec.encode(params, pixels / 127.5 - 1.0)[0]))
@@ -171,9 +188,13 @@ def _encoded(source: Any, data: CanvasLatents) -> base.Source:
 
     def rows(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         shown = {name: a[:, : data.num_frames] if name == "references" else a for name, a in batch.items()}
-        return encode_pictures(encode, shown) | {"task": np.full(len(batch["pixels"]), task)}
+        encoded = encode_pictures(encode, shown)
+        latents = {name: encoded[name].astype(data.stored_as) for name in LATENTS if name in encoded}
+        return encoded | latents | {"task": np.full(len(batch["pixels"]), task)}
 
-    cache.encode_source(source, rows, folder, model=model, options=cache.Options(batch_size=256, threads=data.threads))
+    clips = max(1, PICTURES_PER_CALL // len(source[0]["pixels"]))
+    options = cache.Options(batch_size=clips, threads=data.threads)
+    cache.encode_source(source, rows, folder, model=model, options=options)
     return InMemory(cache.LatentCache(str(folder), model=model))
 
 

@@ -5,7 +5,10 @@ no padding to the largest. Which part a batch comes from is a function of its nu
 
     batch i  ->  order[i mod n],  n = sum of the weights,  order: parts spread as evenly as their weights allow
 
-so the position stays one integer, the samples consumed over all parts, and a run resumes as ever.
+so the position stays one integer, the batch size times the batches so far, and a run resumes as ever.
+
+A batch of one part may have more rows than that of another: where pictures and clips are mixed, seven pictures cost as
+much as a clip of seven frames.
 """
 
 import dataclasses
@@ -19,22 +22,30 @@ from nova_jax.types import Batch, Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Parts that share latents, codec and text length.
+    """Parts that share codec and text length.
 
     Attributes:
-        parts: (`experiment.DataSource`, how many of every n batches it gives); the first one describes the mixture.
+        parts: (`experiment.DataSource`, how many of every n batches it gives) or, third, the rows of its batches over
+            the batch size, 1 where not said; the first one describes the mixture.
     """
 
-    parts: tuple[tuple[Any, int], ...]
+    parts: tuple[tuple[Any, int] | tuple[Any, int, float | int], ...]
 
     def __post_init__(self) -> None:
-        if not self.parts or any(weight < 1 for _, weight in self.parts):
+        if not self.parts or any(len(part) not in (2, 3) or part[1] < 1 for part in self.parts):
             raise ValueError("a mixture needs parts, each with a weight of 1 or more")
+        if wrong := [rows for rows in self._rows if not rows > 0]:
+            raise ValueError(f"the rows of a part are a multiple of the batch size above 0, got {wrong[0]}")
+
+    @property
+    def _rows(self) -> list[float]:
+        """The rows of each part over the batch size."""
+        return [float(part[2]) if len(part) == 3 else 1.0 for part in self.parts]
 
     @functools.cached_property
     def order(self) -> tuple[int, ...]:
         """The part of each batch of a cycle: the one that lags furthest behind its share."""
-        weights = [weight for _, weight in self.parts]
+        weights = [part[1] for part in self.parts]
         given, order = [0] * len(weights), []
         for done in range(1, sum(weights) + 1):
             lag = [weight * done / sum(weights) - count for weight, count in zip(weights, given, strict=True)]
@@ -44,20 +55,22 @@ class Mixture:
         return tuple(order)
 
     def describe(self) -> dict[str, Any]:
-        """What the first part says, and the weights."""
-        return self.parts[0][0].describe() | {"weights": [weight for _, weight in self.parts]}
+        """What the first part says, the weights, and the rows where they differ."""
+        facts = self.parts[0][0].describe() | {"weights": [part[1] for part in self.parts]}
+        return facts | ({"rows": self._rows} if set(self._rows) != {1.0} else {})
 
     def example(self) -> Batch:
         """One sample of the first part; a network's parameters do not depend on which conditions it is shown."""
         return self.parts[0][0].example()
 
     def examples(self) -> list[tuple[float, Batch]]:
-        """The share of the batches and one sample of every part."""
-        return [(weight / len(self.order), data.example()) for data, weight in self.parts]
+        """For every part its rows per row of the batch size, a mean over all batches, and one sample."""
+        shares = [part[1] / len(self.order) * rows for part, rows in zip(self.parts, self._rows, strict=True)]
+        return [(share, part[0].example()) for share, part in zip(shares, self.parts, strict=True)]
 
     def fingerprint(self) -> str:
         """Hash of all parts and their weights."""
-        facts = [(data.fingerprint(), weight) for data, weight in self.parts]
+        facts = [(part[0].fingerprint(), *part[1:]) for part in self.parts]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def codec(self) -> tuple[Any, Params] | None:
@@ -69,18 +82,39 @@ class Mixture:
         first = self.parts[0][0]
         return first.exam(per_task) if hasattr(first, "exam") else None
 
+    def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
+        """The rows of the parts' batches, over all shards, for this batch size.
+
+        Raises:
+            ValueError: a part's share of the batch size is no whole number.
+        """
+        sizes = [rows * batch_size for rows in self._rows]
+        if wrong := [size for size in sizes if abs(size - round(size)) > 1e-6]:
+            raise ValueError(
+                f"a part has {wrong[0] / batch_size:g} times the rows of the batch size {batch_size}, which is "
+                f"{wrong[0]:g}: choose whole numbers of rows"
+            )
+        return tuple(round(size) for size in sizes)
+
     def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
         """Rows of one shard, from a position on.
 
         Raises:
-            ValueError: `start` lies inside a batch: batches do not divide otherwise than they did.
+            ValueError: `start` lies inside a batch: batches do not divide otherwise than they did. Or the batches of a
+                part do not divide over the shards.
         """
         if start % batch_size:
             raise ValueError(f"position {start} lies inside a batch of {batch_size}: keep the batch size it began with")
+        sizes = self.batch_sizes(batch_size)
+        if wrong := [size for size in sizes if size % shard_count]:
+            raise ValueError(
+                f"a part of {wrong[0]} rows does not divide over {shard_count} data shards: choose rows and batch_size "
+                f"so that every part of {', '.join(map(str, sizes))} does"
+            )
         first = start // batch_size
         streams = [
-            data.batches(self._given(part, first) * batch_size, batch_size, shard_index, shard_count)
-            for part, (data, _) in enumerate(self.parts)
+            part[0].batches(self._given(index, first) * size, size, shard_index, shard_count)
+            for index, (part, size) in enumerate(zip(self.parts, sizes, strict=True))
         ]
         number = first
         while True:

@@ -119,7 +119,7 @@ def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
 
 
 def evaluate(
-    trained: inference.TextToImage, learnt: Cutouts, count: int = MAX_SCORED
+    trained: inference.TrainedRun, learnt: Cutouts, count: int = MAX_SCORED
 ) -> tuple[dict[str, Scores], UInt8[np.ndarray, "n 1 h w 3"]]:
     """Scores of both tasks, and the first answers, three tiles each.
 
@@ -137,7 +137,7 @@ def evaluate(
     return scores, np.concatenate(tiles)[:, None]
 
 
-def score_mattes(trained: inference.TextToImage, elements: Sequence[cutouts.Sample]) -> tuple[Scores, list[np.ndarray]]:
+def score_mattes(trained: inference.TrainedRun, elements: Sequence[cutouts.Sample]) -> tuple[Scores, list[np.ndarray]]:
     """Errors of alpha; and of each element source, true alpha and the drawn cut-out on a checkerboard (3, h, w, 3)."""
     limits = editor.limits_of(trained)
     sources = [element["source"][0] for element in elements]
@@ -160,7 +160,7 @@ def score_mattes(trained: inference.TextToImage, elements: Sequence[cutouts.Samp
     return scores, strips
 
 
-def score_colors(trained: inference.TextToImage, elements: Sequence[cutouts.Sample]) -> tuple[Scores, list[np.ndarray]]:
+def score_colors(trained: inference.TrainedRun, elements: Sequence[cutouts.Sample]) -> tuple[Scores, list[np.ndarray]]:
     """Errors of palettes; and of each element palette, true and drawn picture (3, h, w, 3)."""
     palettes = [element["palette"][: element["num_colors"]] for element in elements]
     limits = editor.limits_of(trained)

@@ -106,7 +106,7 @@ def teacher_settings(method: distillation.Method) -> inference.SamplingSettings:
     return inference.SamplingSettings(sampler="euler", num_steps=50, guidance_scale=method.guidance.scale)
 
 
-def student_settings(trained: inference.TextToImage) -> list[inference.SamplingSettings]:
+def student_settings(trained: inference.TrainedRun) -> list[inference.SamplingSettings]:
     """One, two, four and eight steps, as far as the student knows them."""
     known = trained.objective.trained_steps or STUDENT_STEPS
     default = inference.settings_for(trained)
@@ -114,7 +114,7 @@ def student_settings(trained: inference.TextToImage) -> list[inference.SamplingS
 
 
 def score_scenes(
-    trained: inference.TextToImage, scenes: source.Scenes, settings: inference.SamplingSettings
+    trained: inference.TrainedRun, scenes: source.Scenes, settings: inference.SamplingSettings
 ) -> geneval.Summary:
     """GenEval's six tasks."""
     return scoring.score(
@@ -124,7 +124,7 @@ def score_scenes(
     ).summary
 
 
-def measure_ceilings(trained: inference.TextToImage, scenes: source.Scenes) -> dict[str, scoring.Ceiling]:
+def measure_ceilings(trained: inference.TrainedRun, scenes: source.Scenes) -> dict[str, scoring.Ceiling]:
     """What the parser reads on held-out ground truth and on its reconstructions: no generated picture can do better."""
     held_out = image_vae.held_out_scenes(scenes)
     truth = np.stack([held_out[i]["pixels"] for i in range(CEILING_SCENES)])
@@ -146,7 +146,7 @@ def print_scores(scored: scoring.Scored, ceilings: dict[str, scoring.Ceiling]) -
 
 
 def write(
-    config: experiment.TrainConfig, result: experiment.Result, trained: inference.TextToImage, sections: dict[str, Any]
+    config: experiment.TrainConfig, result: experiment.Result, trained: inference.TrainedRun, sections: dict[str, Any]
 ) -> None:
     """Writes report.html: samples, the given sections, loss curves, config and environment."""
     prompts = [prompt for prompt in config.preview.prompts for _ in range(PER_PROMPT)] if config.preview else []

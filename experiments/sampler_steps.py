@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.scenes import scoring
-from nova_jax import config, inference, sampling
+from nova_jax import config, drawing, inference, sampling
 from nova_jax.evaluation import step_benchmark, step_report
 from nova_jax.sampling import fitted, named, time_grids
 
@@ -94,14 +94,14 @@ def fit_grids(settings: SamplerSteps) -> list[dict[str, Any]]:
 
 
 def make_problem(
-    trained: inference.TextToImage, world: Any, scale: float, samples: int, seed: int
+    trained: inference.TrainedRun, world: Any, scale: float, samples: int, seed: int
 ) -> tuple[sampling.Problem, jax.Array]:
     """The guided model on GenEval prompts of a world, and noise for them."""
     scorer = scoring.Scorer(world, per_task=-(-samples // 6), seed=seed)
     order = np.random.default_rng(seed).permutation(len(scorer.prompts))[:samples]
     cond, null = inference.encode(trained, [scorer.prompts[i].text for i in order])
-    denoise = inference.make_denoiser(
-        trained.network, trained.params, trained.objective, null, inference.guidance_of(scale), scale, None
+    denoise = drawing.make_denoiser(
+        trained.network, trained.params, trained.objective, null, drawing.guidance_of(scale), scale, None
     )
     noise = sampling.initial_noise(seed + np.arange(samples), trained.latent_shape)
     return sampling.Problem(denoise, cond, trained.objective.schedule), noise

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image
@@ -57,7 +56,7 @@ class Plan(NamedTuple):
     finish: Callable[[Pictures], Pictures] = lambda pictures: pictures
 
 
-def limits_of(trained: inference.TextToImage) -> Limits:
+def limits_of(trained: inference.TrainedRun) -> Limits:
     """The sizes that suit a trained model: up to four times the side that it was trained at."""
     _, height, width, _ = trained.latent_shape
     space = trained.codec.compression[1]
@@ -66,14 +65,14 @@ def limits_of(trained: inference.TextToImage) -> Limits:
 
 
 def draw(
-    trained: inference.TextToImage, request: Request, settings: inference.SamplingSettings | None = None
+    trained: inference.TrainedRun, request: Request, settings: inference.SamplingSettings | None = None
 ) -> Pictures:
     """The pictures of one request, uint8 (n, h, w, 3); (n, h, w, 4) where a background is removed. See `draw_all`."""
     return draw_all(trained, [request], settings)[0]
 
 
 def draw_all(
-    trained: inference.TextToImage, requests: Sequence[Request], settings: inference.SamplingSettings | None = None
+    trained: inference.TrainedRun, requests: Sequence[Request], settings: inference.SamplingSettings | None = None
 ) -> list[Pictures]:
     """The pictures of many requests; those that tell the network the same kinds of things are drawn together.
 
@@ -92,14 +91,14 @@ def draw_all(
 
 
 def locate(
-    trained: inference.TextToImage, pictures: Sequence[Picture], prompts: Sequence[str]
+    trained: inference.TrainedRun, pictures: Sequence[Picture], prompts: Sequence[str]
 ) -> list[Bool[np.ndarray, "h w"]]:
     """Where each prompt's objects are in its picture: True inside; all False when there are none."""
     drawn = _carry_out(trained, [_plan_mask(trained, *pair) for pair in zip(pictures, prompts, strict=True)])
     return [mask[0].mean(axis=-1) >= 128 for mask in drawn]
 
 
-def check_network(trained: inference.TextToImage, requests: Sequence[Request]) -> None:
+def check_network(trained: inference.TrainedRun, requests: Sequence[Request]) -> None:
     """Refuses requests that the network has no inputs for, or cannot draw at their size.
 
     Raises:
@@ -123,7 +122,7 @@ def check_network(trained: inference.TextToImage, requests: Sequence[Request]) -
 
 
 @functools.singledispatch
-def plan(request: Request, trained: inference.TextToImage, settings: inference.SamplingSettings | None = None) -> Plan:
+def plan(request: Request, trained: inference.TrainedRun, settings: inference.SamplingSettings | None = None) -> Plan:
     """What the network is told for a request.
 
     Raises:
@@ -133,7 +132,7 @@ def plan(request: Request, trained: inference.TextToImage, settings: inference.S
 
 
 @plan.register
-def _(request: TextToImage, trained: inference.TextToImage, settings: Any = None) -> Plan:
+def _(request: TextToImage, trained: inference.TrainedRun, settings: Any = None) -> Plan:
     prompt = request.text if request.style is None else f"{request.text}, {request.style.replace('_', ' ').lower()}"
     told = Conditioning()
     if request.condition_image is not None:
@@ -152,7 +151,7 @@ def _(request: TextToImage, trained: inference.TextToImage, settings: Any = None
 
 
 @plan.register
-def _(request: Inpaint, trained: inference.TextToImage, settings: Any = None) -> Plan:
+def _(request: Inpaint, trained: inference.TrainedRun, settings: Any = None) -> Plan:
     assert request.mask is not None
     told = _told("remove" if request.removes else "fill", aligned=_masked(trained, request.image, request.mask))
     keep = functools.partial(paste, source=request.image, weight=request.mask.astype(np.float32))
@@ -160,7 +159,7 @@ def _(request: Inpaint, trained: inference.TextToImage, settings: Any = None) ->
 
 
 @plan.register
-def _(request: Outpaint, trained: inference.TextToImage, settings: Any = None) -> Plan:
+def _(request: Outpaint, trained: inference.TrainedRun, settings: Any = None) -> Plan:
     assert request.mask is not None
     told = _told("outpaint", aligned=_masked(trained, request.image, request.mask))
     weight = request.mask.astype(np.float32) if request.mode == "PRECISE" else soften(request.mask)
@@ -169,14 +168,14 @@ def _(request: Outpaint, trained: inference.TextToImage, settings: Any = None) -
 
 
 @plan.register
-def _(request: RemoveBackground, trained: inference.TextToImage, settings: Any = None) -> Plan:
+def _(request: RemoveBackground, trained: inference.TrainedRun, settings: Any = None) -> Plan:
     del settings  # an alpha has one answer
     told = _told("matte", aligned=_masked(trained, request.image, None))
     return Plan("", request.size, told, finish=functools.partial(cut_out, source=request.image))
 
 
 @plan.register
-def _(request: Vary, trained: inference.TextToImage, settings: Any = None) -> Plan:
+def _(request: Vary, trained: inference.TrainedRun, settings: Any = None) -> Plan:
     latents = encode(trained, np.stack([_fit(picture, request.size) for picture in request.images]))
     rng = np.random.default_rng(request.settings.seed)
     frames, times = conditions.references(
@@ -187,7 +186,7 @@ def _(request: Vary, trained: inference.TextToImage, settings: Any = None) -> Pl
 
 
 @plan.register
-def _(request: ColorGuided, trained: inference.TextToImage, settings: Any = None) -> Plan:
+def _(request: ColorGuided, trained: inference.TrainedRun, settings: Any = None) -> Plan:
     palette, palette_mask = conditions.palette(color.to_lab(request.rgb))
     shown = [] if request.reference_image is None else [_fit(request.reference_image, request.size)]
     latents = encode(trained, np.stack(shown)) if shown else np.zeros((0, *_latent_shape(trained, request.size)[1:]))
@@ -196,14 +195,13 @@ def _(request: ColorGuided, trained: inference.TextToImage, settings: Any = None
     return _plan_of(request, request.text, settings)._replace(told=told)
 
 
-def encode(trained: inference.TextToImage, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n i j c"]:
+def encode(trained: inference.TrainedRun, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n i j c"]:
     """Normalised latents of pictures.
 
     Raises:
         ValueError: a side is no multiple of the autoencoder's compression.
     """
-    encoder = _make_encode(trained.codec)
-    return np.concatenate([np.asarray(encoder(trained.codec_params, picture[None, None]))[0] for picture in pictures])
+    return inference.to_latents(trained, pictures[:, None])[:, 0]
 
 
 def paste(pictures: Pictures, *, source: Picture, weight: Float[np.ndarray, "h w"]) -> Pictures:
@@ -242,7 +240,7 @@ def _all_neighbours(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
 
-def _with_masks(trained: inference.TextToImage, requests: Sequence[Request]) -> list[Request]:
+def _with_masks(trained: inference.TrainedRun, requests: Sequence[Request]) -> list[Request]:
     """The requests with their mask prompts answered.
 
     Raises:
@@ -260,7 +258,7 @@ def _with_masks(trained: inference.TextToImage, requests: Sequence[Request]) -> 
     return found
 
 
-def _carry_out(trained: inference.TextToImage, plans: Sequence[Plan]) -> list[Pictures]:
+def _carry_out(trained: inference.TrainedRun, plans: Sequence[Plan]) -> list[Pictures]:
     """Draws plans in groups that one program serves, and finishes each."""
     groups: dict[Any, list[int]] = {}
     for i, p in enumerate(plans):
@@ -276,7 +274,7 @@ def _carry_out(trained: inference.TextToImage, plans: Sequence[Plan]) -> list[Pi
     return [results[i] for i in range(len(plans))]
 
 
-def _draw_group(trained: inference.TextToImage, plans: Sequence[Plan], seeds: Sequence[int]) -> Pictures:
+def _draw_group(trained: inference.TrainedRun, plans: Sequence[Plan], seeds: Sequence[int]) -> Pictures:
     first = plans[0]
     told = jax.tree.map(lambda *rows: np.stack(rows), *[p.told for p in plans])
     sized = trained._replace(latent_shape=_latent_shape(trained, first.size))
@@ -301,12 +299,12 @@ def _plan_of(request: Any, prompt: str, settings: inference.SamplingSettings | N
     )
 
 
-def _plan_mask(trained: inference.TextToImage, picture: Picture, prompt: str) -> Plan:
+def _plan_mask(trained: inference.TrainedRun, picture: Picture, prompt: str) -> Plan:
     return Plan(prompt, picture.shape[:2], _told("segment", aligned=_masked(trained, picture, None)))
 
 
 def _masked(
-    trained: inference.TextToImage, picture: Picture, mask: Bool[np.ndarray, "h w"] | None
+    trained: inference.TrainedRun, picture: Picture, mask: Bool[np.ndarray, "h w"] | None
 ) -> Float32[np.ndarray, "f i j a"]:
     """Aligned channels of a source and what of it is drawn anew."""
     shown = picture if mask is None else conditions.hide(picture, mask)
@@ -320,7 +318,7 @@ def _told(task: str, **parts: Any) -> Conditioning:
     return Conditioning(task=np.asarray(conditions.TASKS.index(task), np.int32), **parts)  # pyright: ignore[reportArgumentType]
 
 
-def _latent_shape(trained: inference.TextToImage, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _latent_shape(trained: inference.TrainedRun, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return trained.codec.latent_shape(1, *size)
 
 
@@ -329,10 +327,3 @@ def _fit(picture: Picture, size: tuple[int, int]) -> Picture:
     if picture.shape[:2] == size:
         return picture
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.LANCZOS))
-
-
-@functools.lru_cache(maxsize=8)
-def _make_encode(codec: Any) -> Any:
-    return jax.jit(
-        lambda params, pixels: codec.normalize(codec.encode(params, pixels.astype(jnp.float32) / 127.5 - 1.0)[0])
-    )

@@ -144,7 +144,8 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
     """
     distributed.initialize()
     devices = config.mesh.make()
-    meshes.check_batch_size(devices, config.batch_size, config.accumulate)
+    for size in _batch_sizes(config):
+        meshes.check_batch_size(devices, size, config.accumulate)
     with lock.RunLock(config.directory):
         _check_channels(config)
         record = _record(config)
@@ -160,7 +161,7 @@ def _train(config: TrainConfig, devices: Any, record: dict[str, Any], callbacks:
     """Restores or initialises the state, then hands it to the loop."""
     made = _recipe(config)
     metadata = {"data": config.data.fingerprint()}
-    throughput = logging.Throughput(config.batch_size, record["flops_per_step"], record["peak_flops"])
+    throughput = logging.Throughput(record["samples_per_step"], record["flops_per_step"], record["peak_flops"])
     folder = config.directory
     with checkpoint.Checkpoints(folder / "checkpoints", keep=config.keep, metadata=metadata) as checkpoints:
         restored = checkpoints.restore(step.plan(made.make_state, *made.arguments, mesh=devices))
@@ -219,9 +220,23 @@ def _start(
 
 def _global_batches(config: TrainConfig, sharding: Any, start: int) -> Iterator[Batch]:
     """Device-ready batches: this process's rows, joined with those of the others."""
-    index, count = distributed.data_shard(sharding, config.batch_size)
+    (index, count), sizes = distributed.data_shard(sharding, config.batch_size), _batch_sizes(config)
     for rows in config.data.batches(start, config.batch_size, index, count):
-        yield distributed.global_batch(rows, sharding, config.batch_size)
+        size = count * len(rows.x0)
+        if size not in sizes:
+            raise ValueError(f"the data gave {len(rows.x0)} rows to each of {count} shards, not {sizes} in all")
+        yield distributed.global_batch(rows, sharding, size)
+
+
+def _batch_sizes(config: TrainConfig) -> tuple[int, ...]:
+    """The global rows that a batch may have: one number, or one for each part of a mixture."""
+    size = config.batch_size
+    return config.data.batch_sizes(size) if hasattr(config.data, "batch_sizes") else (size,)
+
+
+def _examples(config: TrainConfig) -> list[tuple[float, Batch]]:
+    """A sample of every kind of batch, and its rows over the batch size, a mean over all batches."""
+    return config.data.examples() if hasattr(config.data, "examples") else [(1.0, config.data.example())]
 
 
 def _record(config: TrainConfig) -> dict[str, Any]:
@@ -233,6 +248,7 @@ def _record(config: TrainConfig) -> dict[str, Any]:
         "config": configs.to_dict(config),
         "data": config.data.describe(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "samples_per_step": round(config.batch_size * sum(rows for rows, _ in _examples(config))),
         "flops_per_step": flops_per_step(config, example),
         "flops_formula": "closed form of models/flops.py times the forward passes of a step: three, or its method's"
         if hasattr(config.model, "flops")
@@ -257,11 +273,10 @@ def forward_flops(model: Any, batch: Batch) -> float:
 def flops_per_step(config: TrainConfig, example: Batch) -> float:
     """Model FLOPs of a training step: closed form for transformers, XLA's count for an autoencoder (no scan).
 
-    Of data in parts of several shapes (`data_pipelines.mixture`) it is the mean.
+    Of data in parts of several shapes or sizes (`data_pipelines.mixture`) it is the mean.
     """
     if hasattr(config.model, "flops"):
-        examples = config.data.examples() if hasattr(config.data, "examples") else [(1.0, example)]
-        forward = sum(share * forward_flops(config.model, batch) for share, batch in examples)
+        forward = sum(rows * forward_flops(config.model, batch) for rows, batch in _examples(config))
         if isinstance(config.objective, distillation.Method):
             return config.objective.forwards * forward * config.batch_size
         return flops.train_step_flops(forward, config.batch_size)
@@ -341,7 +356,7 @@ def _previews(config: TrainConfig) -> list[loop.Callback]:
     facts = config.data.describe()
 
     def draw(at: int, state: TrainState) -> None:
-        trained = inference.TextToImage(
+        trained = inference.TrainedRun(
             network=config.model,
             params=state.ema,
             objective=config.objective,

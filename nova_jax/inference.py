@@ -1,4 +1,4 @@
-"""A trained run as a function from prompts to pictures.
+"""A trained run as a function from prompts to pictures and clips.
 
 The run folder holds everything: the resolved config (network, objective, text length, latent shape), the checkpoints,
 and in `codec/` the autoencoder whose latents were learnt.
@@ -8,24 +8,28 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image, PngImagePlugin
 
-from nova_jax import config, distillation, sampling, weights
-from nova_jax.diffusion import conditioning, denoiser, guidance
+from nova_jax import config, distillation, drawing, sampling, weights
+from nova_jax.diffusion import conditioning
 from nova_jax.models import text
 from nova_jax.sampling import named, noise, time_grids
 from nova_jax.training import checkpoint
-from nova_jax.types import Conditioning, Denoised, Denoiser, Params, Sampled
+from nova_jax.types import Conditioning, Params
 
 CHUNK = 16  # pictures per call: a fixed size, so that a picture does not depend on how many are asked for
+CHUNK_LATENTS = 4096  # of clips, as many per call as have so many latents (places, not channels), but at least one
 ROOM = 32  # steps that a compiled program has room for, at least; fewer cost nothing more
 CODEC_FOLDER = "codec"
+
+Given = tuple[Float[np.ndarray, "b f h w c"], Bool[np.ndarray, "b f"]]  # known latents, and which of the frames are
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class SamplingSettings:
         guidance_scale: Of classifier-free guidance; 1 is none, and costs half.
         guidance_interval: (low, high), the times within which to guide; None: all.
         time_grid: A name that `sampling.time_grids.named` knows, or the JSON file of a fitted grid.
+        start: Where drawing starts, below 1 from what `sampling.noise.start` knows of data; the grid shrinks to it.
+        given_noise: The time at which given frames are shown (`diffusion.given_frames`).
     """
 
     sampler: str = "heun"
@@ -45,14 +51,18 @@ class SamplingSettings:
     guidance_scale: float = 4.0
     guidance_interval: tuple[float, float] | None = None
     time_grid: str = "uniform"
+    start: float = 1.0
+    given_noise: float = 0.0
 
     def __post_init__(self) -> None:
         named.get(self.sampler, self.num_steps)
         if not self.guidance_scale >= 0:
             raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be 0 or more (1 is no guidance)")
+        if not (0 < self.start <= 1 and 0 <= self.given_noise <= 1):
+            raise ValueError(f"start={self.start} must lie in (0, 1] and given_noise={self.given_noise} in [0, 1]")
 
 
-class TextToImage(NamedTuple):
+class TrainedRun(NamedTuple):
     """All that is needed to draw: the network with its parameters, the codec with its own, and the shapes.
 
     `objective` is what the network was trained with; a distillation method makes it a few-step student.
@@ -68,22 +78,22 @@ class TextToImage(NamedTuple):
     step: int = 0  # training steps behind the parameters
 
 
-def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TextToImage:
+def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TrainedRun:
     """Loads the EMA parameters of a run's newest good checkpoint (or of `step`).
 
     Raises:
         FileNotFoundError: the folder is not a run folder, or holds no checkpoint yet.
-        ValueError: the run did not train a text-to-image network.
+        ValueError: the run did not train a network that draws from a text.
     """
     run_dir = pathlib.Path(run_dir)
     if not (run_dir / "config.json").is_file():
         raise FileNotFoundError(f"{run_dir} is not a run folder: it has no config.json; start a run first")
     saved = json.loads((run_dir / "config.json").read_text())
     if "text_length" not in saved["data"]:
-        raise ValueError(f"{run_dir} trained {saved['config']['name']!r}, which is not a text-to-image run")
+        raise ValueError(f"{run_dir} trained {saved['config']['name']!r}, which is no run that draws from a text")
     step, params = checkpoint.read_ema(run_dir / "checkpoints", step=step)
     codec, codec_params = weights.load(run_dir / CODEC_FOLDER)
-    return TextToImage(
+    return TrainedRun(
         network=config.from_dict(saved["config"]["model"]),
         params=params,
         objective=config.from_dict(saved["config"]["objective"]),
@@ -95,7 +105,7 @@ def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TextToImag
     )
 
 
-def settings_for(trained: TextToImage) -> SamplingSettings:
+def settings_for(trained: TrainedRun) -> SamplingSettings:
     """How a run draws when nothing else is asked for: a student as its method says, in four steps or what it knows."""
     method = trained.objective
     if not isinstance(method, distillation.Method):
@@ -104,7 +114,7 @@ def settings_for(trained: TextToImage) -> SamplingSettings:
     return SamplingSettings(sampler=method.sampler, num_steps=steps, guidance_scale=1.0)
 
 
-def check_settings(trained: TextToImage, settings: SamplingSettings) -> None:
+def check_settings(trained: TrainedRun, settings: SamplingSettings) -> None:
     """Refuses what a few-step student has not learnt.
 
     Raises:
@@ -119,7 +129,7 @@ def check_settings(trained: TextToImage, settings: SamplingSettings) -> None:
             f"this student of {type(method).__name__} has not learnt num_steps={settings.num_steps}: use one of "
             f"{', '.join(map(str, known))}"
         )
-    if not _reads_guidance(trained.network) and settings.guidance_scale != 1:
+    if not drawing.reads_guidance(trained.network) and settings.guidance_scale != 1:
         raise ValueError(
             f"guidance_scale={settings.guidance_scale:g}, but guidance of {method.guidance.scale:g} is distilled into "
             "this student: use 1"
@@ -127,15 +137,16 @@ def check_settings(trained: TextToImage, settings: SamplingSettings) -> None:
 
 
 def generate(
-    trained: TextToImage,
+    trained: TrainedRun,
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: SamplingSettings | None = None,
     *,
     told: Conditioning | None = None,
     negative_prompts: Sequence[str] | None = None,
+    given: Given | None = None,
 ) -> np.ndarray:
-    """Draws one picture per (prompt, seed).
+    """Draws one picture, or clip, per (prompt, seed).
 
     A picture depends on its own prompt and seed alone: the starting noise comes from the seed, and the network always
     sees batches of the same size.
@@ -148,6 +159,7 @@ def generate(
         told: what else the network is told, one row each (`tasks.conditions`); None: nothing. Guidance strengthens the
             prompt and the palette alone.
         negative_prompts: what to guide away from, one each; None: from saying nothing.
+        given: frames of the latents that are known, one row each; they come out as they are.
 
     Returns:
         uint8 pixels (b, f, h, w, 3).
@@ -157,39 +169,82 @@ def generate(
             student has not learnt.
         FloatingPointError: a walk ended in NaN or infinity; at which step.
     """
+    decode = make_decode(trained.codec)
+    chunks = _draw_chunks(trained, prompts, seeds, settings, told, negative_prompts, given)
+    return np.concatenate([np.asarray(decode(trained.codec_params, x))[:count] for x, count in chunks])
+
+
+def generate_latents(
+    trained: TrainedRun,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings | None = None,
+    *,
+    told: Conditioning | None = None,
+    negative_prompts: Sequence[str] | None = None,
+    given: Given | None = None,
+) -> Float32[np.ndarray, "b f h w c"]:
+    """As `generate`, but returns the normalised latents."""
+    chunks = _draw_chunks(trained, prompts, seeds, settings, told, negative_prompts, given)
+    return np.concatenate([np.asarray(x)[:count] for x, count in chunks])
+
+
+def rows_per_call(latent_shape: tuple[int, ...]) -> int:
+    """The fixed number of pictures, or of clips of this shape (f, h, w, c), that are drawn together."""
+    f, h, w, _ = latent_shape
+    return CHUNK if f == 1 else min(CHUNK, max(1, CHUNK_LATENTS // (f * h * w)))
+
+
+def _draw_chunks(
+    trained: TrainedRun,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings | None,
+    told: Conditioning | None,
+    negative_prompts: Sequence[str] | None,
+    given: Given | None,
+) -> Iterator[tuple[jax.Array, int]]:
+    """Latents of `rows_per_call` samples at a time, and how many of them were asked for."""
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt")
     settings = settings_for(trained) if settings is None else settings
     check_settings(trained, settings)
-    grid = time_grids.named(settings.time_grid, settings.num_steps, trained.objective.schedule)
-    times = time_grids.pad(grid, max(settings.num_steps, ROOM))
-    guided = guidance_of(settings.guidance_scale)
-    draw = make_draw(
+    times = time_grids.pad(_grid(trained, settings), max(settings.num_steps, ROOM))
+    draw = drawing.make_draw(
         trained.network,
         trained.objective,
         named.get(settings.sampler),
-        guided,
+        drawing.guidance_of(settings.guidance_scale),
         settings.guidance_interval,
         trained.latent_shape,
     )
-    decode = make_decode(trained.codec)
-    pictures = []
-    for start in range(0, len(prompts), CHUNK):
-        chunk = list(prompts[start : start + CHUNK])
-        padded = chunk + [""] * (CHUNK - len(chunk))
-        padded_seeds = list(seeds[start : start + CHUNK]) + [0] * (CHUNK - len(chunk))
-        negatives = None if negative_prompts is None else _padded(list(negative_prompts[start : start + CHUNK]))
-        rows = jax.tree.map(lambda a, at=start: _padded(np.asarray(a)[at : at + CHUNK]), told or Conditioning())
-        conditions = _join(encode(trained, padded), rows, negatives and encode(trained, negatives)[0])
-        arguments = (trained.params, *conditions, np.asarray(padded_seeds, np.uint32), times)
-        latents = draw(*arguments, jnp.float32(settings.guidance_scale)).x
+    size = rows_per_call(trained.latent_shape)
+    for start in range(0, len(prompts), size):
+        rows = functools.partial(_rows, start=start, size=size)
+        negative = None if negative_prompts is None else encode(trained, rows(list(negative_prompts)))[0]
+        conditions = _join(encode(trained, rows(list(prompts))), jax.tree.map(rows, told or Conditioning()), negative)
+        frames = None if given is None else (*map(rows, given), np.float32(settings.given_noise))
+        chosen = np.asarray(rows(np.asarray(seeds, np.uint32)))
+        latents = draw(trained.params, *conditions, chosen, times, jnp.float32(settings.guidance_scale), frames).x
         if not np.all(np.isfinite(latents)):
-            explain_nonfinite(trained, settings, conditions, padded_seeds)
-        pictures.append(np.asarray(decode(trained.codec_params, latents))[: len(chunk)])
-    return np.concatenate(pictures)
+            explain_nonfinite(trained, settings, conditions, chosen.tolist(), frames)
+        yield latents, min(size, len(prompts) - start)
 
 
-def encode(trained: TextToImage, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
+def _rows(values: Any, *, start: int, size: int) -> Any:
+    """So many rows from `start` on, the missing ones empty."""
+    if isinstance(values, list):
+        chunk = list(values[start : start + size])
+        return chunk + [""] * (size - len(chunk))
+    chunk = np.asarray(values)[start : start + size]
+    return np.concatenate([chunk, np.zeros((size - len(chunk), *chunk.shape[1:]), chunk.dtype)])
+
+
+def _grid(trained: TrainedRun, settings: SamplingSettings) -> jax.Array:
+    return settings.start * time_grids.named(settings.time_grid, settings.num_steps, trained.objective.schedule)
+
+
+def encode(trained: TrainedRun, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
     """The encoded prompts, one row each, and the encoded absence of a prompt, one row.
 
     Raises:
@@ -197,13 +252,6 @@ def encode(trained: TextToImage, prompts: Sequence[str]) -> tuple[Conditioning, 
     """
     ids, mask = text.encode_bytes(list(prompts), trained.text_length)
     return _make_encode(trained.network)(trained.params, ids, mask)
-
-
-def _padded(rows: Any) -> Any:
-    """A chunk brought to its fixed size."""
-    if isinstance(rows, list):
-        return rows + [""] * (CHUNK - len(rows))
-    return np.concatenate([rows, np.zeros((CHUNK - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
 def _join(
@@ -215,69 +263,26 @@ def _join(
     parts = {name: value for name, value in told._asdict().items() if value is not None}
     if not parts:
         return cond, against
-    against = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (CHUNK, *leaf.shape[1:])), against)
+    rows = len(jax.tree.leaves(parts)[0])
+    against = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape[1:])), against)
     return cond._replace(**parts), conditioning.null(against._replace(**parts), parts=("palette",))
 
 
-def guidance_of(scale: float) -> bool | None:
-    """The kind of program for a scale: None, the condition left out (0); False, it alone (1); True, both."""
-    return None if scale == 0 else scale != 1
+def to_latents(trained: TrainedRun, pixels: UInt8[np.ndarray, "b f h w 3"]) -> Float32[np.ndarray, "b g i j c"]:
+    """Normalised latents of pictures or clips, each by itself.
 
-
-def make_denoiser(
-    network: Any, params: Params, objective: Any, null: Conditioning, guided: bool | None, scale: Any, interval: Any
-) -> Denoiser:
-    """The network as a guided denoiser of encoded prompts; one that reads the scale is told it, and asked once."""
-
-    def apply(params: Params, x: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
-        return network.apply({"params": params}, x, t, cond)
-
-    plain = denoiser.make_denoiser(apply, params, objective.schedule, objective.prediction)
-    if _reads_guidance(network):
-        return _told(plain, scale)
-    scale = scale if guided else 0 if guided is None else 1
-    return guidance.classifier_free(plain, scale, guidance.negative(null), interval=interval if guided else None)
-
-
-def _reads_guidance(network: Any) -> bool:
-    return getattr(getattr(network, "dit", network), "has_guidance", False)
-
-
-def _told(plain: Denoiser, scale: Any) -> Denoiser:
-    def denoise(x: jax.Array, t: jax.Array, cond: Conditioning) -> Denoised:
-        return plain(x, t, cond._replace(guidance_scale=jnp.broadcast_to(jnp.asarray(scale, t.dtype), t.shape[:1])))
-
-    return denoiser.declare(denoise, lambda t: denoiser.evaluations(plain, t))
-
-
-@functools.lru_cache(maxsize=32)
-def make_draw(
-    network: Any,
-    objective: Any,
-    sampler: sampling.Sampler,
-    guided: bool | None,
-    interval: tuple[float, float] | None,
-    latent_shape: tuple[int, ...],
-) -> Any:
-    """The jitted path from encoded prompts and seeds to latents: (params, cond, null, seeds, times, scale) -> Sampled.
-
-    Times and scale are data: grids padded to one length share one program.
+    Raises:
+        ValueError: a size that the autoencoder does not compress to whole latents.
     """
+    encode = _make_to_latents(trained.codec)
+    return np.concatenate([np.asarray(encode(trained.codec_params, clip[None])) for clip in pixels])
 
-    def draw(
-        params: Params, cond: Conditioning, null: Conditioning, seeds: jax.Array, times: jax.Array, scale: jax.Array
-    ) -> Sampled:
-        return sampling.sample(
-            make_denoiser(network, params, objective, null, guided, scale, interval),
-            noise.initial_noise(seeds, latent_shape) * objective.schedule.sigma(times[0]),
-            sampler=sampler,
-            times=times,
-            schedule=objective.schedule,
-            cond=cond,
-            key=noise.keys_from_seeds(seeds),
-        )
 
-    return jax.jit(draw)
+@functools.lru_cache(maxsize=8)
+def _make_to_latents(codec: Any) -> Any:
+    return jax.jit(
+        lambda params, pixels: codec.normalize(codec.encode(params, pixels.astype(jnp.float32) / 127.5 - 1.0)[0])
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -297,21 +302,24 @@ def _make_encode(network: Any) -> Any:
 
 
 def explain_nonfinite(
-    trained: TextToImage,
+    trained: TrainedRun,
     settings: SamplingSettings,
     conditions: tuple[Conditioning, Conditioning],
     seeds: Sequence[int],
+    given: Any = None,
 ) -> None:
     """Raises FloatingPointError: where the walk left the finite numbers, or that the guided network is not at fault."""
     cond, null = conditions
-    schedule = trained.objective.schedule
-    guided = guidance_of(settings.guidance_scale)
+    schedule, times = trained.objective.schedule, _grid(trained, settings)
+    guided = drawing.guidance_of(settings.guidance_scale)
     scale, interval = settings.guidance_scale, settings.guidance_interval
+    denoise = drawing.make_denoiser(trained.network, trained.params, trained.objective, null, guided, scale, interval)
+    eps = noise.initial_noise(np.asarray(seeds, np.uint32), trained.latent_shape)
     sampling.check_finite(
-        make_denoiser(trained.network, trained.params, trained.objective, null, guided, scale, interval),
-        noise.initial_noise(np.asarray(seeds, np.uint32), trained.latent_shape) * schedule.sigma(jnp.ones(())),
+        drawing.holding(denoise, given, schedule, eps),
+        noise.start(eps, times[0], schedule),
         sampler=named.get(settings.sampler),
-        times=time_grids.named(settings.time_grid, settings.num_steps, schedule),
+        times=times,
         schedule=schedule,
         cond=cond,
         key=noise.keys_from_seeds(np.asarray(seeds, np.uint32)),

@@ -108,7 +108,7 @@ def distilled(
     method: distillation.Method,
     optimizer: Optimizer,
     example: Batch,
-    teacher: inference.TextToImage | None,
+    teacher: inference.TrainedRun | None,
     *,
     seed: int,
     start_from: Params | None = None,
@@ -197,7 +197,7 @@ def check_student(model: Any, method: distillation.Method) -> None:
         raise ValueError("the student's DiT has has_guidance=True, but guidance.max_scale=None teaches one scale only")
 
 
-def check_teacher(method: distillation.Method, teacher: inference.TextToImage | None) -> None:
+def check_teacher(method: distillation.Method, teacher: inference.TrainedRun | None) -> None:
     """Refuses a teacher that lacks what the method asks it for.
 
     Raises:

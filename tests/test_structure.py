@@ -29,8 +29,10 @@ MAY_IMPORT = {
     "diffusion": {"types"},
     "sampling": SAMPLING,
     "tasks": SAMPLING | {"sampling"},
+    "media": set(),
     "distillation": SAMPLING | {"sampling", "training"},
-    "evaluation": SAMPLING | {"sampling", "tasks", "distillation", "inference", "canvas", "config", "environment"},
+    "evaluation": SAMPLING
+    | {"sampling", "tasks", "distillation", "inference", "drawing", "canvas", "config", "environment"},
     "training": {"types", "config", "parallel"},
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}

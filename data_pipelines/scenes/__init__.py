@@ -1,7 +1,8 @@
 """The scenes world: captioned pictures and clips in which everything is known, and a parser that reads them back."""
 
 from data_pipelines.scenes.canvas import CanvasPictures, CanvasScenes
-from data_pipelines.scenes.clips import Clips
+from data_pipelines.scenes.reel_source import Reels
+from data_pipelines.scenes.reel_world import REEL_36, REEL_72, ReelWorld
 from data_pipelines.scenes.source import Scenes
 from data_pipelines.scenes.world import (
     CANVAS_32,
@@ -19,13 +20,16 @@ __all__ = [
     "CANVAS_32",
     "CANVAS_64",
     "QUICKSTART",
+    "REEL_36",
+    "REEL_72",
     "SHAPES_64",
     "VARIED_32",
     "VARIED_64",
     "CanvasPictures",
     "CanvasScenes",
-    "Clips",
     "Object",
+    "ReelWorld",
+    "Reels",
     "Scene",
     "Scenes",
     "World",

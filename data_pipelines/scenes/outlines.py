@@ -80,6 +80,24 @@ SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "heart": heart,
 }
 
+# A turn in degrees that leaves a shape as it is.
+PERIODS: dict[str, int] = {
+    "circle": 60,
+    "square": 90,
+    "triangle": 120,
+    "star": 72,
+    "cross": 90,
+    "diamond": 180,
+    "ring": 60,
+    "heart": 360,
+}
+
+
+def least_turn(shape: str, degrees: int) -> int:
+    """The smallest turn, either way, that looks like the given one."""
+    period = PERIODS[shape]
+    return (degrees + period // 2) % period - period // 2
+
 
 def _unit_grid(points: int, reach: float = 1.5) -> tuple[Plane, Plane, float]:
     """Cell centres of a fine grid over the unit shape, and the area of a cell."""
@@ -95,9 +113,13 @@ def area(shape: str) -> float:
     return float((SHAPES[shape](x, y) < 0).sum() * cell)
 
 
-@functools.cache
 def extent(shape: str, degrees: int) -> tuple[float, float, float, float]:
     """Bounding box (left, top, right, bottom) of a shape of unit radius, turned clockwise by whole degrees."""
+    return _extent(shape, least_turn(shape, degrees))
+
+
+@functools.cache
+def _extent(shape: str, degrees: int) -> tuple[float, float, float, float]:
     x, y, cell = _unit_grid(301)
     inside = SHAPES[shape](x, y) < 0
     x, y = x[inside], y[inside]

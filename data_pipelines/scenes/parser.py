@@ -16,6 +16,7 @@ A blob that overlaps its best template badly has the shape "unknown"; one in a b
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from jaxtyping import Bool, Float, Float32, Num, Shaped
 from scipy import ndimage
 
 from data_pipelines.scenes import outlines, palette, render
-from data_pipelines.scenes.world import LARGE, Object, World
+from data_pipelines.scenes.world import LARGE, Object, Vocabulary
 from nova_jax.evaluation.geneval import Detected
 
 UNKNOWN = "unknown"
@@ -45,7 +46,7 @@ class Templates(NamedTuple):
     rows: Float32[np.ndarray, "n grid"]
 
 
-def parse(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> list[Detected]:
+def parse(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) -> list[Detected]:
     """The objects of one picture, largest first: x, y is the centroid, confidence the overlap with the best template.
 
     Args:
@@ -58,7 +59,7 @@ def parse(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> list[Dete
     return sorted(found, key=lambda d: -d.width * d.height)
 
 
-def parse_banded(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> list[Detected]:
+def parse_banded(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) -> list[Detected]:
     """The objects of a picture in any colours on a background of horizontal bands; a colour reads "#rrggbb".
 
     Args:
@@ -75,13 +76,13 @@ def parse_banded(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> li
     return sorted(found, key=lambda d: -d.width * d.height)
 
 
-def foreground(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> Bool[np.ndarray, "h w"]:
+def foreground(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) -> Bool[np.ndarray, "h w"]:
     """The pixels that the objects of a picture cover by half or more."""
     found = [coverage >= 0.5 for coverage, _ in _objects(_to_levels(pixels, world), world)]
-    return np.logical_or.reduce(found, axis=0) if found else np.zeros((world.image_size,) * 2, bool)
+    return np.logical_or.reduce(found, axis=0) if found else np.zeros((world.height, world.width), bool)
 
 
-def background(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> str:
+def background(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) -> str:
     """The name of the world's background that is nearest to the picture's."""
     picture = _to_levels(pixels, world)
     ground, _ = _ground(picture, palette.to_lab(picture))
@@ -89,7 +90,7 @@ def background(pixels: Shaped[np.ndarray, "*frame h w 3"], world: World) -> str:
 
 
 def _objects(
-    picture: Float[np.ndarray, "h w 3"], world: World
+    picture: Float[np.ndarray, "h w 3"], world: Vocabulary
 ) -> Iterator[tuple[Float[np.ndarray, "h w"], Float[np.ndarray, " 3"]]]:
     """Every object's coverage of the picture and its colour."""
     lab = palette.to_lab(picture)
@@ -100,14 +101,12 @@ def _objects(
         yield _coverage(picture, blob, ground, color), color
 
 
-def _to_levels(pixels: np.ndarray, world: World) -> Float[np.ndarray, "h w 3"]:
+def _to_levels(pixels: np.ndarray, world: Vocabulary) -> Float[np.ndarray, "h w 3"]:
     """The picture as floating point 0..255."""
-    size = world.image_size
-    if pixels.shape not in ((size, size, 3), (1, size, size, 3)):
-        raise ValueError(
-            f"pixels has shape {pixels.shape}; this world's pictures are ({size}, {size}, 3), one at a time."
-        )
-    picture = pixels.reshape(size, size, 3).astype(np.float64)
+    shape = (world.height, world.width, 3)
+    if pixels.shape not in (shape, (1, *shape)):
+        raise ValueError(f"pixels has shape {pixels.shape}; this world's pictures are {shape}, one at a time.")
+    picture = pixels.reshape(shape).astype(np.float64)
     return picture if pixels.dtype == np.uint8 else np.clip((picture + 1) * 127.5, 0, 255)
 
 
@@ -134,7 +133,7 @@ def _row_ground(picture: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, 
 
 
 def _nearest_color(
-    lab: Float[np.ndarray, "h w 3"], ground: Float[np.ndarray, " 3"], world: World
+    lab: Float[np.ndarray, "h w 3"], ground: Float[np.ndarray, " 3"], world: Vocabulary
 ) -> tuple[Num[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """The index of every pixel's nearest object colour, and that colour's Lab distance to the ground."""
     table = palette.table(world.colors)
@@ -148,7 +147,7 @@ def _nearest_name(color: Float[np.ndarray, " 3"], names: tuple[str, ...]) -> str
 
 
 def _blobs(
-    foreground: Bool[np.ndarray, "h w"], nearest: Num[np.ndarray, "h w"], world: World
+    foreground: Bool[np.ndarray, "h w"], nearest: Num[np.ndarray, "h w"], world: Vocabulary
 ) -> list[Bool[np.ndarray, "h w"]]:
     """One mask per object."""
     least = _least_area(world)
@@ -170,9 +169,9 @@ def _components(mask: Bool[np.ndarray, "h w"], least: float) -> list[Bool[np.nda
     return [labels == i for i in range(1, len(areas)) if areas[i] >= least]
 
 
-def _least_area(world: World) -> float:
+def _least_area(world: Vocabulary) -> float:
     """The area in pixels below which a blob is a speck."""
-    return MIN_AREA * math.pi * (world.min_radius * world.image_size) ** 2
+    return MIN_AREA * math.pi * (world.min_radius * world.height) ** 2
 
 
 def _fill(picture: Float[np.ndarray, "h w 3"], blob: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " 3"]:
@@ -193,9 +192,9 @@ def _coverage(
     return np.clip(share, 0, 1) * _grown(blob)
 
 
-def _describe(coverage: Float[np.ndarray, "h w"], color: str, world: World) -> Detected:
+def _describe(coverage: Float[np.ndarray, "h w"], color: str, world: Vocabulary) -> Detected:
     """The object that covers so much of every pixel."""
-    size = world.image_size
+    size = world.height
     row, x, y, area = _normalize(coverage)
     bank = templates(world)
     best = int(((bank.rows - row) ** 2).sum(axis=1).argmin())
@@ -235,16 +234,15 @@ def _normalize(coverage: Float[np.ndarray, "h w"]) -> tuple[Float32[np.ndarray, 
 
 
 @functools.cache
-def templates(world: World) -> Templates:
+def templates(world: Vocabulary) -> Templates:
     """Every shape at the world's radii and turns, sharp and blurred, off and on the pixel grid."""
     radii = np.geomspace(world.min_radius, world.max_radius, 6)
-    turns = sorted({round(turn) for turn in np.linspace(-world.max_rotation, world.max_rotation, 5)})
     names, rows = [], []
     for shape in world.shapes:
-        for radius in radii:
-            for turn in turns:
-                sharp = render.alpha(Object(shape, "", "", 0.5, 0.5, float(radius), turn), world.image_size)
-                for coverage in (sharp, ndimage.gaussian_filter(sharp, 0.7)):
-                    names.append(shape)
-                    rows.append(_normalize(coverage * _grown(coverage > _INSIDE))[0])
+        turns = sorted({outlines.least_turn(shape, turn) for turn in world.turns})
+        for radius, turn in itertools.product(radii, turns):
+            sharp = render.alpha(Object(shape, "", "", 0.5, 0.5, float(radius), turn), world.height)
+            for coverage in (sharp, ndimage.gaussian_filter(sharp, 0.7)):
+                names.append(shape)
+                rows.append(_normalize(coverage * _grown(coverage > _INSIDE))[0])
     return Templates(names, np.stack(rows))

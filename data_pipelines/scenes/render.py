@@ -77,11 +77,18 @@ def render(scene: Scene, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def over(ground: UInt8[np.ndarray, "h w 3"], objects: Sequence[Object]) -> UInt8[np.ndarray, "h w 3"]:
-    """The objects painted over any square picture."""
+    """The objects painted over any picture; lengths are in units of its height."""
     picture = ground.astype(np.float32)
-    for o in objects:
-        _paint(picture, o)
+    paint(picture, objects)
     return np.rint(picture).astype(np.uint8)
+
+
+def paint(picture: Float32[np.ndarray, "h w 3"], objects: Sequence[Object]) -> None:
+    """Blend the objects into the picture, one after the other, touching only their bounding boxes."""
+    for o in objects:
+        window, inner = _coverage(o.shape, o.x, o.y, o.radius, o.rotation, picture.shape[:2])
+        part = picture[window]
+        part += inner * (np.array(palette.rgb(o.color), np.float32) - part)
 
 
 def cutout(scene: Scene, image_size: int, index: int) -> UInt8[np.ndarray, "h w 4"]:
@@ -97,28 +104,22 @@ def coverage(objects: Sequence[Object], image_size: int) -> Float32[np.ndarray, 
     """How much of every pixel the objects cover, 0..1; painting them leaves the pixels at 0 as they are."""
     out = np.zeros((image_size, image_size), np.float32)
     for o in objects:
-        window, inner = _coverage(o.shape, o.x, o.y, o.radius, o.rotation, image_size)
+        window, inner = _coverage(o.shape, o.x, o.y, o.radius, o.rotation, out.shape)
         np.maximum(out[window], inner[..., 0], out=out[window])
     return out
 
 
-def _paint(picture: Float32[np.ndarray, "h w 3"], o: Object) -> None:
-    """Blend an object into the picture, touching only its bounding box."""
-    window, inner = _coverage(o.shape, o.x, o.y, o.radius, o.rotation, picture.shape[0])
-    part = picture[window]
-    part += inner * (np.array(palette.rgb(o.color), np.float32) - part)
-
-
 @functools.lru_cache(maxsize=256)
 def _coverage(
-    shape: str, x: float, y: float, radius: float, rotation: int, size: int
+    shape: str, x: float, y: float, radius: float, rotation: int, size: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], Float32[np.ndarray, "h w 1"]]:
     """An object's bounding box in pixels and its coverage there; remembered, for the pictures of an edit share it."""
     o = Object(shape, "", "", x, y, radius, rotation)
-    left, top, right, bottom = (side * size for side in o.box)
+    height, width = size
+    left, top, right, bottom = (side * height for side in o.box)
     x0, y0 = max(math.floor(left) - 1, 0), max(math.floor(top) - 1, 0)
-    x1, y1 = max(min(math.ceil(right) + 1, size), x0), max(min(math.ceil(bottom) + 1, size), y0)
-    inner = np.minimum(np.maximum(0.5 - _distance(o, size, x0, y0, x1, y1), 0.0), 1.0)
+    x1, y1 = max(min(math.ceil(right) + 1, width), x0), max(min(math.ceil(bottom) + 1, height), y0)
+    inner = np.minimum(np.maximum(0.5 - _distance(o, height, x0, y0, x1, y1), 0.0), 1.0)
     return (slice(y0, y1), slice(x0, x1)), inner[..., None].astype(np.float32)
 
 

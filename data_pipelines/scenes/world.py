@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -61,6 +61,56 @@ class Scene(NamedTuple):
     background: str
 
 
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What has to be known of a world to read its pictures. Lengths are in units of the picture's height."""
+
+    @property
+    def height(self) -> int:
+        """Of a picture, in pixels."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Of a picture, in pixels."""
+        ...
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """Names from `outlines.SHAPES`."""
+        ...
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        """Names from `palette.COLORS`."""
+        ...
+
+    @property
+    def backgrounds(self) -> tuple[str, ...]:
+        """Names from `palette.BACKGROUNDS`."""
+        ...
+
+    @property
+    def held_out(self) -> Pairs:
+        """(shape, color) pairs kept from training."""
+        ...
+
+    @property
+    def min_radius(self) -> float:
+        """The smallest radius of an object."""
+        ...
+
+    @property
+    def max_radius(self) -> float:
+        """The largest radius of an object."""
+        ...
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Some of the turns of an object, in whole degrees, the extreme ones among them."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
     """The vocabulary and the prior of a family of scenes.
@@ -90,9 +140,7 @@ class World:
     border: float = 0.025
 
     def __post_init__(self) -> None:
-        _check_names("shapes", self.shapes, outlines.SHAPES)
-        _check_names("colors", self.colors, palette.COLORS)
-        _check_names("backgrounds", self.backgrounds, palette.BACKGROUNDS)
+        check_vocabulary(self)
         if self.image_size < 32:
             raise ValueError(f"image_size is {self.image_size}; shapes can be told apart from 32 pixels on.")
         limit = MAX_OBJECTS if self.image_size >= 64 else 4
@@ -104,24 +152,33 @@ class World:
             raise ValueError(f"max_rotation is {self.max_rotation}; give whole degrees from 0 to 20.")
         if min(self.kinds) < 0 or sum(self.kinds) <= 0:
             raise ValueError(f"kinds is {self.kinds}; give four weights, none negative and not all zero.")
-        for shape, color in self.held_out:
-            if shape not in self.shapes or color not in self.colors:
-                raise ValueError(f"held_out names ({shape}, {color}), which is not in this world's shapes and colors.")
-        uncovered = [shape for shape in self.shapes if not any(s == shape for s, _ in self.seen)]
-        if uncovered:
-            raise ValueError(f"held_out leaves no colour for {', '.join(uncovered)}; keep a pair of every shape.")
 
     @functools.cached_property
     def seen(self) -> tuple[tuple[str, str], ...]:
         """The (shape, color) pairs of the training scenes."""
-        return tuple((s, c) for s in self.shapes for c in self.colors if (s, c) not in self.held_out)
+        return seen_pairs(self)
 
     def fits(self, objects: Sequence[Object]) -> bool:
         """Whether the objects keep their distance from each other and from the picture's edge."""
         boxes = [o.box for o in objects]
         low, high = self.border - 1e-9, 1 - self.border + 1e-9
         inside = all(min(box) >= low and max(box) <= high for box in boxes)
-        return inside and all(_apart(a, b, self.gap) for a, b in itertools.combinations(boxes, 2))
+        return inside and all(apart(a, b, self.gap) for a, b in itertools.combinations(boxes, 2))
+
+    @property
+    def height(self) -> int:
+        """Of a picture, in pixels."""
+        return self.image_size
+
+    @property
+    def width(self) -> int:
+        """Of a picture, in pixels."""
+        return self.image_size
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Some of the turns of an object, in degrees, both ends among them."""
+        return tuple(sorted({round(turn) for turn in np.linspace(-self.max_rotation, self.max_rotation, 5)}))
 
     @property
     def min_radius(self) -> float:
@@ -134,7 +191,26 @@ class World:
         return _LARGE_ALONE[1]
 
 
-def _check_names(field: str, given: Sequence[str], allowed: Iterable[str]) -> None:
+def seen_pairs(of: Vocabulary) -> Pairs:
+    """Every (shape, color) of a world that is not held out."""
+    return tuple((s, c) for s in of.shapes for c in of.colors if (s, c) not in of.held_out)
+
+
+def check_vocabulary(of: Vocabulary) -> None:
+    """Raises ValueError when names are unknown, or when the held-out pairs leave no colour for a shape."""
+    check_names("shapes", of.shapes, outlines.SHAPES)
+    check_names("colors", of.colors, palette.COLORS)
+    check_names("backgrounds", of.backgrounds, palette.BACKGROUNDS)
+    for shape, color in of.held_out:
+        if shape not in of.shapes or color not in of.colors:
+            raise ValueError(f"held_out names ({shape}, {color}), which is not in this world's shapes and colors.")
+    uncovered = [shape for shape in of.shapes if not any(s == shape for s, _ in seen_pairs(of))]
+    if uncovered:
+        raise ValueError(f"held_out leaves no colour for {', '.join(uncovered)}; keep a pair of every shape.")
+
+
+def check_names(field: str, given: Sequence[str], allowed: Iterable[str]) -> None:
+    """Raises ValueError unless a field has one or more different names out of the allowed ones."""
     unknown = [name for name in given if name not in allowed]
     if unknown or not given or len(set(given)) < len(given):
         raise ValueError(f"{field} is {given}; give one or more different names out of {', '.join(allowed)}.")
@@ -169,10 +245,11 @@ def sample_held_out(world: World, rng: np.random.Generator) -> Scene:
 
 def truth(scene: Scene) -> list[geneval.Detected]:
     """The scene as a perfect detector would report it."""
-    return [_detected(o) for o in scene.objects]
+    return [detected(o) for o in scene.objects]
 
 
-def _detected(o: Object) -> geneval.Detected:
+def detected(o: Object) -> geneval.Detected:
+    """One object as a perfect detector would report it."""
     left, top, right, bottom = o.box
     return geneval.Detected(o.shape, o.color, o.size, o.x, o.y, right - left, bottom - top)
 
@@ -233,7 +310,7 @@ def find_room(world: World, rng: np.random.Generator, o: Object, boxes: Sequence
         x, y = low_x + span_x * rng.random(), low_y + span_y * rng.random()
         box = (x + left, y + top, x + right, y + bottom)
         for other in boxes:
-            if not _apart(box, other, world.gap):
+            if not apart(box, other, world.gap):
                 break
         else:
             return o._replace(x=x, y=y)
@@ -280,6 +357,6 @@ def _place(
     return placed
 
 
-def _apart(a: Box, b: Box, gap: float) -> bool:
+def apart(a: Box, b: Box, gap: float) -> bool:
     """Whether two boxes are `gap` apart along x or along y."""
     return a[0] - b[2] >= gap or b[0] - a[2] >= gap or a[1] - b[3] >= gap or b[1] - a[3] >= gap

@@ -3,6 +3,7 @@
 from nova_jax.diffusion import conditioning, guidance, prediction, schedules, time_sampling, weighting
 from nova_jax.diffusion.conditioning import DropRates
 from nova_jax.diffusion.denoiser import make_denoiser
+from nova_jax.diffusion.given_frames import GivenFrames, TimeNoise, hold
 from nova_jax.diffusion.guidance import classifier_free
 from nova_jax.diffusion.objectives import FlowMatching
 from nova_jax.diffusion.reconstruction import Reconstruction
@@ -20,12 +21,14 @@ __all__ = [
     "Constant",
     "DropRates",
     "FlowMatching",
+    "GivenFrames",
     "LogitNormal",
     "MinSNR",
     "Reconstruction",
     "RectifiedFlow",
     "Schedule",
     "Shifted",
+    "TimeNoise",
     "TimeSampling",
     "Uniform",
     "VarianceExploding",
@@ -33,6 +36,7 @@ __all__ = [
     "classifier_free",
     "conditioning",
     "guidance",
+    "hold",
     "make_denoiser",
     "prediction",
     "resolution_shift",

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nova_jax.diffusion import conditioning, schedules
+from nova_jax.diffusion import conditioning, given_frames, schedules
 from nova_jax.diffusion import prediction as predictions
 from nova_jax.diffusion import time_sampling as time_samplings
 from nova_jax.diffusion import weighting as weightings
@@ -28,6 +28,9 @@ class FlowMatching:
     Metrics: `loss`; and, over `num_bins` equal bins of t, `loss_by_time`, what each bin adds to the loss, and
     `share_by_time`, its share of the batch. Both are means over the batch, so they may be averaged further, over parts
     of a batch or over steps; their ratio is then the mean loss in each bin that was visited.
+
+    With `given`, batches of two frames or more are given some of them, which then do not count: the error of a sample
+    is its mean over the other frames.
     """
 
     schedule: schedules.Schedule = dataclasses.field(default_factory=schedules.RectifiedFlow)
@@ -37,6 +40,7 @@ class FlowMatching:
     drop_rates: conditioning.DropRates = dataclasses.field(default_factory=conditioning.DropRates)
     is_stratified: bool = True  # times cover their distribution evenly in every batch
     has_frame_times: bool = False  # each frame at its own noise level (Chen et al. 2024, arXiv 2407.01392)
+    given: given_frames.GivenFrames | None = None  # frames shown to the network, as for image to video
     num_bins: int = 4
 
     def __post_init__(self) -> None:
@@ -51,26 +55,34 @@ class FlowMatching:
         key_time, key_noise, key_drop = jax.random.split(key, 3)
         x0 = batch.x0.astype(jnp.float32)
         t = self.draw_times(key_time, x0.shape)
+        shown, counts = t, None
+        if self.given is not None and x0.shape[1] > 1:
+            key_noise, key_given = jax.random.split(key_noise)
+            t = jnp.broadcast_to(t.reshape(t.shape[0], -1), x0.shape[:2])
+            shown, counts = self.given.draw(key_given, t)
         eps = jax.random.normal(key_noise, x0.shape)
-        x_t = predictions.add_noise(x0, eps, t, self.schedule)
-        target = predictions.target_from(self.prediction, Denoised(x0, eps), t, self.schedule)
+        x_t = predictions.add_noise(x0, eps, shown, self.schedule)
+        target = predictions.target_from(self.prediction, Denoised(x0, eps), shown, self.schedule)
 
-        predicted = network(params, x_t, t, conditioning.drop(batch.cond, key_drop, self.drop_rates))
+        predicted = network(params, x_t, shown, conditioning.drop(batch.cond, key_drop, self.drop_rates))
         squared = (predicted.astype(jnp.float32) - target) ** 2
         error = squared.reshape(*t.shape, -1).mean(axis=-1)
         weighted = self.weighting(self.prediction, t, self.schedule) * error
+        if counts is not None:
+            weighted = counts * weighted
         loss = weighted.mean()
-        return loss, {"loss": loss, **self._bins(t, weighted)}
+        return loss, {"loss": loss, **self._bins(t, weighted, counts)}
 
     def draw_times(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
         """One time per sample, or per frame, for latents of this shape."""
         uniforms = time_samplings.stratified if self.is_stratified else time_samplings.independent
         return self.time_sampling.quantile(uniforms(key, shape[:2] if self.has_frame_times else shape[:1]))
 
-    def _bins(self, t: Array, error: Array) -> Metrics:
+    def _bins(self, t: Array, error: Array, counts: Array | None = None) -> Metrics:
         if not self.num_bins:
             return {}
         index = jnp.clip((t * self.num_bins).astype(int), 0, self.num_bins - 1)
         is_in = jax.nn.one_hot(index.reshape(-1), self.num_bins)
         contribution = jnp.einsum("ik,i->k", is_in, error.reshape(-1)) / error.size
+        is_in = is_in if counts is None else is_in * counts.reshape(-1, 1)
         return {"loss_by_time": contribution, "share_by_time": is_in.mean(axis=0)}

@@ -99,7 +99,7 @@ def run(
 
 
 def _header(
-    models: Mapping[str, inference.TextToImage], run_dir: pathlib.Path, grid: Grid, command: str
+    models: Mapping[str, inference.TrainedRun], run_dir: pathlib.Path, grid: Grid, command: str
 ) -> dict[str, Any]:
     """What all results of a folder have in common; `_resume` compares it."""
     trained = models[TEACHER]
@@ -132,7 +132,7 @@ def _measure(bench: Bench, todo: list[Cell], path: pathlib.Path, console: rich.c
     _append(path, {"kind": "programs"} | programs)
 
 
-def _load(run_dir: pathlib.Path, grid: Grid) -> dict[str, inference.TextToImage]:
+def _load(run_dir: pathlib.Path, grid: Grid) -> dict[str, inference.TrainedRun]:
     """The run and its students, by name."""
     trained = inference.load_run(run_dir)
     models = {TEACHER: trained}
@@ -143,7 +143,7 @@ def _load(run_dir: pathlib.Path, grid: Grid) -> dict[str, inference.TextToImage]
     return models
 
 
-def check_student(folder: str, student: inference.TextToImage, trained: inference.TextToImage) -> None:
+def check_student(folder: str, student: inference.TrainedRun, trained: inference.TrainedRun) -> None:
     """Refuses a run whose latents cannot be held against those of the teacher.
 
     Raises:
@@ -161,7 +161,7 @@ def check_student(folder: str, student: inference.TextToImage, trained: inferenc
         raise ValueError(f"the student {folder} draws latents of another autoencoder: give students of this run")
 
 
-def _training(models: Mapping[str, inference.TextToImage], run_dir: pathlib.Path, grid: Grid) -> list[dict[str, Any]]:
+def _training(models: Mapping[str, inference.TrainedRun], run_dir: pathlib.Path, grid: Grid) -> list[dict[str, Any]]:
     """A line for each model: what it is and what its training has cost so far, against the run's."""
     folders = [str(run_dir), *grid.students]
     lines = []
@@ -292,7 +292,7 @@ def _scorer(data: dict[str, Any], pictures: int) -> Any:
     return source.scorer(per_task=max(1, pictures // len(geneval.TASKS))) if hasattr(source, "scorer") else None
 
 
-def _flops(trained: inference.TextToImage) -> float:
+def _flops(trained: inference.TrainedRun) -> float:
     """Of one evaluation for one picture: the closed form of the network, its text encoder left out."""
     network, shape, length = trained.network, tuple(trained.latent_shape[:3]), trained.text_length
     encoder = getattr(network, "text_encoder", None)  # runs once for all steps

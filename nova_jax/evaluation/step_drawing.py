@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nova_jax import inference, sampling
+from nova_jax import drawing, inference, sampling
 from nova_jax.evaluation import geneval, intervals, step_grid, timing
 from nova_jax.evaluation.step_grid import Cell, Grid
 from nova_jax.sampling import named, time_grids
@@ -51,7 +51,7 @@ class Bench:
     """
 
     def __init__(
-        self, models: Mapping[str, inference.TextToImage], grid: Grid, folder: pathlib.Path, scorer: Any = None
+        self, models: Mapping[str, inference.TrainedRun], grid: Grid, folder: pathlib.Path, scorer: Any = None
     ) -> None:
         self.models, self.grid, self.folder, self.scorer = models, grid, folder, scorer
         self.programs: dict[tuple, Any] = {}
@@ -77,7 +77,7 @@ class Bench:
         self.prompts = [prompts[i] for i in self.order] + [prompt for prompt, _ in rows]
         self.seeds = (grid.seed + np.concatenate([seeds, [seed for _, seed in rows]])).astype(np.uint32)
 
-    def _encode(self, trained: inference.TextToImage) -> list[Batch]:
+    def _encode(self, trained: inference.TrainedRun) -> list[Batch]:
         size = self.grid.batch_size
         slices = [slice(start, start + size) for start in range(0, len(self.prompts), size)]
         return [(*inference.encode(trained, self.prompts[part]), self.seeds[part]) for part in slices]
@@ -94,11 +94,11 @@ class Bench:
 
         Programs with and without guidance are two.
         """
-        trained, guided = self.models[model], inference.guidance_of(guidance)
+        trained, guided = self.models[model], drawing.guidance_of(guidance)
         asked = Asked(trained.objective.schedule, trained.objective.prediction)
         key = (trained.network, trained.text_length, asked, sampler, guided, interval, room)
         if key not in self.programs:
-            draw = inference.make_draw(trained.network, asked, sampler, guided, interval, trained.latent_shape)
+            draw = drawing.make_draw(trained.network, asked, sampler, guided, interval, trained.latent_shape)
             start = time.perf_counter()
             self.programs[key] = draw.lower(*self.arguments(0, np.ones(room + 1), guidance, model)).compile()
             self.compile_seconds += time.perf_counter() - start
@@ -136,16 +136,16 @@ class Bench:
 
     def evaluation(self, batch: int, guidance: float, model: str = step_grid.TEACHER) -> float:
         """Seconds of one network evaluation of a batch, from a walk of `CALLS` steps that does nothing else."""
-        trained, guided = self.models[model], inference.guidance_of(guidance)
+        trained, guided = self.models[model], drawing.guidance_of(guidance)
         asked = Asked(trained.objective.schedule, trained.objective.prediction)
-        walk = inference.make_draw(trained.network, asked, timing.Stay(), guided, None, trained.latent_shape)
+        walk = drawing.make_draw(trained.network, asked, timing.Stay(), guided, None, trained.latent_shape)
         arguments = self.arguments(batch, time_grids.uniform(CALLS), guidance, model)
         seconds, sampled = timing.seconds(lambda: walk(*arguments))
         return seconds / int(sampled.nfe)
 
     def prepare(self, cells: list[Cell]) -> None:
         """Compiles what cells are timed with and walks the fine paths, so that no cell pays for them."""
-        for cell in {(cell.model, inference.guidance_of(cell.guidance)): cell for cell in cells}.values():
+        for cell in {(cell.model, drawing.guidance_of(cell.guidance)): cell for cell in cells}.values():
             self.evaluation(0, cell.guidance, cell.model)
         for guidance, interval in dict.fromkeys(map(self.target, cells)):
             self.reference(guidance, interval)

@@ -99,7 +99,7 @@ def student_name(run_dir: str) -> str:
     return pathlib.Path(run_dir).absolute().name
 
 
-def student_cells(name: str, student: inference.TextToImage, grid: Grid) -> list[Cell]:
+def student_cells(name: str, student: inference.TrainedRun, grid: Grid) -> list[Cell]:
     """A student's points: its own sampler, uniform times, the steps that it has learnt.
 
     Guidance is distilled in (scale 1), unless the network reads the scale: then those of the grid are asked for.
@@ -119,7 +119,7 @@ def student_cells(name: str, student: inference.TextToImage, grid: Grid) -> list
     return [Cell(sampler, "uniform", scale, number, name) for scale, number in itertools.product(scales, steps)]
 
 
-def reads_guidance(student: inference.TextToImage) -> bool:
+def reads_guidance(student: inference.TrainedRun) -> bool:
     """Whether a student is told the scale of guidance instead of having learnt one."""
     return student.objective.guidance.max_scale is not None
 

@@ -160,7 +160,7 @@ def find_exam(run_dir: pathlib.Path, data: dict[str, Any], per_task: int) -> Exa
     return found
 
 
-def draw(trained: inference.TextToImage, questions: Sequence[Question]) -> Pictures:
+def draw(trained: inference.TrainedRun, questions: Sequence[Question]) -> Pictures:
     """The model's answers; an alpha and a mask as gray pictures."""
     asked = [q.ask for q in questions]
     requests = [ask for ask in asked if isinstance(ask, Request)]
@@ -172,7 +172,7 @@ def draw(trained: inference.TextToImage, questions: Sequence[Question]) -> Pictu
     )
 
 
-def rebuild(trained: inference.TextToImage, questions: Sequence[Question]) -> Pictures:
+def rebuild(trained: inference.TrainedRun, questions: Sequence[Question]) -> Pictures:
     """The true pictures after the autoencoder; of an edit inside a mask with the source outside, as in the model's."""
     decode = inference.make_decode(trained.codec)
     rebuilt = []

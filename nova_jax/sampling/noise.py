@@ -54,6 +54,19 @@ def initial_noise(seeds: ArrayLike | Sequence[int], shape: tuple[int, ...]) -> F
     return normal(fold_in(keys_from_seeds(seeds), START), shape)
 
 
+def start(
+    eps: Float[Array, "b *dims"], t: Float[Array, ""], schedule: schedules.Schedule, *, std: float | int = 1.0
+) -> Float[Array, "b *dims"]:
+    """The x that a walk from time t starts from, made of initial noise; at t = 1 sigma eps.
+
+    Below it data have begun to show: sqrt((alpha std)^2 + sigma^2) eps has the variance of x_t for data of mean 0 and
+    this standard deviation, as normalised latents are, and is the Gaussian closest to it (Analytic-Init: Zhao et al.
+    2024, arXiv 2406.15735, section 4.1).
+    """
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return jnp.where(t < 1, jnp.sqrt((alpha * std) ** 2 + sigma**2), sigma) * eps
+
+
 def renoise(
     x: Float[Array, "b *dims"],
     t: Float[Array, ""],

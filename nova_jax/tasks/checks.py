@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nova_jax.tasks.limits import TEXT_LENGTH, Limits, Range
+from nova_jax.tasks.limits import TEXT_LENGTH, AnyLimits, Range
 from nova_jax.tasks.problems import Problem
 
 Check = Callable[[str, Any], list[Problem]]  # (field, value) -> what is wrong
@@ -55,14 +55,14 @@ def choice(field: str, value: Any, options: tuple[str, ...], *, is_optional: boo
     return [Problem(field, show(value), f"one of {', '.join(options)}")]
 
 
-def text(field: str, value: Any, *, is_optional: bool = False) -> list[Problem]:
-    """A text of a length within `limits.TEXT_LENGTH` that UTF-8 can encode."""
+def text(field: str, value: Any, bounds: Range = TEXT_LENGTH, *, is_optional: bool = False) -> list[Problem]:
+    """A text of a length within bounds that UTF-8 can encode."""
     if is_optional and value is None:
         return []
-    allowed = f"a text of {TEXT_LENGTH.low:,} to {TEXT_LENGTH.high:,} characters"
+    allowed = f"a text of {bounds.low:,} to {bounds.high:,} characters"
     if not isinstance(value, str):
         return [Problem(field, show(value), allowed)]
-    if not TEXT_LENGTH.low <= len(value) <= TEXT_LENGTH.high:
+    if not bounds.low <= len(value) <= bounds.high:
         return [Problem(field, f"{len(value):,} characters long", allowed)]
     if any("\ud800" <= character <= "\udfff" for character in value):
         return [Problem(field, "a text with half a surrogate pair", "Unicode that UTF-8 can encode")]
@@ -87,13 +87,13 @@ def color(field: str, value: Any) -> list[Problem]:
     return [Problem(field, show(value), "a colour as #RRGGBB")]
 
 
-def size(field: str, width: int, height: int, limits: Limits) -> list[Problem]:
+def size(field: str, width: int, height: int, limits: AnyLimits) -> list[Problem]:
     """The size of a picture that is read: any sides within limits."""
     refusals = limits.refusals_of_sides(width, height) + limits.refusals_of_shape(width, height)
     return [Problem(field, f"{width} x {height} pixels", allowed) for allowed in refusals]
 
 
-def picture(field: str, value: Any, limits: Limits, *, is_optional: bool = False) -> list[Problem]:
+def picture(field: str, value: Any, limits: AnyLimits, *, is_optional: bool = False) -> list[Problem]:
     """A picture that is read: uint8 (h, w, 3), its size within limits."""
     if is_optional and value is None:
         return []

@@ -10,12 +10,12 @@ from nova_jax.tasks import checks
 from nova_jax.tasks.limits import COLORS
 from nova_jax.tasks.pictures import Picture
 from nova_jax.tasks.problems import Problem
-from nova_jax.tasks.request import Request
+from nova_jax.tasks.request import ImageRequest
 from nova_jax.tasks.settings import ImageSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ColorGuided(Request):
+class ColorGuided(ImageRequest):
     """Draw what a text says with a palette; `COLOR_GUIDED_GENERATION` in JSON.
 
     Attributes:

@@ -9,12 +9,12 @@ from jaxtyping import Bool
 from nova_jax.tasks import checks
 from nova_jax.tasks.pictures import Mask, Picture
 from nova_jax.tasks.problems import Problem
-from nova_jax.tasks.request import Request
+from nova_jax.tasks.request import ImageRequest
 from nova_jax.tasks.settings import ImageSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Inpaint(Request):
+class Inpaint(ImageRequest):
     """Redraw a region of a picture and keep the rest; `INPAINTING` in JSON.
 
     Exactly one of `mask_prompt` and `mask_image` says where. Black is changed: the opposite of outpainting.

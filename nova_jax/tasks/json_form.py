@@ -1,8 +1,12 @@
-"""Requests as the public JSON of Amazon Nova Canvas, and back.
+"""Requests as the public JSON of Amazon Nova Canvas and Amazon Nova Reel, and back.
 
     {"taskType": "INPAINTING",
      "inPaintingParams": {"image": "iVBOR..", "maskPrompt": "the dog", "text": "a cat"},
      "imageGenerationConfig": {"seed": 7, "numberOfImages": 2}}
+
+    {"taskType": "TEXT_VIDEO",
+     "textToVideoParams": {"text": "a dog runs", "images": [{"format": "png", "source": {"bytes": "iVBOR.."}}]},
+     "videoGenerationConfig": {"fps": 24, "durationSeconds": 6, "dimension": "1280x720", "seed": 7}}
 
 Pictures are PNG or JPEG files in base64, without a `data:` prefix. A null counts as left out.
 """
@@ -18,16 +22,18 @@ import numpy as np
 from nova_jax.tasks import checks, pictures
 from nova_jax.tasks.color_guided import ColorGuided
 from nova_jax.tasks.inpaint import Inpaint
-from nova_jax.tasks.limits import CANVAS, Limits
+from nova_jax.tasks.limits import CANVAS, REEL, SHOT_TEXT_LENGTH, AnyLimits, Limits, VideoLimits
+from nova_jax.tasks.multi_shot import MultiShotAutomated, MultiShotManual
 from nova_jax.tasks.outpaint import Outpaint
 from nova_jax.tasks.problems import InvalidRequest, Problem, refuse
 from nova_jax.tasks.remove_background import RemoveBackground
-from nova_jax.tasks.request import Request
+from nova_jax.tasks.request import Request, ShotRequest, VideoRequest
 from nova_jax.tasks.settings import ImageSettings
 from nova_jax.tasks.text_to_image import TextToImage
+from nova_jax.tasks.text_to_video import TextToVideo
 from nova_jax.tasks.vary import Vary
 
-TASK, CONFIG = "taskType", "imageGenerationConfig"
+TASK, CONFIG, VIDEO_CONFIG = "taskType", "imageGenerationConfig", "videoGenerationConfig"
 TEXTS = {"text": "text", "negative_text": "negativeText"}
 MASKED = {"image": "image", "mask_prompt": "maskPrompt", "mask_image": "maskImage"} | TEXTS
 CONTROL = {"condition_image": "conditionImage", "control_mode": "controlMode", "control_strength": "controlStrength"}
@@ -41,32 +47,44 @@ SETTINGS = {
     "seed": "seed",
     "count": "numberOfImages",
 }
+VIDEO = {"fps": "fps", "dimension": "dimension", "seed": "seed"}
+TIMED_VIDEO = {"duration_seconds": "durationSeconds"} | VIDEO
 NOT_OFFERED = ("VIRTUAL_TRY_ON",)
 
-Reader = Callable[[bytes, Limits], np.ndarray]
+Reader = Callable[[bytes, Any], np.ndarray]  # (file, limits) -> pixels
 
 
 class Form(NamedTuple):
-    """How one task is written: its class, its parameter object, and the key of each field in it."""
+    """How one task is written: its class, its parameter object, and the key of each field in it.
+
+    `settings` are the keys of its `config` object, by the field: of `ImageSettings`, or of the video request itself.
+    """
 
     request: type[Request]
     parameters: str
     keys: Mapping[str, str]
+    config: str = CONFIG
+    settings: Mapping[str, str] = SETTINGS
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the answer is a video."""
+        return self.config == VIDEO_CONFIG
 
     @property
     def has_settings(self) -> bool:
-        """Whether the request draws, and so reads `imageGenerationConfig`."""
-        return "settings" in {field.name for field in dataclasses.fields(self.request)}
+        """Whether the request reads its config object."""
+        return bool(self.settings)
 
     @property
     def outer_keys(self) -> tuple[str, ...]:
         """The keys of the outermost object."""
-        return (TASK, self.parameters, CONFIG) if self.has_settings else (TASK, self.parameters)
+        return (TASK, self.parameters, self.config) if self.has_settings else (TASK, self.parameters)
 
     def path(self, field: str) -> str:
-        """The JSON path of a field as its request names it, such as `images[2]` or `settings.seed`."""
-        if field.startswith("settings."):
-            return f"{CONFIG}.{SETTINGS[field.removeprefix('settings.')]}"
+        """The JSON path of a field as its request names it, such as `images[2]`, `shots[0].text` or `settings.seed`."""
+        if field.startswith("settings.") or (self.is_video and field in self.settings):
+            return f"{self.config}.{self.settings[field.removeprefix('settings.')]}"
         name, bracket, index = field.partition("[")
         return f"{self.parameters}.{self.keys[name]}{bracket}{index}"
 
@@ -77,7 +95,16 @@ FORMS = {
     "IMAGE_VARIATION": Form(Vary, "imageVariationParams", VARIED | TEXTS),
     "INPAINTING": Form(Inpaint, "inPaintingParams", MASKED),
     "OUTPAINTING": Form(Outpaint, "outPaintingParams", MASKED | {"mode": "outPaintingMode"}),
-    "BACKGROUND_REMOVAL": Form(RemoveBackground, "backgroundRemovalParams", {"image": "image"}),
+    "BACKGROUND_REMOVAL": Form(RemoveBackground, "backgroundRemovalParams", {"image": "image"}, settings={}),
+}
+VIDEO_FORMS = {
+    "TEXT_VIDEO": Form(
+        TextToVideo, "textToVideoParams", {"text": "text", "image": "images"}, VIDEO_CONFIG, TIMED_VIDEO
+    ),
+    "MULTI_SHOT_AUTOMATED": Form(
+        MultiShotAutomated, "multiShotAutomatedParams", {"text": "text"}, VIDEO_CONFIG, TIMED_VIDEO
+    ),
+    "MULTI_SHOT_MANUAL": Form(MultiShotManual, "multiShotManualParams", {"shots": "shots"}, VIDEO_CONFIG, VIDEO),
 }
 READERS: Mapping[str, Reader] = {  # of the fields that hold one picture
     "image": pictures.read_picture,
@@ -87,26 +114,35 @@ READERS: Mapping[str, Reader] = {  # of the fields that hold one picture
 }
 
 
-def parse_request(source: Mapping[str, Any] | str, limits: Limits = CANVAS) -> Request:
+def parse_request(source: Mapping[str, Any] | str, limits: AnyLimits | None = None) -> Request:
     """Reads a request from its JSON, as text or already a dict.
 
+    Args:
+        source: the JSON.
+        limits: of the model, which then offers the tasks of pictures or those of videos; None: either kind, within
+            `CANVAS` or `REEL`.
+
     Returns:
-        One of the classes of `FORMS`.
+        One of the classes of `FORMS` or `VIDEO_FORMS`.
 
     Raises:
         InvalidRequest: with every problem of the request, its field named by the path in the JSON, for example
-            `inPaintingParams.maskImage` or `imageVariationParams.images[2]`.
+            `inPaintingParams.maskImage` or `multiShotManualParams.shots[2].text`.
     """
     body = _load(source)
-    form = _form_of(body)
+    form = _form_of(body, offered(limits))
+    limits = limits or (REEL if form.is_video else CANVAS)
     problems = _unknown_keys(body, "", form.outer_keys)
     fields, unread = _read_fields(body, form, limits)
-    if form.has_settings:
+    if form.is_video:
+        config, wrong = _read_video_config(body, form, limits)
+        fields, unread = fields | config, unread + wrong
+    elif form.has_settings:
         fields["settings"], wrong = _read_settings(body)
         problems += wrong
     problems += unread
     try:
-        request = form.request(**fields, limits=limits)
+        request = form.request(**fields, limits=limits)  # pyright: ignore[reportCallIssue]
     except InvalidRequest as error:
         found = [problem._replace(field=form.path(problem.field)) for problem in error.problems]
         told = {problem.field for problem in unread}  # a picture that cannot be read is not missing as well
@@ -118,16 +154,28 @@ def parse_request(source: Mapping[str, Any] | str, limits: Limits = CANVAS) -> R
 def to_json(request: Request) -> dict[str, Any]:
     """Writes a request as its JSON, pictures as PNG; `parse_request` with the same limits gives it back exactly.
 
+    A shot without text, which the public form does not know, gets the text that it goes on with.
+
     Raises:
         ValueError: the public form does not know requests of this class.
     """
-    task = next((task for task, form in FORMS.items() if form.request is type(request)), None)
+    forms = offered(None)
+    task = next((task for task, form in forms.items() if form.request is type(request)), None)
     if task is None:
-        raise ValueError(f"{type(request).__name__} has no public form; it must be one of {', '.join(FORMS)}")
-    form = FORMS[task]
+        raise ValueError(f"{type(request).__name__} has no public form; it must be one of {', '.join(forms)}")
+    form = forms[task]
+    if isinstance(request, VideoRequest):
+        config = _write(request, form.settings) | {"dimension": _dimension(request.limits)}
+        return {TASK: task, form.parameters: _write_video(request, form), form.config: config}
     body = {TASK: task, form.parameters: _write(request, form.keys)}
     settings = getattr(request, "settings", None)
     return body if settings is None else body | {CONFIG: _write(settings, SETTINGS)}
+
+
+def offered(limits: AnyLimits | None) -> dict[str, Form]:
+    """The tasks of a model with these limits; None: all."""
+    images = {} if isinstance(limits, VideoLimits) else FORMS
+    return images | ({} if isinstance(limits, Limits) else VIDEO_FORMS)
 
 
 def _load(source: Mapping[str, Any] | str) -> Mapping[str, Any]:
@@ -140,12 +188,13 @@ def _load(source: Mapping[str, Any] | str) -> Mapping[str, Any]:
     return body
 
 
-def _form_of(body: Mapping[str, Any]) -> Form:
+def _form_of(body: Mapping[str, Any], forms: Mapping[str, Form]) -> Form:
     task = body.get(TASK)
-    if isinstance(task, str) and task in FORMS:
-        return FORMS[task]
-    given = f"{task}, which is not offered" if task in NOT_OFFERED else checks.show(task)
-    raise InvalidRequest([Problem(TASK, given, f"one of {', '.join(FORMS)}")])
+    if isinstance(task, str) and task in forms:
+        return forms[task]
+    is_known = isinstance(task, str) and task in (*NOT_OFFERED, *offered(None))
+    given = f"{task}, which is not offered" if is_known else checks.show(task)
+    raise InvalidRequest([Problem(TASK, given, f"one of {', '.join(forms)}")])
 
 
 def _unknown_keys(values: Mapping[str, Any], prefix: str, allowed: Collection[str]) -> list[Problem]:
@@ -176,11 +225,33 @@ def _read_settings(body: Mapping[str, Any]) -> tuple[ImageSettings, list[Problem
         return ImageSettings(**{field: value for field, value in given.items() if field not in wrong}), problems
 
 
-def _read_fields(body: Mapping[str, Any], form: Form, limits: Limits) -> tuple[dict[str, Any], list[Problem]]:
+def _read_video_config(body: Mapping[str, Any], form: Form, limits: AnyLimits) -> tuple[dict[str, Any], list[Problem]]:
+    """The fields of a video request that lie in its config."""
+    given, problems = _read_object(body, form.config, form.settings)
+    assert isinstance(limits, VideoLimits)
+    if given.pop("dimension", _dimension(limits)) != _dimension(limits):
+        wrong = checks.show(body[form.config]["dimension"])
+        problems.append(Problem(form.path("dimension"), wrong, f"'{_dimension(limits)}', width and height"))
+    return _needed(form, form.settings) | given, problems
+
+
+def _dimension(limits: VideoLimits) -> str:
+    return f"{limits.width}x{limits.height}"
+
+
+def _needed(form: Form, names: Collection[str]) -> dict[str, Any]:
+    """None for each of the fields that has no default."""
+    fields = dataclasses.fields(form.request)
+    return {field.name: None for field in fields if field.name in names and field.default is dataclasses.MISSING}
+
+
+def _read_fields(body: Mapping[str, Any], form: Form, limits: AnyLimits) -> tuple[dict[str, Any], list[Problem]]:
     """The fields of the request: pictures decoded, and None for what is needed but missing, or cannot be read."""
     given, problems = _read_object(body, form.parameters, form.keys)
-    needed = {field.name for field in dataclasses.fields(form.request) if field.default is dataclasses.MISSING}
-    fields = {name: None for name in form.keys if name in needed} | given
+    fields = _needed(form, form.keys) | given
+    if form.is_video:
+        found = _read_shots(fields, form, limits)
+        return fields, problems + found
     for name, read in READERS.items():
         if name in given:
             fields[name], found = _decode(given[name], form.path(name), read, limits)
@@ -193,7 +264,52 @@ def _read_fields(body: Mapping[str, Any], form: Form, limits: Limits) -> tuple[d
     return fields, problems
 
 
-def _decode(value: Any, path: str, read: Reader, limits: Limits) -> tuple[np.ndarray | None, list[Problem]]:
+def _read_shots(fields: dict[str, Any], form: Form, limits: AnyLimits) -> list[Problem]:
+    """Decodes the pictures of a video's fields in place, and says what is wrong with them."""
+    problems = []
+    if "image" in fields:
+        path, value = form.path("image"), fields.pop("image")
+        if not isinstance(value, (list, tuple)) or len(value) > 1:
+            return [Problem(path, checks.show(value), "a list of one picture, or left out")]
+        if value:
+            fields["image"], problems = _read_source(value[0], f"{path}[0]", limits)
+    if isinstance(fields.get("shots"), (list, tuple)):
+        read = [_read_shot(value, form.path(f"shots[{i}]"), limits) for i, value in enumerate(fields["shots"])]
+        fields["shots"] = tuple(shot for shot, _ in read)
+        problems += [problem for _, found in read for problem in found]
+    return problems
+
+
+def _read_shot(value: Any, path: str, limits: AnyLimits) -> tuple[Any, list[Problem]]:
+    """One shot of a list; what is no object stays as it is."""
+    if not isinstance(value, Mapping):
+        return value, [Problem(path, checks.show(value), "an object with text and perhaps image")]
+    problems = _unknown_keys(value, f"{path}.", ShotRequest._fields)
+    if value.get("text") is None:  # the public form has no shots without text
+        problems += checks.text(f"{path}.text", None, SHOT_TEXT_LENGTH)
+    image = None
+    if value.get("image") is not None:
+        image, found = _read_source(value["image"], f"{path}.image", limits)
+        problems += found
+    return ShotRequest(value.get("text"), image), problems
+
+
+def _read_source(value: Any, path: str, limits: AnyLimits) -> tuple[np.ndarray | None, list[Problem]]:
+    """A picture as Reel is given it: its format, and its bytes in base64."""
+    if not isinstance(value, Mapping):
+        return None, [Problem(path, checks.show(value), 'an object {"format": .., "source": {"bytes": ..}}')]
+    problems = _unknown_keys(value, f"{path}.", ("format", "source"))
+    problems += checks.choice(f"{path}.format", value.get("format"), ("png", "jpeg"))
+    source = value.get("source")
+    if not isinstance(source, Mapping) or source.get("bytes") is None:
+        allowed = "an object with the picture in base64 as bytes (files in S3 are not read)"
+        return None, [*problems, Problem(f"{path}.source", checks.show(source), allowed)]
+    problems += _unknown_keys(source, f"{path}.source.", ("bytes",))
+    picture, found = _decode(source["bytes"], f"{path}.source.bytes", pictures.read_picture, limits)
+    return picture, problems + found
+
+
+def _decode(value: Any, path: str, read: Reader, limits: AnyLimits) -> tuple[np.ndarray | None, list[Problem]]:
     """A picture or mask from base64."""
     allowed = "a PNG or JPEG in base64, without a data: prefix"
     if not isinstance(value, str):
@@ -218,3 +334,20 @@ def _encode(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_encode(item) for item in value]
     return value
+
+
+def _write_video(request: VideoRequest, form: Form) -> dict[str, Any]:
+    """The parameters of a video request."""
+    shots = [
+        {"text": shot.text} | ({} if shot.image is None else {"image": _write_source(shot.image)})
+        for shot in request.storyboard
+    ]
+    if "shots" in form.keys:
+        return {"shots": shots}
+    if "image" in form.keys and "image" in shots[0]:
+        return {"text": shots[0]["text"], "images": [shots[0]["image"]]}
+    return _write(request, {"text": "text"})
+
+
+def _write_source(picture: np.ndarray) -> dict[str, Any]:
+    return {"format": "png", "source": {"bytes": _encode(picture)}}

@@ -1,8 +1,8 @@
 """Every range of a request in one place, and the sizes that a model takes.
 
 The numbers are the public ones of Amazon Nova Canvas (user guide, "Request and response structure for image
-generation" and "Image generation: inputs and outputs"). Where its pages disagree: pixels stay strictly below 2048 x
-2048, and seeds end at 2,147,483,646.
+generation" and "Image generation: inputs and outputs") and of Amazon Nova Reel 1.1 ("Video generation access and
+usage"). Where these pages disagree: pixels stay strictly below 2048 x 2048, and seeds end at 2,147,483,646.
 """
 
 import dataclasses
@@ -27,6 +27,13 @@ CONTROL_STRENGTH = Range(0, 1)
 SIMILARITY_STRENGTH = Range(0.2, 1)
 VARIED_IMAGES = Range(1, 5)
 COLORS = Range(1, 10)
+
+SHOT_TEXT_LENGTH = Range(1, 512)  # characters of the text of one shot
+FILM_TEXT_LENGTH = Range(1, 4000)  # of a text that is split into shots
+SHOT_SECONDS = 6
+FRAMES_PER_LATENT = 4  # of a causal video autoencoder, after the first frame, which has a latent of its own
+FILM_SECONDS = Range(12, 120)  # in steps of SHOT_SECONDS
+SHOTS = Range(1, 20)  # the fewest are not published; the most follow from FILM_SECONDS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,3 +96,67 @@ class Limits:
 
 CANVAS = Limits()
 TINY = Limits(min_side=32, max_side=256, multiple=8, default_side=64)  # for small models and tests
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoLimits:
+    """The one size and length of shot that a model draws; pictures that start a shot have exactly that size.
+
+    A causal video autoencoder codes 1 + 4k frames, and 6 s at 24 fps are 144: a shot is drawn with 145 frames, of which
+    the first 144 are kept. A small model keeps all that it was trained on. Its shots are shorter, but a request counts
+    each as 6 s all the same.
+
+    Attributes:
+        height: Of a frame, in pixels.
+        width: Likewise.
+        frames: How many are drawn per shot, 1 + 4k.
+        fps: Frames per second.
+    """
+
+    height: int = 720
+    width: int = 1280
+    frames: int = 145
+    fps: int = 24
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.fps) < 1:
+            raise ValueError(f"height={self.height}, width={self.width} and fps={self.fps} must be 1 or more")
+        if self.frames < 1 or self.frames % FRAMES_PER_LATENT != 1:
+            raise ValueError(f"frames={self.frames} must be 1 + 4k, as the autoencoder codes them: {near(self.frames)}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.height, self.width
+
+    @property
+    def pixel_bound(self) -> int:
+        """Number of pixels that a picture stays below."""
+        return self.height * self.width + 1
+
+    @property
+    def frames_kept(self) -> int:
+        """How many frames of a shot the video shows, from the first: 6 s of them, or all where it is shorter."""
+        return min(self.frames, SHOT_SECONDS * self.fps)
+
+    def refusals_of_sides(self, width: int, height: int) -> list[str]:
+        """What is allowed, in words, where a picture has another size than the video."""
+        is_right = (height, width) == self.size
+        return [] if is_right else [f"{self.width} x {self.height} pixels, the size of the video"]
+
+    def refusals_of_shape(self, width: int, height: int) -> list[str]:
+        """Nothing more is asked of a picture."""
+        del width, height
+        return []
+
+
+def near(frames: int) -> str:
+    """The numbers 1 + 4k next to a number of frames, in words."""
+    below = max(1, frames - (frames - 1) % FRAMES_PER_LATENT)
+    above = below + FRAMES_PER_LATENT
+    return f"{below}" if below == frames or frames < 1 else f"{below} or {above}"
+
+
+AnyLimits = Limits | VideoLimits
+REEL = VideoLimits()
+TINY_REEL = VideoLimits(height=36, width=64, frames=25)  # for small models and tests

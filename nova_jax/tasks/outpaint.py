@@ -11,14 +11,14 @@ from jaxtyping import Bool
 from nova_jax.tasks import checks
 from nova_jax.tasks.pictures import Mask, Picture
 from nova_jax.tasks.problems import Problem
-from nova_jax.tasks.request import Request
+from nova_jax.tasks.request import ImageRequest
 from nova_jax.tasks.settings import ImageSettings
 
 Mode = Literal["DEFAULT", "PRECISE"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Outpaint(Request):
+class Outpaint(ImageRequest):
     """Keep a region of a picture and redraw the rest; `OUTPAINTING` in JSON.
 
     Exactly one of `mask_prompt` and `mask_image` says what is kept. White is changed: the opposite of inpainting.

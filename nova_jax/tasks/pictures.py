@@ -15,7 +15,7 @@ import PIL.ImageOps
 from jaxtyping import UInt8
 
 from nova_jax.tasks import checks
-from nova_jax.tasks.limits import CANVAS, Limits
+from nova_jax.tasks.limits import CANVAS, AnyLimits
 from nova_jax.tasks.problems import InvalidRequest, Problem, refuse
 
 Picture = UInt8[np.ndarray, "_ _ 3"]  # 0 .. 255
@@ -27,7 +27,7 @@ COLOR_MODES = ("RGB", "RGBA")
 GREY_MODES = ("1", "L", "LA")
 
 
-def read_picture(source: Source, limits: Limits = CANVAS) -> Picture:
+def read_picture(source: Source, limits: AnyLimits = CANVAS) -> Picture:
     """Reads a picture from a path, the bytes of a file, or a PIL image.
 
     Returns:
@@ -41,7 +41,7 @@ def read_picture(source: Source, limits: Limits = CANVAS) -> Picture:
     return _read(source, "picture", COLOR_MODES, limits)
 
 
-def read_mask(source: Source, limits: Limits = CANVAS) -> Mask:
+def read_mask(source: Source, limits: AnyLimits = CANVAS) -> Mask:
     """Reads a mask likewise, in colour or grey, whose every pixel is pure black or pure white.
 
     Returns:
@@ -63,7 +63,7 @@ def to_png(pixels: Picture | Mask) -> bytes:
     return stream.getvalue()
 
 
-def _read(source: Source, kind: str, modes: tuple[str, ...], limits: Limits) -> Picture:
+def _read(source: Source, kind: str, modes: tuple[str, ...], limits: AnyLimits) -> Picture:
     name = _name(source, kind)
     try:
         with _open(source) as image:
@@ -91,7 +91,7 @@ def _open(source: Source) -> AbstractContextManager[PIL.Image.Image]:
     return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
-def _check_header(image: PIL.Image.Image, name: str, modes: tuple[str, ...], limits: Limits) -> list[Problem]:
+def _check_header(image: PIL.Image.Image, name: str, modes: tuple[str, ...], limits: AnyLimits) -> list[Problem]:
     problems = checks.size(name, image.width, image.height, limits)
     if image.mode not in modes:
         problems.append(Problem(name, f"in mode {image.mode}", f"in one of the modes {', '.join(modes)}"))

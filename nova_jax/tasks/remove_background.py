@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from nova_jax.tasks import checks
 from nova_jax.tasks.pictures import Picture
 from nova_jax.tasks.problems import Problem
-from nova_jax.tasks.request import Request
+from nova_jax.tasks.request import ImageRequest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class RemoveBackground(Request):
+class RemoveBackground(ImageRequest):
     """Give a picture a soft 8-bit alpha; `BACKGROUND_REMOVAL` in JSON.
 
     Attributes:

@@ -9,7 +9,7 @@ from nova_jax.tasks import checks
 from nova_jax.tasks.limits import CONTROL_STRENGTH
 from nova_jax.tasks.pictures import Picture
 from nova_jax.tasks.problems import Problem
-from nova_jax.tasks.request import Request
+from nova_jax.tasks.request import ImageRequest
 from nova_jax.tasks.settings import ImageSettings
 
 Style = Literal[
@@ -26,7 +26,7 @@ ControlMode = Literal["CANNY_EDGE", "SEGMENTATION"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class TextToImage(Request):
+class TextToImage(ImageRequest):
     """Draw what a text says; `TEXT_IMAGE` in JSON.
 
     Attributes:

@@ -8,12 +8,12 @@ from nova_jax.tasks import checks
 from nova_jax.tasks.limits import SIMILARITY_STRENGTH, VARIED_IMAGES
 from nova_jax.tasks.pictures import Picture
 from nova_jax.tasks.problems import Problem
-from nova_jax.tasks.request import Request
+from nova_jax.tasks.request import ImageRequest
 from nova_jax.tasks.settings import ImageSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Vary(Request):
+class Vary(ImageRequest):
     """Keep the content of pictures, vary their style and background; `IMAGE_VARIATION` in JSON.
 
     Attributes:

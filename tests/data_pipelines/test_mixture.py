@@ -1,4 +1,4 @@
-"""Batches of several streams: in their proportions, from any position, whole."""
+"""Batches of several streams: in their proportions, from any position, whole, of any number of rows."""
 
 import collections
 import itertools
@@ -97,3 +97,49 @@ def test_weights_and_parts_enter_the_fingerprint():
 def test_a_mixture_of_nothing_is_refused(parts):
     with pytest.raises(ValueError, match="weight of 1 or more"):
         Mixture(parts=parts)
+
+
+TOKENS = Mixture(parts=((Counting(0), 2), (Counting(1), 1, 3.0), (Counting(2), 1, 0.5)))
+
+
+def take_all(start, batches, **shard):
+    stream = TOKENS.batches(start, 4, **shard)
+    return [np.asarray(next(stream).x0)[:, 0, 0, 0] for _ in range(batches)]
+
+
+def test_parts_have_batches_of_their_own_numbers_of_rows_and_are_read_without_gaps():
+    batches = take_all(0, 16)
+    assert TOKENS.batch_sizes(4) == (4, 12, 2)
+    assert {(int(batch[0, 0]), len(batch)) for batch in batches} == {(0, 4), (1, 12), (2, 2)}
+    for part in range(3):
+        positions = np.concatenate([batch[:, 1] for batch in batches if batch[0, 0] == part])
+        np.testing.assert_array_equal(positions, np.arange(len(positions)))
+
+
+@pytest.mark.parametrize("done", [1, 3, 4, 9])
+def test_parts_of_other_sizes_go_on_where_they_stopped(done):
+    for again, once in zip(take_all(4 * done, 8), take_all(0, done + 8)[done:], strict=True):
+        np.testing.assert_array_equal(again, once)
+
+
+def test_shards_are_parts_of_batches_of_any_size():
+    halves = [take_all(8, 6, shard_index=i, shard_count=2) for i in range(2)]
+    for whole, *parts in zip(take_all(8, 6), *halves, strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_rows_that_do_not_divide_say_so():
+    with pytest.raises(ValueError, match="part of 2 rows does not divide over 4 data shards"):
+        next(TOKENS.batches(0, 4, shard_index=0, shard_count=4))
+    with pytest.raises(ValueError, match=r"0.5 times the rows of the batch size 3, which is 1.5"):
+        TOKENS.batch_sizes(3)
+    with pytest.raises(ValueError, match="above 0"):
+        Mixture(parts=((Counting(0), 1, 0.0),))
+
+
+def test_examples_count_rows_and_rows_enter_description_and_fingerprint():
+    assert [share for share, _ in TOKENS.examples()] == pytest.approx([2 / 4, 3 / 4, 0.5 / 4])
+    assert TOKENS.describe()["rows"] == [1.0, 3.0, 0.5]
+    assert "rows" not in MIXTURE.describe()
+    plain = Mixture(parts=tuple(part[:2] for part in TOKENS.parts))
+    assert plain.fingerprint() != TOKENS.fingerprint()

@@ -84,7 +84,8 @@ def test_try_on_is_refused_with_what_is_offered():
         tasks.parse_request({"taskType": "VIRTUAL_TRY_ON", "virtualTryOnParams": {}})
     assert str(caught.value) == (
         "taskType is VIRTUAL_TRY_ON, which is not offered; it must be one of TEXT_IMAGE, COLOR_GUIDED_GENERATION, "
-        "IMAGE_VARIATION, INPAINTING, OUTPAINTING, BACKGROUND_REMOVAL."
+        "IMAGE_VARIATION, INPAINTING, OUTPAINTING, BACKGROUND_REMOVAL, TEXT_VIDEO, MULTI_SHOT_AUTOMATED, "
+        "MULTI_SHOT_MANUAL."
     )
 
 
