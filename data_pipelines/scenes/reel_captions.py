@@ -3,7 +3,7 @@
     a red circle moving right and a blue square standing still, camera pan left
     pan left, a red circle moving right and a blue square standing still
     a red circle moving right hits a blue square standing still
-    the circle moves right and the blue square stands still, zoom in        (a later shot of a film)
+    the circle moves right and the square stands still, zoom in        (a later shot of a film)
 
 The camera's words stand at the start or at the end; those of a static one may be left out. A colour or a size is said
 of all actors or of none; in a later shot of a film an actor may be called by its shape alone, for earlier shots show

@@ -107,15 +107,15 @@ def _sample_motion(of: ReelWorld, rng: np.random.Generator) -> str:
 def _take(of: ReelWorld, rng: np.random.Generator, cast: Sequence[Object], background: str, motion: str) -> Shot:
     """A shot of the cast under a camera motion."""
     family = CAMERA_MOTIONS[motion]
-    meets = family == "static" and len({o.color for o in cast}) == 2 and rng.random() < 0.35
+    can_meet = family == "static" and len({o.color for o in cast}) == 2
     for _ in range(_TRIES):
         blank = _blank(of, background, Camera(motion, between(rng, *AMOUNTS[family])), of.frames)
-        if meets:
-            shot = _meet(of, rng, blank, cast)
+        if can_meet and rng.random() < 0.35:
+            tries = (_meet(of, rng, blank, cast) for _ in range(20))
         else:
             actors = _act(rng, cast) if family == "static" else _act_under(rng, cast, family)
-            shot = next((shot for _ in range(20) if (shot := _place(of, rng, blank, actors))), None)
-        if shot:
+            tries = (_place(of, rng, blank, actors) for _ in range(20))
+        if shot := next(filter(None, tries), None):
             return shot
     raise ValueError(_NO_ROOM)
 
