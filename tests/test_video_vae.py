@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from data_pipelines import streams
-from data_pipelines.mixture import Mixture
-from data_pipelines.scenes.clips import Clips
+from data_pipelines.scenes.reel_source import Reels
+from data_pipelines.scenes.reel_world import ReelWorld
 from experiments import video_vae
 from nova_jax import config as configs
 from nova_jax import experiment, recipe, weights
 from nova_jax.models import inflation, presets
 from nova_jax.models import vae as vaes
+from nova_jax.types import Batch
 
 SMALL = vaes.VAE(
     latent_channels=3,
@@ -25,7 +26,8 @@ SMALL = vaes.VAE(
     patch_size=2,
     has_attention=False,
 )
-CLIPS = streams.Pixels(source=Clips(seed=1, length=40, frames=3), size=(8, 8))
+REELS = Reels(ReelWorld(height=32, width=32, frames=5), seed=1, length=40)
+CLIPS = streams.Pixels(source=REELS, size=(8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +80,20 @@ def test_the_first_stage_trains_the_same_network_without_time_on_pictures():
     assert inflation.without_time(config.model) == first.model
     assert first.model.dtype == config.model.dtype
     assert (first.run_dir, first.steps) == ("runs/other_images", 500)
-    assert first.data.example().x0.shape[1] == 1
-    assert [batch.x0.shape[1] for _, batch in config.data.examples()] == [25, 1]
+    assert first.data.source.source.task == "image"
+    assert config.data.parts[0][0].source.source.task == "video"
 
 
 def test_a_training_step_of_the_default_stays_below_its_budget_per_clip():
     """0.15 TFLOP for 25 frames of 36 x 64 pixels, by XLA's count."""
-    size = {"size": (36, 64)}
-    parts = tuple((dataclasses.replace(data, **size), weight) for data, weight in video_vae.CONFIG.data.parts)
-    config = dataclasses.replace(video_vae.CONFIG, data=Mixture(parts=parts), batch_size=1)
-    assert 0.02e12 < experiment.flops_per_step(config, config.data.example()) < 0.15e12
+    example = Batch(np.zeros((1, 25, 36, 64, 3), np.float32))
+    config = dataclasses.replace(video_vae.CONFIG, batch_size=1)
+    assert 0.05e12 < experiment.flops_per_step(config, example) < 0.15e12
+
+
+def test_held_out_clips_are_those_of_another_seed():
+    assert video_vae.held_out_clips(video_vae.CLIPS) == dataclasses.replace(video_vae.CLIPS.source, seed=1001)
+    assert video_vae.held_out_clips(CLIPS.source).seed == 1001
 
 
 def test_repeated_frames_are_the_last_of_each_group():

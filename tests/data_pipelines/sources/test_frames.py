@@ -1,11 +1,13 @@
 import numpy as np
 
 from data_pipelines import streams
-from data_pipelines.scenes.clips import Clips
+from data_pipelines.scenes.reel_source import Reels
+from data_pipelines.scenes.reel_world import ReelWorld
 from data_pipelines.sources import base
 from data_pipelines.sources.frames import Frames
 
-CLIPS = Clips(length=20, frames=5)
+WORLD = ReelWorld(height=32, width=32, frames=5)
+CLIPS = Reels(WORLD, length=20)
 
 
 def test_frames_come_from_every_position_of_their_clips():
@@ -17,8 +19,8 @@ def test_frames_come_from_every_position_of_their_clips():
 
 
 def test_frames_are_known_by_their_clips():
-    assert Frames(CLIPS).fingerprint() == Frames(Clips(length=20, frames=5)).fingerprint()
-    assert base.fingerprint(Frames(CLIPS)) != base.fingerprint(Frames(Clips(length=20, frames=5, seed=1)))
+    assert Frames(CLIPS).fingerprint() == Frames(Reels(WORLD, length=20)).fingerprint()
+    assert base.fingerprint(Frames(CLIPS)) != base.fingerprint(Frames(Reels(WORLD, length=20, seed=1)))
 
 
 def test_a_stream_of_pixels_holds_whole_clips():
