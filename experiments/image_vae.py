@@ -78,7 +78,7 @@ def export(
         held_out: a source of the same kind of pictures that was not trained on.
         samples: pictures to measure latents on (training data) and reconstructions (held out).
     """
-    vae = _with_statistics(config, result, samples)
+    vae = with_statistics(config.model, result.state.ema, config.data, samples)
     folder = result.directory / inference.CODEC_FOLDER
     weights.save(vae, result.state.ema, folder, dtype="float16")
     vae, params = weights.load(folder)  # what is measured is what was written
@@ -93,7 +93,7 @@ def export(
         "steps": int(result.state.step),
         "batch_size": config.batch_size,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "training_seconds": _training_seconds(result.directory),
+        "training_seconds": training_seconds(result.directory),
         "held_out_pictures": len(truth),
         "psnr_db": round(float(10 * np.log10(255**2 / error.mean())), 2),
         "environment": environment.describe(),
@@ -129,15 +129,15 @@ def held_out_scenes(scenes: source.Scenes) -> source.Scenes:
     return dataclasses.replace(scenes, seed=scenes.seed + 1000)
 
 
-def _with_statistics(config: experiment.TrainConfig, result: experiment.Result, samples: int) -> VAE:
-    """The autoencoder, with mean and deviation of its latents over training pictures."""
-    batches = itertools.islice(config.data.batches(0, 100), max(1, samples // 100))
+def with_statistics(vae: VAE, params: Any, data: Any, samples: int, batch_size: int = 100) -> VAE:
+    """The autoencoder, with mean and deviation of its latents over training data."""
+    batches = itertools.islice(data.batches(0, batch_size), max(1, samples // batch_size))
     pixels = (jnp.asarray(batch.x0) for batch in batches)
-    mean, std = reconstruction.latent_statistics(config.model, result.state.ema, pixels)
-    return dataclasses.replace(config.model, latents_mean=mean, latents_std=std)
+    mean, std = reconstruction.latent_statistics(vae, params, pixels)
+    return dataclasses.replace(vae, latents_mean=mean, latents_std=std)
 
 
-def _training_seconds(directory: pathlib.Path) -> float | None:
+def training_seconds(directory: pathlib.Path) -> float | None:
     """Seconds of training, from the speed that the log recorded; None for a run too short to have one."""
     lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]

@@ -97,7 +97,8 @@ class TrainConfig:
         keep: newest checkpoints kept.
         preview: sample grids during training; needs a text-to-image network.
         teacher: run folder that a distillation method learns from, and starts from unless told otherwise.
-        start_from: run folder whose averaged parameters are the first ones; the network may have new inputs since.
+        start_from: run folder whose averaged parameters are the first ones; the network may have new inputs since, an
+            autoencoder may have been given time.
     """
 
     name: str
@@ -191,7 +192,7 @@ def _train(config: TrainConfig, devices: Any, record: dict[str, Any], callbacks:
 def _recipe(config: TrainConfig) -> recipe.Recipe:
     """How the config's objective, or its distillation method, trains the config's model."""
     settings = {"ema_decay": config.ema_decay, "accumulate": config.accumulate, "seed": config.seed}
-    settings["start_from"] = inference.load_run(config.start_from).params if config.start_from else None
+    settings["start_from"] = recipe.trained_params(config.model, config.start_from) if config.start_from else None
     example = config.data.example()
     if not isinstance(config.objective, distillation.Method):
         return recipe.plain(config.model, config.objective, config.optimizer, example, **settings)

@@ -5,10 +5,13 @@
 
 A teacher is a run folder. Its averaged parameters start the student and, frozen and without optimizer state, stay in
 `TrainState.extra`: the student's checkpoints hold all that is needed to go on. Either kind of run may start from the
-averaged parameters of another run instead, even from those of a network that lacks its newer inputs (`models.growth`).
+averaged parameters of another run instead, even from those of a network that lacks its newer inputs (`models.growth`),
+or from an autoencoder of pictures that lacks time (`models.inflation`).
 """
 
 import functools
+import json
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,11 +19,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nova_jax import config as configs
 from nova_jax import distillation, inference
 from nova_jax.layers import attention
-from nova_jax.models import discriminator, features, growth
+from nova_jax.models import discriminator, features, growth, inflation
 from nova_jax.models.dit import DiT
-from nova_jax.training import step
+from nova_jax.models.vae import VAE
+from nova_jax.training import checkpoint, step
 from nova_jax.training.optimizer import Optimizer
 from nova_jax.types import Batch, Conditioning, Params, TrainState, TrainStep
 
@@ -46,6 +51,25 @@ def as_network(model: Any) -> Any:
     if not isinstance(model, nn.Module):
         return model
     return lambda params, x, t, cond: model.apply({"params": params}, x, t, cond)
+
+
+def trained_params(model: Any, run_dir: str | pathlib.Path) -> Params:
+    """The averaged parameters of a run, for `model` to start from.
+
+    Raises:
+        FileNotFoundError: the folder is not a run folder, or holds no checkpoint yet.
+        ValueError: the run trained another kind of network, or an autoencoder that differs in more than time.
+    """
+    if not isinstance(model, VAE):
+        return inference.load_run(run_dir).params
+    file = pathlib.Path(run_dir) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{run_dir} is not a run folder: it has no config.json; start a run first")
+    trained = configs.from_dict(json.loads(file.read_text())["config"]["model"])
+    if not isinstance(trained, VAE):
+        raise ValueError(f"{run_dir} trained a {type(trained).__name__}, from which an autoencoder cannot start")
+    _, params = checkpoint.read_ema(file.parent / "checkpoints")
+    return inflation.inflate(trained, params, model)
 
 
 def plain(

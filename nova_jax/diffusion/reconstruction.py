@@ -2,15 +2,17 @@
 
     z ~ q(z | x) = N(mean, exp(logvar)),   y = decode(z),   e = y - x
 
-    loss = w_l1 mean|e| + w_l2 mean e^2 + w_pyramid P(e) + w_ssim (1 - SSIM(y, x)) + w_kl KL                        (1)
+    loss = w_l1 mean|e| + w_l2 mean e^2 + w_pyramid P(e) + w_motion M(e) + w_ssim (1 - SSIM(y, x)) + w_kl KL        (1)
     KL   = mean over latent entries of (mean^2 + exp(logvar) - 1 - logvar) / 2                                      (2)
     P(e) = mean|e_n| + sum_{l<n} mean|e_l - U D e_l|,   e_{l+1} = D e_l,  e_0 = e                                   (3)
+    M(e) = mean|e_(f+1) - e_f| over frames f; 0 for a picture                                                       (4)
 
 D averages 2 x 2 pixels and U repeats them. P weighs errors in every octave of spatial frequency alike, where plain L1
-neglects coarse ones: the Laplacian pyramid loss of Bojanowski et al. 2018 (arXiv 1707.05776) with a box filter. SSIM
-(Wang et al. 2004, doi 10.1109/TIP.2003.819861, eq. 13) compares local means, variances and covariances in a Gaussian
-window. The variational bound is Kingma and Welling 2014 (arXiv 1312.6114, eq. 10); a small w_kl only keeps latents
-near the origin and smooth, as in latent diffusion (Rombach et al. 2022, arXiv 2112.10752, section 3.1).
+neglects coarse ones: the Laplacian pyramid loss of Bojanowski et al. 2018 (arXiv 1707.05776) with a box filter. M adds
+to the price of errors that flicker, and nothing to that of errors that stay. SSIM (Wang et al. 2004, doi
+10.1109/TIP.2003.819861, eq. 13) compares local means, variances and covariances in a Gaussian window. The variational
+bound is Kingma and Welling 2014 (arXiv 1312.6114, eq. 10); a small w_kl only keeps latents near the origin and smooth,
+as in latent diffusion (Rombach et al. 2022, arXiv 2112.10752, section 3.1).
 """
 
 import dataclasses
@@ -59,6 +61,7 @@ class Reconstruction:
         l2: weight of the squared error.
         pyramid: weight of equation (3).
         ssim: weight of 1 - SSIM; pictures need at least 11 x 11 pixels.
+        motion: weight of equation (4).
         kl: weight of equation (2).
         levels: n of equation (3); height and width must be multiples of 2^n.
     """
@@ -67,6 +70,7 @@ class Reconstruction:
     l2: float = 0.0
     pyramid: float = 1.0
     ssim: float = 0.1
+    motion: float = 0.0
     kl: float = 1e-4
     levels: int = 3
 
@@ -74,7 +78,7 @@ class Reconstruction:
         self, network: Autoencoder, params: Params, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss and its metrics, in float32."""
-        x = batch.x0.astype(jnp.float32)
+        x = jnp.asarray(batch.x0, jnp.float32)
         mean, logvar = network.encode(params, x)
         y = network.decode_unclipped(params, network.sample(mean, logvar, key))
         error = y - x
@@ -83,6 +87,7 @@ class Reconstruction:
             "l2": (self.l2, lambda: jnp.mean(jnp.square(error))),
             "pyramid": (self.pyramid, lambda: pyramid_error(error, self.levels)),
             "ssim": (self.ssim, lambda: 1.0 - jnp.mean(ssim(y, x))),
+            "motion": (self.motion, lambda: motion_error(error)),
             "kl": (self.kl, lambda: jnp.mean(kl_divergence(mean, logvar))),
         }
         metrics = {name: term() for name, (weight, term) in terms.items() if weight}
@@ -110,6 +115,12 @@ def pyramid_error(error: Pixels, levels: int) -> Float[Array, ""]:
         total = total + jnp.mean(jnp.abs(blocks - means))
         error = means.reshape(b, f, h // 2, w // 2, c)
     return total + jnp.mean(jnp.abs(error))
+
+
+def motion_error(error: Pixels) -> Float[Array, ""]:
+    """Equation (4) for the error of a reconstruction."""
+    changes = jnp.abs(jnp.diff(error, axis=1))
+    return jnp.sum(changes) / max(changes.size, 1)
 
 
 def ssim(y: Pixels, x: Pixels) -> Float[Array, "b f"]:

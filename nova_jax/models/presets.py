@@ -32,7 +32,13 @@ DIT: dict[str, dict[str, Any]] = {
     "wan-5B": {**WAN, "in_channels": 48, "width": 3072, "depth": 30, "num_heads": 24, "mlp_dim": 14336},
     "wan-14B": {**WAN, "in_channels": 16, "width": 5120, "depth": 40, "num_heads": 40, "mlp_dim": 13824},
 }
-VAE: dict[str, Callable[..., vaes.VAE]] = {"tiny": vaes.tiny, "wan2.1": vaes.wan21, "wan2.2": vaes.wan22}
+VAE: dict[str, Callable[..., vaes.VAE]] = {
+    "tiny": vaes.tiny,
+    "small-image": vaes.small_image,
+    "small-video": vaes.small_video,
+    "wan2.1": vaes.wan21,
+    "wan2.2": vaes.wan22,
+}
 TEXT_ENCODER: dict[str, Callable[..., t5.T5Encoder]] = {"t5-v1.1-xxl": t5.t5_v1_1_xxl, "umt5-xxl": t5.umt5_xxl}
 
 

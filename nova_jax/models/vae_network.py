@@ -107,16 +107,18 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a strided convolution, then, if the time factor is 2, time by another."""
+    """Halves height and width by a strided convolution, then time by another, each where its factor is 2."""
 
-    time: int
+    factors: Factors
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Video, cache: Cache | None) -> tuple[Resized, Cache]:
         """One chunk; the first frame of a video passes the time convolution unchanged."""
-        x = FrameConv(x.shape[-1], stride=2, dtype=self.dtype, name="conv")(x)
-        if self.time == 1:
+        time, space = self.factors
+        if space == 2:
+            x = FrameConv(x.shape[-1], stride=2, dtype=self.dtype, name="conv")(x)
+        if time == 1:
             return x, {}
         if cache is None:
             first, rest, past = x[:, :1], x[:, 1:], x[:, :1]
@@ -127,24 +129,26 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles time, if its factor is 2, by a convolution that makes two frames of one; then space by repetition."""
+    """Doubles time by a convolution that makes two frames of one, then space by repetition, where a factor is 2."""
 
     features: int
-    time: int
+    factors: Factors
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Video, cache: Cache | None) -> tuple[Resized, Cache]:
         """One chunk; the first frame of a video is neither doubled nor seen by the time convolution."""
-        new = {}
-        if self.time == 2:
+        (time, space), new = self.factors, {}
+        if time == 2:
             first, rest = (x[:, :1], x[:, 1:]) if cache is None else (x[:, :0], x)
             b, f, h, w, c = rest.shape
             time_conv = CausalConv(2 * c, (3, 1, 1), dtype=self.dtype, name="time_conv")
             y, new["time_conv"] = time_conv(rest, (cache or {}).get("time_conv"))
             y = jnp.moveaxis(y.reshape(b, f, h, w, 2, c), 4, 2).reshape(b, 2 * f, h, w, c)
             x = jnp.concatenate([first, y], axis=1)
-        return FrameConv(self.features, dtype=self.dtype, name="conv")(repeat_pixels(x)), new
+        if space == 2:
+            x = FrameConv(self.features, dtype=self.dtype, name="conv")(repeat_pixels(x))
+        return x, new
 
 
 def average_down(x: Video, features: int, time: int, space: int) -> Resized:
@@ -186,8 +190,9 @@ class DownLevel(nn.Module):
         for name in (f"block_{i}" for i in range(self.num_blocks)):
             x, new[name] = ResidualBlock(self.features, self.variant, name=name)(x, past.get(name))
         time, space = self.factors
-        if space == 2:
-            x, new["downsample"] = Downsample(time, self.variant.dtype, name="downsample")(x, past.get("downsample"))
+        if self.factors != (1, 1):
+            downsample = Downsample(self.factors, self.variant.dtype, name="downsample")
+            x, new["downsample"] = downsample(x, past.get("downsample"))
         if self.variant.has_shortcuts:
             x = x + average_down(start, self.features, time, space)
         return x, new
@@ -208,10 +213,10 @@ class UpLevel(nn.Module):
         for name in (f"block_{i}" for i in range(self.num_blocks)):
             x, new[name] = ResidualBlock(self.features, self.variant, name=name)(x, past.get(name))
         time, space = self.factors
-        if space == 1:
+        if self.factors == (1, 1):
             return x, new
         features = self.features if self.variant.has_shortcuts else self.features // 2
-        upsample = Upsample(features, time, self.variant.dtype, name="upsample")
+        upsample = Upsample(features, self.factors, self.variant.dtype, name="upsample")
         x, new["upsample"] = upsample(x, past.get("upsample"))
         if self.variant.has_shortcuts:
             lone = time - 1 if cache is None else 0  # the first frame of a video is not doubled

@@ -91,6 +91,24 @@ def test_the_pyramid_weighs_a_coarse_error_more_than_l1_does():
     assert float(gain) > 1.5 * float(jnp.abs(both).mean() - jnp.abs(noise).mean())
 
 
+def test_what_flickers_costs_motion_and_what_stays_does_not():
+    flicker = jnp.asarray([0.1, -0.1, 0.1, -0.1]).reshape(1, 4, 1, 1, 1)
+    assert float(reconstruction.motion_error(flicker)) == pytest.approx(0.2, rel=1e-5)
+    assert float(reconstruction.motion_error(jnp.full((1, 4, 2, 2, 3), 0.1))) == 0.0
+    assert float(reconstruction.motion_error(flicker[:, :1])) == 0.0
+
+
+def test_pictures_and_clips_share_one_loss_with_a_term_for_motion(pixels):
+    objective = reconstruction.Reconstruction(l1=0.0, pyramid=0.0, ssim=0.0, kl=0.0, motion=2.0)
+    error = 0.1 * jnp.arange(2.0).reshape(1, 2, 1, 1, 1)
+    clip = Batch(jnp.repeat(pixels, 2, axis=1))
+    loss, metrics = objective(Fixed(error), {}, clip, jax.random.key(1))
+    assert float(loss) == pytest.approx(0.2, rel=1e-4)
+    assert set(metrics) == {"loss", "motion", "psnr"}
+    loss, _ = objective(Fixed(0.1), {}, Batch(pixels), jax.random.key(1))
+    assert float(loss) == 0.0
+
+
 def test_ssim_is_the_mean_over_gaussian_windows_of_the_published_formula(pixels):
     y = pixels + 0.2 * jax.random.normal(jax.random.key(1), pixels.shape)
     offsets = np.arange(11) - 5

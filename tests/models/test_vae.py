@@ -8,6 +8,7 @@ import pytest
 
 from nova_jax.models import vae as vaes
 from nova_jax.models import vae_network
+from tests.models.autoencoders import pixels_for, random_params
 
 PLAIN = vaes.VAE(latent_channels=3, width=4, width_multipliers=(1, 2), halves_time=(True,), num_blocks=1)
 RESIDUAL = vaes.VAE(
@@ -21,24 +22,8 @@ RESIDUAL = vaes.VAE(
     has_attention=False,
     has_shortcuts=True,
 )
-BOTH = pytest.mark.parametrize("vae", [PLAIN, RESIDUAL], ids=["plain", "residual"])
-
-
-@functools.cache
-def random_params(vae):
-    """No parameter keeps its initial value: zeros and ones would hide mistakes."""
-    random = np.random.default_rng(0)
-
-    def draw(leaf):
-        scale = np.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.3
-        return jnp.asarray(scale * random.standard_normal(leaf.shape, np.float32))
-
-    return jax.tree.map(draw, jax.eval_shape(vae.init, jax.random.key(0)))
-
-
-def pixels_for(vae, frames, seed=2):
-    _, space, _ = vae.compression
-    return jax.random.uniform(jax.random.key(seed), (1, frames, 2 * space, space, 3), minval=-1.0)
+TIME_ALONE = vaes.small_video(width=4, latent_channels=3)
+BOTH = pytest.mark.parametrize("vae", [PLAIN, RESIDUAL, TIME_ALONE], ids=["plain", "residual", "time_alone"])
 
 
 def assert_same(a, b):
@@ -51,8 +36,10 @@ def assert_same(a, b):
         (vaes.wan21(), 126_892_531, (4, 8, 8)),  # diffusers' AutoencoderKLWan with its default config
         (vaes.wan22(), 704_688_668, (4, 16, 16)),  # the same with the config of Wan2.2-TI2V-5B
         (vaes.tiny(), 728_468, (1, 4, 4)),
+        (vaes.small_video(), 3_081_052, (4, 4, 4)),
+        (vaes.small_image(), 1_043_932, (1, 4, 4)),
     ],
-    ids=["wan21", "wan22", "tiny"],
+    ids=["wan21", "wan22", "tiny", "small_video", "small_image"],
 )
 def test_presets_have_the_published_sizes(vae, parameters, compression):
     shapes = jax.eval_shape(vae.init, jax.random.key(0))
@@ -100,6 +87,7 @@ def test_no_pixel_depends_on_a_later_latent(vae):
     ("vae", "lengths"),
     [
         (PLAIN, (2, 1)),
+        (TIME_ALONE, (1, 2)),
         pytest.param(PLAIN, (1, 2), marks=pytest.mark.slow),
         pytest.param(RESIDUAL, (1, 1, 1), marks=pytest.mark.slow),
     ],
@@ -245,6 +233,7 @@ def test_bfloat16_computation_returns_float32_close_to_the_float32_result():
     [
         ({"patch_size": 0}, "patch_size must be 1 or more"),
         ({"halves_time": (True,)}, "halves_time has 1 entries for the 3 halvings"),
+        ({"halves_space": (True,)}, "halves_space has 1 entries and halves_time 3"),
         ({"is_temporal": False}, "is_temporal=True"),
         ({"latents_std": (1.0, 2.0)}, "latents_std has 2 entries"),
     ],
