@@ -1,0 +1,104 @@
+"""One model of moving scenes: text to video, picture to video, films of several shots; single pictures as well.
+
+    python -m experiments.reel                                       the autoencoder of clips, then the model
+    python -m experiments.reel model.dit.dtype=bfloat16 data.processes=8        on a GPU
+
+64 x 36 pixels, 25 frames at 24 a second: seven latent frames. Captioned clips, pictures and shots of films take turns
+in batches of about the same number of tokens, so three programs are compiled. Half of the clips are given some of their
+frames (`diffusion.given_frames`), which is all that picture to video, interpolation and continuation need. It ends with
+the exam of every ability in `runs/reel/evaluation`, which `nova evaluate --run runs/reel` repeats.
+"""
+
+import dataclasses
+from typing import Any
+
+from data_pipelines import reel as reel_data
+from data_pipelines import streams
+from data_pipelines.mixture import Mixture
+from data_pipelines.scenes import reel_world
+from data_pipelines.scenes.reel_source import Reels
+from data_pipelines.sources.held import Held
+from experiments import canvas, video_vae
+from nova_jax import experiment
+from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames, TimeNoise, time_sampling
+from nova_jax.evaluation import task_evaluation, task_report
+from nova_jax.models import vae as vaes
+from nova_jax.models.dit import DiT
+from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text_to_latent import TextToLatent
+from nova_jax.training import optimizer
+
+WORLD = reel_world.REEL_36
+CLIPS = 20_000  # and as many shots of films, and twice as many pictures
+STEPS = 6000
+SHEET = ("video", "camera", "start", "film")
+
+
+def make_model(width: int = 256, depth: int = 8, text_width: int = 128, **fields: Any) -> TextToLatent:
+    """The network; `fields` are the transformer's. 504 tokens a clip."""
+    dit = DiT(
+        width=width,
+        depth=depth,
+        num_heads=max(2, width // 64),
+        in_channels=vaes.small_video().latent_channels,
+        patch_size=(1, 1, 2),
+        text_dim=text_width,
+        pooled_dim=text_width,
+        num_frame_roles=1,
+    )
+    encoder = ByteTextEncoder(width=text_width, depth=2, num_heads=2, downsample=4)
+    return TextToLatent(dit=dataclasses.replace(dit, **fields), text_encoder=encoder)
+
+
+def make_data(codec_path: str = "", length: int = CLIPS, of: reel_world.ReelWorld = WORLD) -> Mixture:
+    """Of eight batches four hold clips, two pictures, seven times as many, and two shots of films."""
+    return reel_data.make_parts(
+        videos=Reels(of, "video", length=length),
+        images=Reels(of, "image", length=2 * length),
+        films=Reels(of, "film", length=length),
+        codec_path=codec_path,
+        text_length=128,
+    )
+
+
+CONFIG = experiment.TrainConfig(
+    name="reel",
+    model=make_model(),
+    objective=FlowMatching(
+        time_sampling=time_sampling.Shifted(shift=3.0),  # many tokens show the same motion through much noise
+        given=GivenFrames(guard=TimeNoise()),
+        drop_rates=DropRates(frames=0.1),
+    ),
+    data=make_data(),
+    optimizer=optimizer.Muon(peak=4e-3, warmup=200, b2=0.99, schedule="linear", total_steps=STEPS),
+    steps=STEPS,
+    batch_size=64,
+    ema_decay=0.999,
+)
+
+
+def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
+    """Trains the autoencoder of clips unless the data names one."""
+    videos = config.data.parts[0][0]
+    if videos.codec_path:
+        return config
+    source = dataclasses.replace(videos.sources[0], seed=1)
+    pictures = dataclasses.replace(source, task="image", length=5 * len(source))
+    clips = video_vae.make_video_config(
+        streams.Pixels(source=Held(source)), streams.Pixels(source=Held(pictures)), name="reel_vae", steps=8000
+    )
+    held_out = dataclasses.replace(source, seed=1001)
+    codec = video_vae.train(dataclasses.replace(clips, run_dir=f"{config.directory}_vae"), held_out)
+    return dataclasses.replace(config, data=canvas.with_codec(config.data, codec))
+
+
+def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
+    """Examines the run in every ability, prints the table, and writes its report; `nova evaluate` does it again."""
+    found = task_evaluation.run(result.directory, command=f"nova evaluate --run {result.directory}")
+    print(task_evaluation.table(found))
+    task_report.save_sheet(found, found.folder / "sheet.png", SHEET)
+    print(f"\nreport: {task_report.write(found)}")
+
+
+if __name__ == "__main__":
+    experiment.main(CONFIG, then=finish, prepare=prepare)
