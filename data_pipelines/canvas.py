@@ -192,7 +192,7 @@ def _encoded(source: Any, data: CanvasLatents) -> base.Source:
         latents = {name: encoded[name].astype(data.stored_as) for name in LATENTS if name in encoded}
         return encoded | latents | {"task": np.full(len(batch["pixels"]), task)}
 
-    clips = max(1, PICTURES_PER_CALL // len(source[0]["pixels"]))
+    clips = min(len(source), max(1, PICTURES_PER_CALL // len(source[0]["pixels"])))
     options = cache.Options(batch_size=clips, threads=data.threads)
     cache.encode_source(source, rows, folder, model=model, options=options)
     return InMemory(cache.LatentCache(str(folder), model=model))

@@ -141,7 +141,7 @@ def extend(
     seed: int = 0,
     settings: inference.SamplingSettings | None = None,
     kept: int | None = None,
-) -> Clip:
+) -> UInt8[np.ndarray, "g h w 3"]:
     """The clip and what comes after it, as long as the model draws beyond the frames that it is shown.
 
     Args:
@@ -158,15 +158,15 @@ def extend(
     _check_given(trained)
     time, shape = trained.codec.compression[0], trained.latent_shape
     there = 1 + (len(clip) - 1) // time
-    kept = min(there, max(1, shape[0] // 2)) if kept is None else kept
-    if not 1 <= kept <= min(there, shape[0] - 1):
+    count = min(there, max(1, shape[0] // 2)) if kept is None else kept
+    if not 1 <= count <= min(there, shape[0] - 1):
         raise ValueError(
-            f"kept={kept} latent frames, but the clip has {there} and a drawn clip {shape[0]}, at least one of them new"
+            f"kept={count} latent frames, but the clip has {there} and a drawn one {shape[0]}, some of them new"
         )
-    seen = 1 + time * (kept - 1)
+    seen = 1 + time * (count - 1)
     known = np.zeros(shape, np.float32)
-    known[:kept] = inference.to_latents(trained, clip[None, -seen:])[0]
-    shot = Shot(text, seed, known, np.arange(shape[0]) < kept)
+    known[:count] = inference.to_latents(trained, clip[None, -seen:])[0]
+    shot = Shot(text, seed, known, np.arange(shape[0]) < count)
     return np.concatenate([clip, _drawn(inference.generate, trained, shape, [shot], settings)[0][seen:]])
 
 
