@@ -270,10 +270,10 @@ def forward_flops(model: Any, batch: Batch) -> float:
     return float(model.flops(tuple(batch.x0.shape[1:4]), length, frames, extra_text))
 
 
-def flops_per_step(config: TrainConfig, example: Batch) -> float:
+def flops_per_step(config: TrainConfig, example: Batch) -> float | None:
     """Model FLOPs of a training step: closed form for transformers, XLA's count for an autoencoder (no scan).
 
-    Of data in parts of several shapes or sizes (`data_pipelines.mixture`) it is the mean.
+    None where XLA does not count. Of data in parts of several shapes or sizes (`data_pipelines.mixture`) it is the mean.
     """
     if hasattr(config.model, "flops"):
         forward = sum(rows * forward_flops(config.model, batch) for rows, batch in _examples(config))
@@ -287,8 +287,9 @@ def flops_per_step(config: TrainConfig, example: Batch) -> float:
         loss, _ = config.objective(recipe.as_network(config.model), params, example, key)
         return loss
 
-    cost: Any = jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).cost_analysis()
-    return float(cost["flops"]) * config.batch_size / example.x0.shape[0]
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # where XLA counts; not on every GPU
+        cost: Any = jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).cost_analysis()
+    return float(cost["flops"]) * config.batch_size / example.x0.shape[0] if cost else None
 
 
 def _write_record(config: TrainConfig, record: dict[str, Any]) -> None:
