@@ -10,7 +10,7 @@ The header is checked before a single pixel is decoded, so a small file that cla
 
 import dataclasses
 import io
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
@@ -36,9 +36,17 @@ class Decoder:
         max_pixels: larger pictures are refused by their header.
     """
 
+    kind: ClassVar[str] = "picture"
+    suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".webp")
+
     size: tuple[int, int] | None = None
     background: tuple[int, int, int] | None = (255, 255, 255)
     max_pixels: int = 64_000_000
+
+    @property
+    def max_bytes(self) -> int:
+        """Larger files are refused before they are read: more than any picture of so many pixels has."""
+        return 16 * self.max_pixels
 
     def __call__(self, data: bytes) -> UInt8[np.ndarray, "1 h w c"]:
         """Decodes one picture.

@@ -12,19 +12,20 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-Task = Literal["text-to-image", "inpaint", "outpaint", "remove-background", "vary", "color-guided"]
+PictureTask = Literal["text-to-image", "inpaint", "outpaint", "remove-background", "vary", "color-guided"]
+VideoTask = Literal["text-to-video", "multi-shot"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """What --task is told: docs/canvas.md has a line for each."""
+    """What --task is told: docs/canvas.md has a line for each task of pictures."""
 
     text: str | None = None
     """What to draw; of inpaint, without it: remove what is there. All but remove-background."""
     negative_text: str | None = None
     """What to keep out. All but remove-background."""
     image: pathlib.Path | None = None
-    """The PNG or JPEG to edit: inpaint, outpaint, remove-background."""
+    """The PNG or JPEG to edit: inpaint, outpaint, remove-background. Of text-to-video: its first frame."""
     mask_image: pathlib.Path | None = None
     """Black and white PNG: inpaint changes the black, outpaint the white."""
     mask_prompt: str | None = None
@@ -54,50 +55,60 @@ class TaskOptions:
     quality: str | None = None
     """standard (default) or premium: more steps."""
     cfg_scale: float | None = None
-    """How strongly to hold to the text, 1.1 to 10. Default: 6.5."""
+    """How strongly to hold to the text, 1.1 to 10. Default: 6.5. Of pictures."""
+    duration_seconds: int | None = None
+    """How long the film of multi-shot is, 12 to 120 in steps of 6: a shot for each 6."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Draw pictures with a trained run, from prompts, a request or the options of a task; all is in their metadata."""
+    """Draw pictures or videos with a trained run, from prompts, a request or a task; all is in their metadata."""
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """What to draw; with --request or --task none."""
     run: pathlib.Path
     """The run folder of a trained text-to-image experiment; for requests and most tasks, of an editing model."""
     request: pathlib.Path | None = None
-    """A request in the public JSON form of Amazon Nova Canvas; - reads standard input."""
-    task: Task | None = None
+    """A request in the public JSON form of Amazon Nova Canvas or Reel; - reads standard input."""
+    task: PictureTask | VideoTask | None = None
     """What to do with the task options."""
     options: tyro.conf.OmitArgPrefixes[TaskOptions] = TaskOptions()
     out: pathlib.Path | None = None
-    """Where the pictures go; RUN/generated when not given."""
+    """Folder for what is drawn; RUN/generated when not given."""
+    output: pathlib.Path | None = None
+    """Of videos: the MP4 file of text-to-video, the folder of a film. Default: named after the text, in --out."""
     seed: int | None = None
-    """Seed of the first picture of each prompt; the others count up from it. Default: 0, or 12 of a task."""
+    """Seed of the first picture of each prompt; the others count up. Default: 0; of a task 12, or 42 for videos."""
     count: int | None = None
     """Pictures per prompt. Default: 1."""
     sampler: str | None = None
     """The solver: euler, heun, dpmpp_2m, unipc_2, ...; an unknown name lists them. Default: heun, or a student's."""
     num_steps: int | None = None
-    """Sampler steps; Heun evaluates the network twice in each. Default: 25, 4 of a student, 12 or 24 of a task."""
+    """Sampler steps; Heun evaluates the network twice in each. Default: 25, 4 of a student, 12 or 24 of an edit."""
     time_grid: str | None = None
     """uniform (default), shifted:3, cosine, karras, ..., or the JSON file of a fitted grid."""
     guidance_scale: float | None = None
-    """Classifier-free guidance scale of prompts; 1 is no guidance and costs half. Default: 4, or 1 for a student."""
+    """Classifier-free guidance scale of prompts and videos; 1 is none and costs half. Default: 4, 1 for a student."""
     guidance_interval: tuple[float, float] | None = None
     """Guide only at times within (low, high]: 1 is noise, 0 is data."""
     upscale: int = 1
-    """Whole-number enlargement of the saved PNG, by repeated pixels."""
+    """Whole-number enlargement of what is saved, by repeated pixels."""
 
     def execute(self) -> None:
-        """Loads the run, samples, writes the PNGs and prints their paths."""
-        from nova_jax import cli_canvas, inference
+        """Loads the run, samples, writes PNG or MP4 files and prints their paths."""
+        from nova_jax import cli_canvas, cli_reel, inference
 
         options = cli_canvas.given(self, "seed", "count") | cli_canvas.given(self.options)
         cli_canvas.check_source(self.prompts, self.request, self.task, options)
         sampling = cli_canvas.given(self, "sampler", "num_steps", "time_grid", "guidance_scale", "guidance_interval")
         trained = inference.load_run(self.run)
         out = self.out or self.run / "generated"
+        if cli_reel.draws_videos(trained):
+            self._draw_videos(trained, out, options, sampling)
+            return
+        if self.output or self.task in cli_reel.TASKS:
+            what = "--output" if self.output else f"--task {self.task}"
+            raise ValueError(f"{what} is for videos, and this run draws pictures: train one on videos, or leave it out")
         if self.prompts:
             paths = self._draw_prompts(trained, out, sampling)
         else:
@@ -105,6 +116,17 @@ class Generate:
             settings = cli_canvas.settings_of(request, sampling)
             paths = cli_canvas.draw(trained, request, settings, out=out, run=self.run, upscale=self.upscale)
         print("\n".join(map(str, paths)))
+
+    def _draw_videos(self, trained: Any, out: pathlib.Path, options: dict[str, Any], sampling: dict[str, Any]) -> None:
+        from nova_jax import cli_reel, inference
+
+        requests = cli_reel.read_requests(trained, self.prompts, self.request, self.task, options)
+        cli_reel.check_output(requests, self.output)
+        settings = dataclasses.replace(inference.settings_for(trained), **sampling)
+        places = {"run": self.run, "out": out, "output": self.output}
+        for request in requests:
+            for video in cli_reel.draw(trained, request, settings, **places, upscale=self.upscale):
+                print(f"{video.path}  {video.frames} frames  {video.seconds:.2f} s")
 
     def _draw_prompts(self, trained: Any, out: pathlib.Path, sampling: dict[str, Any]) -> list[pathlib.Path]:
         from nova_jax import inference
@@ -255,5 +277,5 @@ def main(argv: list[str] | None = None) -> None:
 def _execute(command: Any) -> None:
     try:
         command.execute()
-    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         sys.exit(f"nova: {error}")

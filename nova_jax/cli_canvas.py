@@ -73,7 +73,7 @@ def read_request(
         assert task is not None
         request = from_options(task, options, limits)
     else:
-        request = json_form.parse_request(_read_text(path), limits)
+        request = json_form.parse_request(read_text(path), limits)
     canvas.check_network(trained, [request])
     return request
 
@@ -177,9 +177,9 @@ def describe(request: Request) -> dict[str, Any]:
     for field, key in form.keys.items():
         value = getattr(request, field)
         if isinstance(value, np.ndarray):
-            body[form.parameters][key] = _digest(value)
+            body[form.parameters][key] = digest(value)
         elif field == "images":
-            body[form.parameters][key] = [_digest(picture) for picture in value]
+            body[form.parameters][key] = [digest(picture) for picture in value]
     return body
 
 
@@ -188,7 +188,8 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _digest(pixels: np.ndarray) -> str:
+def digest(pixels: np.ndarray) -> str:
+    """Size and hash of a picture, in words."""
     return f"{pixels.shape[1]} x {pixels.shape[0]} pixels, sha256 {hashlib.sha256(pixels.tobytes()).hexdigest()[:16]}"
 
 
@@ -229,7 +230,12 @@ def _read_file(path: pathlib.Path) -> str | None:
         return None
 
 
-def _read_text(path: pathlib.Path) -> str:
+def read_text(path: pathlib.Path) -> str:
+    """The text of a file, or of standard input.
+
+    Raises:
+        ValueError: there is no such file, or it is not UTF-8.
+    """
     try:
         return sys.stdin.read() if path == STANDARD_INPUT else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "diffusion": {"types"},
     "sampling": SAMPLING,
     "tasks": SAMPLING | {"sampling"},
+    "media": set(),
     "distillation": SAMPLING | {"sampling", "training"},
     "evaluation": SAMPLING
     | {"sampling", "tasks", "distillation", "inference", "drawing", "canvas", "reel", "config", "environment"},

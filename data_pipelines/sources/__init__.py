@@ -6,6 +6,7 @@ from data_pipelines.sources.base import CorruptRecord, DatasetError, Source
 from data_pipelines.sources.folder import Folder
 from data_pipelines.sources.parquet import Parquet
 from data_pipelines.sources.tfds import Tfds
+from data_pipelines.sources.video import VideoDecoder
 from data_pipelines.sources.webdataset import WebDataset
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "Parquet",
     "Source",
     "Tfds",
+    "VideoDecoder",
     "WebDataset",
 ]

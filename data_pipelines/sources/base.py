@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, ClassVar, Protocol, SupportsIndex, runtime_checkable
 
 Sample = dict[str, Any]
 Paths = str | os.PathLike[str] | tuple[str, ...]
@@ -56,6 +56,32 @@ class RandomAccess(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any, /) -> Any: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Encoded files of one kind to frames; a frozen dataclass, so that its choices enter a fingerprint.
+
+    Attributes:
+        kind: what one file is, in a word.
+        suffixes: of the names of such files, lower case, with the full stop.
+    """
+
+    kind: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+
+    @property
+    def max_bytes(self) -> int:
+        """Larger files are refused before they are read."""
+        ...
+
+    def __call__(self, data: bytes, /) -> Any:
+        """The frames, uint8 (f, h, w, c).
+
+        Raises:
+            ValueError: the bytes cannot be decoded, or not within the limits.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +186,9 @@ def decode_caption(data: bytes) -> str:
     return data.decode("utf-8").strip()  # a UnicodeDecodeError is a ValueError
 
 
-def require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str, extra: str = "data") -> ModuleType:
     """An optional dependency, or an error that names the extra to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{purpose} needs {module.split('.')[0]}: pip install 'nova-jax[data]'") from error
+        raise ImportError(f"{purpose} needs {module.split('.')[0]}: pip install 'nova-jax[{extra}]'") from error

@@ -1,4 +1,4 @@
-"""A folder of pictures, with captions in text files beside them or in one metadata file."""
+"""A folder of pictures or videos, with captions in text files beside them or in one metadata file."""
 
 import csv
 import dataclasses
@@ -7,17 +7,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_pipelines import images
 from data_pipelines.sources import base
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
 
 @dataclasses.dataclass(frozen=True)
 class Folder(base.Source):
-    """Pictures below `path`, in the order of their names.
+    """Pictures, or whatever the decoder reads, below `path`, in the order of their names.
 
     Captions come from `metadata.jsonl` or `metadata.csv` in `path` when there is one: a row per picture with
     `file_name` (relative to `path`) and the column `caption`. Otherwise the caption of `a/b.png` is the text of
@@ -26,23 +24,23 @@ class Folder(base.Source):
     Attributes:
         path: the folder.
         caption: column of the metadata file; None for pictures without captions.
-        decoder: how pictures become arrays.
+        decoder: how files become arrays; a `VideoDecoder` makes it a folder of videos.
     """
 
     path: str | os.PathLike[str]
     _: dataclasses.KW_ONLY
     caption: str | None = "caption"
-    decoder: images.Decoder = images.ON_WHITE
+    decoder: base.Decoder = images.ON_WHITE
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def read(self, index: int) -> base.Sample:
-        """The sample at 0 <= index < len: pixels uint8 (1, h, w, 3), caption, key."""
+        """The sample at 0 <= index < len: pixels uint8 (f, h, w, 3), caption, key."""
         name, caption = self._entries[index]
         try:
             with open(os.path.join(self._root, name), "rb") as file:
-                pixels = self.decoder(file.read())
+                pixels = self.decoder(_read(file, self.decoder))
             if caption is None and self.caption is not None:
                 with open(os.path.join(self._root, os.path.splitext(name)[0] + ".txt"), "rb") as file:
                     caption = base.decode_caption(file.read(base.MAX_CAPTION_BYTES + 1))
@@ -67,7 +65,7 @@ class Folder(base.Source):
     def _root(self) -> str:
         root = os.path.expanduser(os.fspath(self.path))
         if not os.path.isdir(root):
-            raise base.DatasetError(f"there is no folder {root}: give one with pictures ({', '.join(SUFFIXES)})")
+            raise base.DatasetError(f"there is no folder {root}: give one with {self._wanted}")
         return root
 
     @functools.cached_property
@@ -78,11 +76,15 @@ class Folder(base.Source):
             entries: list[tuple[str, str | None]] = [*_captioned(self._root, metadata, self.caption)]
         else:
             names = sorted(_walk(self._root))
-            entries = [(name, None) for name in names if name.lower().endswith(SUFFIXES)]
+            entries = [(name, None) for name in names if name.lower().endswith(self.decoder.suffixes)]
             self._check_sidecars(entries, set(names))
         if not entries:
-            raise base.DatasetError(f"{self._root} holds no pictures ({', '.join(SUFFIXES)}): give another folder")
+            raise base.DatasetError(f"{self._root} holds no {self._wanted}: give another folder")
         return entries
+
+    @property
+    def _wanted(self) -> str:
+        return f"{self.decoder.kind}s ({', '.join(self.decoder.suffixes)})"
 
     def _metadata(self) -> str | None:
         paths = [os.path.join(self._root, f"metadata.{suffix}") for suffix in ("jsonl", "csv")]
@@ -92,9 +94,17 @@ class Folder(base.Source):
         has_captions = any(os.path.splitext(name)[0] + ".txt" in names for name, _ in entries)
         if entries and self.caption is not None and not has_captions:
             raise base.DatasetError(
-                f"no picture in {self._root} has a caption: put NAME.txt beside NAME.png, write metadata.jsonl with "
-                f"file_name and {self.caption}, or set caption=None"
+                f"no {self.decoder.kind} in {self._root} has a caption: put NAME.txt beside "
+                f"NAME{self.decoder.suffixes[0]}, write metadata.jsonl with file_name and {self.caption}, or set "
+                "caption=None"
             )
+
+
+def _read(file: BinaryIO, decoder: base.Decoder) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    if size > decoder.max_bytes:
+        raise ValueError(f"the {decoder.kind} has {size:,} bytes, more than max_bytes={decoder.max_bytes:,}")
+    return file.read()
 
 
 def _walk(root: str) -> Iterator[str]:

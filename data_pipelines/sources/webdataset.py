@@ -25,7 +25,6 @@ import numpy as np
 from data_pipelines import images
 from data_pipelines.sources import base, tar
 
-IMAGES = ("png", "jpg", "jpeg", "webp")
 INDEX_VERSION = 1
 SCAN_THREADS = 8  # headers are small reads: latency, not bandwidth
 
@@ -58,7 +57,7 @@ class WebDataset(base.Source):
     Attributes:
         paths: a tar, a folder of tars, a glob, a range such as `a-{000..012}.tar`, or a tuple of those.
         caption: extension of the caption's member; `json:name` takes the key `name` of the JSON member; None for none.
-        decoder: how pictures become arrays.
+        decoder: how pictures become arrays; a `VideoDecoder` makes them tars of videos.
         index_dir: folder to keep the indices in (it may be the tars' own); None scans the headers at every start.
         checksums: also store a CRC-32 of each member when indexing (reads every byte once) and check it on every read.
             Without it, most flipped bits in a JPEG decode to other pixels without any error.
@@ -68,7 +67,7 @@ class WebDataset(base.Source):
     paths: base.Paths
     _: dataclasses.KW_ONLY
     caption: str | None = "txt"
-    decoder: images.Decoder = images.ON_WHITE
+    decoder: base.Decoder = images.ON_WHITE
     index_dir: str | None = None
     checksums: bool = False
     max_bytes: int = 64 * 2**20
@@ -77,14 +76,14 @@ class WebDataset(base.Source):
         return int(self._starts[-1])
 
     def read(self, index: int) -> base.Sample:
-        """The sample at 0 <= index < len: pixels uint8 (1, h, w, 3) or as `decoder` says, caption, key."""
+        """The sample at 0 <= index < len: pixels uint8 (f, h, w, 3) or as `decoder` says, caption, key."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         row, path = index - int(self._starts[shard]), self._files[shard]
         key = bytes(self._indices[shard].keys[row]).decode("utf-8", "replace")
         image, text = (Member(*map(int, member)) for member in self._indices[shard].members[row])
         try:
             with open(path, "rb", buffering=0) as file:
-                pixels = self.decoder(self._load(file.fileno(), image, "picture"))
+                pixels = self.decoder(self._load(file.fileno(), image, self.decoder.kind))
                 caption = "" if self.caption is None else self._caption(self._load(file.fileno(), text, "caption"))
         except ValueError as error:
             raise base.CorruptRecord(path, key, str(error)) from error
@@ -127,7 +126,8 @@ class WebDataset(base.Source):
         starts = np.cumsum([0, *(len(index.keys) for index in self._indices)])
         if not starts[-1]:
             raise base.DatasetError(
-                f"{', '.join(self._files)}: no member has a picture's extension ({', '.join(IMAGES)}): give another tar"
+                f"{', '.join(self._files)}: no member has a {self.decoder.kind}'s extension "
+                f"({', '.join(self.decoder.suffixes)}): give another tar"
             )
         return starts
 
@@ -149,21 +149,23 @@ class WebDataset(base.Source):
 
     def _index(self, path: str) -> ShardIndex:
         """The stored index of one tar if it still fits, else a new one."""
+        suffixes = self.decoder.suffixes
         if self.index_dir is None:
-            return scan(path, self._caption_suffix, self.checksums)
+            return scan(path, self._caption_suffix, self.checksums, suffixes)
         status = os.stat(path)
-        made_for = f"{INDEX_VERSION} {status.st_size} {status.st_mtime_ns} {self._caption_suffix} {self.checksums}"
+        choices = f"{self._caption_suffix} {self.checksums} {' '.join(suffixes)}"
+        made_for = f"{INDEX_VERSION} {status.st_size} {status.st_mtime_ns} {choices}"
         place = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]  # tars of one name in several folders
         stored = os.path.join(self.index_dir, f"{os.path.basename(path)}.{place}.index.npz")
         index = _load_index(stored, made_for)
         if index is None:
-            index = scan(path, self._caption_suffix, self.checksums)
+            index = scan(path, self._caption_suffix, self.checksums, suffixes)
             _store_index(stored, made_for, index)
         return index
 
 
-def scan(path: str, caption_suffix: str, checksums: bool) -> ShardIndex:
-    """Reads the headers of a tar.
+def scan(path: str, caption_suffix: str, checksums: bool, suffixes: tuple[str, ...]) -> ShardIndex:
+    """Reads the headers of a tar whose pictures (or videos) have names that end in one of the suffixes.
 
     Raises:
         DatasetError: not an uncompressed tar, or it holds anything but plain files and folders.
@@ -172,7 +174,8 @@ def scan(path: str, caption_suffix: str, checksums: bool) -> ShardIndex:
     with open(path, "rb") as file:
         try:
             for entry in tar.entries(file.fileno()):
-                _add(samples, path, entry, caption_suffix, file.fileno() if checksums else None)
+                slots = dict.fromkeys(suffixes, 0) | {f".{caption_suffix}": 1}
+                _add(samples, path, entry, slots, file.fileno() if checksums else None)
         except tar.Damaged as error:
             if not error.offset:
                 raise base.DatasetError(
@@ -187,16 +190,16 @@ def scan(path: str, caption_suffix: str, checksums: bool) -> ShardIndex:
 
 
 def _add(
-    samples: dict[str, list[Member]], path: str, entry: tar.Entry, caption_suffix: str, descriptor: int | None
+    samples: dict[str, list[Member]], path: str, entry: tar.Entry, slots: dict[str, int], descriptor: int | None
 ) -> None:
-    """Files one member under its sample; a `descriptor` asks for its checksum."""
+    """Files one member under its sample, in the slot of its suffix; a `descriptor` asks for its checksum."""
     if not entry.is_plain:
         raise base.DatasetError(
             f"{path} holds {entry.name!r}, a link, device or sparse file: repack it with plain files"
         )
     folder, name = posixpath.split(entry.name)
     stem, _, suffix = name.partition(".")
-    slot = 0 if suffix.lower() in IMAGES else 1 if suffix.lower() == caption_suffix else None
+    slot = slots.get(f".{suffix.lower()}")
     if not stem or slot is None:
         return
     members = samples.setdefault(posixpath.join(folder, stem), [ABSENT, ABSENT])
