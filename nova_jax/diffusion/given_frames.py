@@ -30,28 +30,33 @@ from nova_jax.types import Denoised, Denoiser
 class TimeNoise:
     """The level of given frames in training: logit(s / max_level) ~ N(2 t^exponent - 1, std^2).
 
-    Levels are times here, standard deviations added to clean data in the paper.
+    Levels are times here, standard deviations added to clean data in the paper. Where `clean` is 0 hardly any given
+    frame is clean: draw with noise on given frames as well, as much as was trained, or train a share of clean ones.
 
     Attributes:
         max_level: that no level exceeds.
         exponent: how late towards t = 1 the levels rise.
         std: their spread.
+        clean: the share of samples whose given frames are clean all the same.
     """
 
     max_level: float = 0.5
     exponent: float = 5.0  # the authors' code, github.com/thu-ml/cond-image-leakage
     std: float = 1.0
+    clean: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.max_level <= 1 and self.exponent > 0 and self.std > 0):
+        if not (0 < self.max_level <= 1 and 0 <= self.clean < 1 and self.exponent > 0 and self.std > 0):
             raise ValueError(
-                f"max_level={self.max_level} must lie in (0, 1], exponent={self.exponent} and std={self.std} above 0"
+                f"max_level={self.max_level} must lie in (0, 1], clean={self.clean} in [0, 1), "
+                f"exponent={self.exponent} and std={self.std} above 0"
             )
 
     def quantile(self, u: Float[Array, "*dims"], t: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
         """The level below which a share u of the given frames lies at time t; rising in both."""
         center = 2 * t**self.exponent - 1
-        return self.max_level * jax.nn.sigmoid(center + self.std * jax.scipy.special.ndtri(u))
+        noisy = jax.scipy.special.ndtri(jnp.maximum(u - self.clean, 0) / (1 - self.clean))  # -inf, level 0, where clean
+        return self.max_level * jax.nn.sigmoid(center + self.std * noisy)
 
 
 class Drawn(NamedTuple):

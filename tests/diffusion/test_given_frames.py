@@ -206,6 +206,13 @@ def test_the_guard_rises_with_time_and_stays_below_its_limit():
     assert means[1] > means[0] + 0.05
 
 
+def test_the_guard_leaves_a_share_of_samples_clean():
+    guard = TimeNoise(clean=0.25)
+    drawn = draw(GivenFrames(first=1.0, ends=0.0, prefix=0.0, guard=guard), count=4000)
+    assert abs(float((drawn.times[:, 0] == 0).mean()) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4000)
+    assert float(guard.quantile(jnp.asarray(1 - 1e-6), jnp.ones(()))) > 0.49
+
+
 def constant_network(params, x, t, cond):
     return jnp.zeros_like(x) + params["shift"]
 
