@@ -83,8 +83,10 @@ class Form(NamedTuple):
 
     def path(self, field: str) -> str:
         """The JSON path of a field as its request names it, such as `images[2]`, `shots[0].text` or `settings.seed`."""
-        if field.startswith("settings.") or (self.is_video and field in self.settings):
-            return f"{self.config}.{self.settings[field.removeprefix('settings.')]}"
+        if field.startswith("settings."):
+            return f"{CONFIG}.{SETTINGS[field.removeprefix('settings.')]}"
+        if self.is_video and field in self.settings:
+            return f"{self.config}.{self.settings[field]}"
         name, bracket, index = field.partition("[")
         return f"{self.parameters}.{self.keys[name]}{bracket}{index}"
 
