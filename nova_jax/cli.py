@@ -141,10 +141,10 @@ class Generate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Examine a trained editing run task by task: scores between ceiling and chance, bars, dials, contact sheets."""
+    """Examine a trained editing or video run part by part: scores between ceiling and chance, bars, contact sheets."""
 
     run: pathlib.Path
-    """The run folder of a trained editing experiment."""
+    """The run folder of a trained editing or video experiment."""
     out: pathlib.Path | None = None
     """Where scores.json and report.html go; RUN/evaluation when not given."""
     per_task: int = 64

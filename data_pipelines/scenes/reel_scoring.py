@@ -14,7 +14,7 @@
     cuts            F1 of the cuts of a film, each at exactly its frame
     carried         every later shot of a film has the cast that its first shot shows
     leaked          in some later shot the camera does what it should do in the shot before, which is never the same
-    correct         what the caption says: cast, direction, speed, camera
+    correct         what the caption says: cast, direction, speed, camera; of a film that of all shots, and carried
 
 Actors meet at times: the velocity that counts is that before. What does not apply to a clip is None.
 """
@@ -39,6 +39,8 @@ MAX_PSNR = 60.0  # that of pictures which agree
 ROUNDING = 1.0  # squared levels of 255: the second difference of frames that are rounded alone
 LEAST_MOTION = 0.05  # heights; of a truth that moves less no ratio is taken
 LASTING = 0.5  # share of a clip's frames from which an object belongs to its cast
+
+TOLD = ("cast", "direction", "speed", "camera")  # what a caption says
 
 Clip = UInt8[np.ndarray, "f h w 3"]
 Judged = dict[str, bool | float | None]
@@ -80,8 +82,7 @@ def judge(shot: Shot, clip: Clip, true: Clip, world: ReelWorld, what: Said = ALL
     judged = judge_cast(shot, reading, what) | judge_camera(shot, found)
     judged |= judge_motion(shot, reading, found, world, what)
     judged |= {"motion": motion_ratio(shot, reading), "flicker": flicker(clip, true)}
-    told = (judged[name] for name in ("cast", "direction", "speed", "camera"))
-    return judged | {"correct": all(right is not False for right in told)}
+    return {"correct": all(judged[name] is not False for name in TOLD)} | judged
 
 
 def judge_cast(shot: Shot, reading: Reading, what: Said) -> Judged:
@@ -165,12 +166,13 @@ def judge_film(film: Film, texts: Sequence[str], clip: Clip, world: ReelWorld) -
         casts.append(_cast([t.name for t in lasting(reading)], ALL))
         judged = judge_cast(shot, reading, what) | judge_camera(shot, found)
         right.append(judged | judge_motion(shot, reading, found, world, what))
+    whole: Judged = {name: all(judged[name] is not False for judged in right) for name in TOLD}
+    carried = bool(casts[0]) and all(cast == casts[0] for cast in casts[1:])
     return {
+        "correct": carried and all(whole.values()),
+        "carried": carried,
+        **whole,
         "cuts": reel_reading.cut_f1(reel_reading.cuts(clip), film.cuts),
-        "cast": all(judged["cast"] for judged in right),
-        "carried": bool(casts[0]) and all(cast == casts[0] for cast in casts[1:]),
-        "direction": all(judged["direction"] for judged in right),
-        "camera": all(judged["camera"] for judged in right),
         "leaked": any(was == before.camera.motion for was, before in zip(motions[1:], film.shots, strict=False)),
     }
 

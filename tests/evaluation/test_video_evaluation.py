@@ -19,7 +19,8 @@ LIMITS = tasks.VideoLimits(height=8, width=16, frames=9)
 def run(tmp_path_factory):
     """An untrained run: what it draws is noise, and no training step is compiled."""
     config = tiny_reel.make_config(tmp_path_factory.mktemp("reel"))
-    result = experiment.run(dataclasses.replace(config, steps=0))
+    videos, *_ = config.data.parts
+    result = experiment.run(dataclasses.replace(config, data=videos[0], steps=0))
     with checkpoint.Checkpoints(result.directory / "checkpoints", keep=1, metadata={}) as checkpoints:
         checkpoints.save(0, result.state, {})
     return result.directory

@@ -142,7 +142,8 @@ def film():
 
 def test_a_film_as_it_should_be_scores_all_there_is(film):
     found = reel_scoring.judge_film(*film, WORLD)
-    assert found == {"cuts": 1, "cast": True, "carried": True, "direction": True, "camera": True, "leaked": False}
+    right = ("correct", "carried", "cast", "direction", "speed", "camera")
+    assert found == dict.fromkeys(right, True) | {"cuts": 1, "leaked": False}
 
 
 def test_a_film_whose_last_shot_has_another_cast_does_not_carry_its_own(film):
@@ -151,7 +152,8 @@ def test_a_film_whose_last_shot_has_another_cast_does_not_carry_its_own(film):
     color = next(c for c in WORLD.colors if c not in {actor.object.color for actor in last.actors})
     first, *others = last.actors
     recast = last._replace(actors=(first._replace(object=first.object._replace(color=color)), *others))
-    assert not reel_scoring.judge_film(told, texts, np.concatenate([clip[:26], drawn(recast)]), WORLD)["carried"]
+    found = reel_scoring.judge_film(told, texts, np.concatenate([clip[:26], drawn(recast)]), WORLD)
+    assert (found["carried"], found["correct"]) == (False, False)
 
 
 def test_the_camera_of_one_shot_leaks_into_the_next(film):
