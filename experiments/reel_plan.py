@@ -127,7 +127,7 @@ def compile_case(plan: Plan) -> dict[str, Any]:
             "results": memory.output_size_in_bytes,
             "peak": memory.peak_memory_in_bytes,
         },
-        "collectives": collectives(compiled.as_text()),
+        "collectives": collectives(compiled.as_text() or ""),
     }
 
 

@@ -97,8 +97,7 @@ class TrainConfig:
         keep: newest checkpoints kept.
         preview: sample grids during training; needs a text-to-image network.
         teacher: run folder that a distillation method learns from, and starts from unless told otherwise.
-        start_from: run folder whose averaged parameters are the first ones; the network may have new inputs since, an
-            autoencoder may have been given time.
+        start_from: run folder whose averaged parameters are the first ones; the network may have new inputs, or time.
     """
 
     name: str

@@ -84,6 +84,7 @@ def test_the_first_stage_trains_the_same_network_without_time_on_pictures():
     assert config.data.parts[0][0].source.source.task == "video"
 
 
+@pytest.mark.slow
 def test_a_training_step_of_the_default_stays_below_its_budget_per_clip():
     """0.15 TFLOP for 25 frames of 36 x 64 pixels, by XLA's count."""
     example = Batch(np.zeros((1, 25, 36, 64, 3), np.float32))

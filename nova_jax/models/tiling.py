@@ -120,7 +120,10 @@ def encode_stream(
         ValueError: frames, height or width that the autoencoder cannot compress.
     """
     space = vae.compression[1]
-    yield from _stream(_program(vae, "encode", tiles.cache_dtype, mesh, axis), params, chunks, tiles, (space, 1))
+    results: Iterator[Any] = _stream(
+        _program(vae, "encode", tiles.cache_dtype, mesh, axis), params, chunks, tiles, (space, 1)
+    )
+    yield from results
 
 
 class Program(NamedTuple):

@@ -23,7 +23,11 @@ RESIDUAL = vaes.VAE(
     has_shortcuts=True,
 )
 TIME_ALONE = vaes.small_video(width=4, latent_channels=3)
-BOTH = pytest.mark.parametrize("vae", [PLAIN, RESIDUAL, TIME_ALONE], ids=["plain", "residual", "time_alone"])
+ALL = pytest.mark.parametrize(
+    "vae",
+    [PLAIN, RESIDUAL, pytest.param(TIME_ALONE, marks=pytest.mark.slow)],
+    ids=["plain", "residual", "time_alone"],
+)
 
 
 def assert_same(a, b):
@@ -62,7 +66,7 @@ def test_encode_and_decode_have_the_declared_shapes():
     assert jax.eval_shape(vae.decode, params, mean).shape == pixels.shape
 
 
-@BOTH
+@ALL
 def test_no_latent_depends_on_a_later_frame(vae):
     params, (time, _, _) = random_params(vae), vae.compression
     pixels = pixels_for(vae, 1 + 2 * time)
@@ -72,7 +76,7 @@ def test_no_latent_depends_on_a_later_frame(vae):
         assert depends[latent].tolist() == [frame <= latent * time for frame in range(1 + 2 * time)]
 
 
-@BOTH
+@ALL
 def test_no_pixel_depends_on_a_later_latent(vae):
     params, (time, _, _) = random_params(vae), vae.compression
     latents = jax.random.normal(jax.random.key(3), (1, 3, 2, 1, vae.latent_channels))
