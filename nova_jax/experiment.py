@@ -272,7 +272,7 @@ def forward_flops(model: Any, batch: Batch) -> float:
 def flops_per_step(config: TrainConfig, example: Batch) -> float | None:
     """Model FLOPs of a training step: closed form for transformers, XLA's count for an autoencoder (no scan).
 
-    None where XLA does not count. Of data in parts of several shapes or sizes (`data_pipelines.mixture`) it is the mean.
+    None where XLA does not count. Of data in parts of several shapes or sizes (`data_pipelines.mixture`) the mean.
     """
     if hasattr(config.model, "flops"):
         forward = sum(rows * forward_flops(config.model, batch) for rows, batch in _examples(config))
