@@ -92,6 +92,7 @@ class CaptionedLatents:
         in_memory: hold all latents in memory; else they are read from the cache as they are needed.
         seed: of the order.
         threads: that read.
+        processes: that read what is encoded, in place of threads.
         max_corrupt: unreadable records left out of the cache, per shard.
     """
 
@@ -103,6 +104,7 @@ class CaptionedLatents:
     in_memory: bool = True
     seed: int = 0
     threads: int = 2
+    processes: int = 0
     max_corrupt: int = 8
 
     def describe(self) -> dict[str, Any]:
@@ -166,6 +168,7 @@ def _open_latents(data: CaptionedLatents) -> base.Source:
         batch_size=256,
         transform=images.Transform(size=data.size),
         threads=data.threads,
+        processes=data.processes,
         max_corrupt=data.max_corrupt,
     )
     cache.encode_source(

@@ -24,8 +24,9 @@ from data_pipelines.canvas import CanvasLatents
 from data_pipelines.mixture import Mixture
 from data_pipelines.scenes import world
 from data_pipelines.scenes.canvas import CanvasPictures, CanvasScenes
+from data_pipelines.scenes.world import World
 from experiments import image_vae
-from nova_jax import experiment
+from nova_jax import experiment, inference
 from nova_jax.diffusion import DropRates, FlowMatching
 from nova_jax.evaluation import task_evaluation, task_report
 from nova_jax.models import vae as autoencoder
@@ -35,8 +36,6 @@ from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.tasks import conditions
 from nova_jax.training import optimizer
 
-WORLD = world.CANVAS_32
-LENGTH = 24_000  # captioned pictures; of each edit half as many, of variations, which show six pictures, a quarter
 EDITING = ("add", "replace", "remove", "outpaint", "segment", "matte", "structure")
 VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=32)
 SHEET = ("generate", "add", "replace", "remove", "outpaint", "segment", "matte", "vary", "structure_edges", "colors")
@@ -72,30 +71,56 @@ def grown(model: TextToLatent) -> TextToLatent:
     return dataclasses.replace(model, dit=dit)
 
 
-def text_data(codec_path: str = "", length: int = LENGTH, of: world.World = WORLD) -> CanvasLatents:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SceneTasks:
+    """What can be chosen of the data; `prepare` makes batches of it.
+
+    Attributes:
+        world: vocabulary and prior.
+        length: captioned pictures; of each edit half as many, of variations, which show six pictures, a quarter.
+        codec_path: folder of an autoencoder; "": that of the run to start from, or a new one.
+        cache_path: where latents are kept between runs.
+        processes: that draw pictures and make batches; 0: threads of this one do.
+    """
+
+    world: World = world.CANVAS_32
+    length: int = 24_000
+    codec_path: str = ""
+    cache_path: str = "runs/cache"
+    processes: int = 0
+
+
+def text_data(data: SceneTasks) -> CanvasLatents:
     """Captions and pictures."""
-    return CanvasLatents(sources=(CanvasScenes(of, length=length),), codec_path=codec_path, text_length=96)
+    return CanvasLatents(
+        sources=(CanvasScenes(data.world, length=data.length),),
+        codec_path=data.codec_path,
+        text_length=96,
+        cache_path=data.cache_path,
+        processes=data.processes,
+    )
 
 
-def task_data(codec_path: str = "", length: int = LENGTH, of: world.World = WORLD) -> Mixture:
+def task_data(data: SceneTasks) -> Mixture:
     """All tasks: of 20 batches 5 hold captions alone, 11 edits in place, 2 colours and 2 variations."""
-    text = text_data(codec_path, length, of)
+    text = text_data(data)
 
     def sources(*tasks: str, length: int) -> tuple[CanvasScenes, ...]:
-        return tuple(CanvasScenes(of, task, length=length) for task in tasks)
+        return tuple(CanvasScenes(data.world, task, length=length) for task in tasks)
 
-    edits = dataclasses.replace(text, sources=sources(*EDITING, length=length // 2), is_aligned=True)
-    colors = dataclasses.replace(text, sources=sources("colors", length=length // 2), num_frames=1, has_palette=True)
-    varied = sources("vary", length=length // 4)
+    edits = dataclasses.replace(text, sources=sources(*EDITING, length=data.length // 2), is_aligned=True)
+    colored = sources("colors", length=data.length // 2)
+    colors = dataclasses.replace(text, sources=colored, num_frames=1, has_palette=True)
+    varied = sources("vary", length=data.length // 4)
     variations = dataclasses.replace(text, sources=varied, num_frames=conditions.MAX_REFERENCES)
-    return Mixture(parts=((text, 5), (edits, 11), (colors, 2), (variations, 2)))
+    return Mixture(parts=((text, 5), (edits, 11), (colors, 2), (variations, 2)), processes=data.processes)
 
 
 PRETRAINING = experiment.TrainConfig(
     name="canvas_pretraining",
     model=make_model(),
     objective=FlowMatching(),
-    data=text_data(),
+    data=SceneTasks(),
     optimizer=optimizer.Muon(peak=7e-3, warmup=100, b2=0.99, schedule="constant"),
     steps=800,
     batch_size=64,
@@ -109,7 +134,6 @@ CONFIG = dataclasses.replace(
     name="canvas",
     model=grown(PRETRAINING.model),
     objective=FlowMatching(drop_rates=DropRates(aligned=0.05, frames=0.05, palette=0.1)),
-    data=task_data(),
     optimizer=optimizer.Muon(peak=6e-3, warmup=100, b2=0.99, schedule="linear", total_steps=3400),
     steps=3400,
     ema_decay=0.998,
@@ -124,38 +148,27 @@ def prepare(
     codec_steps: int = 4000,
 ) -> experiment.TrainConfig:
     """Trains what the run needs and does not name: the autoencoder, and the network to start from."""
-    if config.start_from:
-        return config
-    text = config.data.parts[0][0]
-    data = config.data
-    if not text.codec_path:
-        pixels = streams.Pixels(
-            source=CanvasPictures(text.sources[0].world, seed=1, length=200_000), processes=data.processes
+    data, start = config.data, config.start_from
+    codec = f"{start}/{inference.CODEC_FOLDER}" if start else ""
+    codec = data.codec_path or codec or train_codec(data, f"{config.directory}_vae", vae, codec_steps)
+    data = dataclasses.replace(data, codec_path=codec)
+    if not start:
+        first = dataclasses.replace(
+            pretraining,
+            data=text_data(data),
+            steps=min(pretraining.steps, config.steps),
+            run_dir=f"{config.directory}_pretraining",
         )
-        data = with_codec(data, train_codec(f"{config.directory}_vae", pixels, vae, codec_steps))
-    first = dataclasses.replace(
-        pretraining,
-        data=data.parts[0][0],
-        steps=min(pretraining.steps, config.steps),
-        run_dir=f"{config.directory}_pretraining",
-    )
-    return dataclasses.replace(config, data=data, start_from=str(experiment.run(first).directory))
+        start = str(experiment.run(first).directory)
+    return dataclasses.replace(config, data=task_data(data), start_from=start)
 
 
-def train_codec(run_dir: str, pixels: streams.Pixels, vae: autoencoder.VAE, steps: int) -> str:
+def train_codec(data: SceneTasks, run_dir: str, vae: autoencoder.VAE = VAE, steps: int = 4000) -> str:
     """The autoencoder of all pictures that the tasks show or draw; returns its folder."""
+    pixels = streams.Pixels(source=CanvasPictures(data.world, seed=1, length=200_000), processes=data.processes)
     config = image_vae.make_config(pixels, name="canvas_vae", steps=steps, kl=0.01, vae=vae)
     held_out = dataclasses.replace(pixels.source, seed=1001)
     return image_vae.train(dataclasses.replace(config, run_dir=run_dir), held_out)
-
-
-def with_codec(data: Mixture, codec: str) -> Mixture:
-    """The mixture encoded by this autoencoder."""
-
-    def encoded(part: CanvasLatents) -> CanvasLatents:
-        return dataclasses.replace(part, codec_path=codec, processes=data.processes)
-
-    return dataclasses.replace(data, parts=tuple((encoded(part), weight, *rows) for part, weight, *rows in data.parts))
 
 
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:

@@ -16,16 +16,13 @@ from experiments import canvas
 from nova_jax import experiment
 from nova_jax.training import optimizer
 
-WORLD = world.CANVAS_64
-LENGTH = 48_000  # see `canvas.LENGTH`
-PROCESSES = 8  # divide every batch
 VAE = dataclasses.replace(canvas.VAE, width=128, num_blocks=2)
 
 PRETRAINING = dataclasses.replace(
     canvas.PRETRAINING,
     name="canvas_64_pretraining",
     model=canvas.make_model(width=256, depth=10, text_width=128, scan_unroll=1, dtype=jnp.bfloat16),
-    data=canvas.text_data(length=LENGTH, of=WORLD),
+    data=canvas.SceneTasks(world=world.CANVAS_64, length=48_000, processes=8),
     optimizer=optimizer.Muon(peak=4e-3, warmup=200, b2=0.99, schedule="constant"),
     steps=2000,
     batch_size=256,
@@ -35,7 +32,7 @@ CONFIG = dataclasses.replace(
     canvas.CONFIG,
     name="canvas_64",
     model=canvas.grown(PRETRAINING.model),
-    data=dataclasses.replace(canvas.task_data(length=LENGTH, of=WORLD), processes=PROCESSES),
+    data=PRETRAINING.data,
     optimizer=optimizer.Muon(peak=4e-3, warmup=200, b2=0.99, schedule="linear", total_steps=6000),
     steps=6000,
     batch_size=256,

@@ -17,9 +17,10 @@ from data_pipelines import streams
 from data_pipelines.mixture import Mixture
 from data_pipelines.scenes import reel_world
 from data_pipelines.scenes.reel_source import Reels
+from data_pipelines.scenes.reel_world import ReelWorld
 from data_pipelines.sources.held import Held
-from experiments import canvas, video_vae
-from nova_jax import experiment
+from experiments import video_vae
+from nova_jax import experiment, inference
 from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames, TimeNoise, time_sampling
 from nova_jax.evaluation import task_evaluation, task_report
 from nova_jax.models import vae as vaes
@@ -28,8 +29,6 @@ from nova_jax.models.text import ByteTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.training import optimizer
 
-WORLD = reel_world.REEL_36
-CLIPS = 20_000  # and as many shots of films, and twice as many pictures
 STEPS = 6000
 SHEET = ("video", "camera", "start", "film")
 
@@ -50,15 +49,34 @@ def make_model(width: int = 256, depth: int = 8, text_width: int = 128, **fields
     return TextToLatent(dit=dataclasses.replace(dit, **fields), text_encoder=encoder)
 
 
-def make_data(codec_path: str = "", length: int = CLIPS, of: reel_world.ReelWorld = WORLD) -> Mixture:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moving:
+    """What can be chosen of the data; `prepare` makes batches of it.
+
+    Attributes:
+        world: vocabulary, prior, size and length of a clip.
+        length: clips; as many shots of films, and twice as many pictures.
+        codec_path: folder of an autoencoder of clips; "": that of the run to start from, or a new one.
+        processes: that draw clips and make batches; 0: threads of this one do.
+    """
+
+    world: ReelWorld = reel_world.REEL_36
+    length: int = 20_000
+    codec_path: str = ""
+    processes: int = 0
+
+
+def make_batches(data: Moving) -> Mixture:
     """Of eight batches four hold clips, two pictures, seven times as many, and two shots of films."""
-    return reel_data.make_parts(
-        videos=Reels(of, "video", length=length),
-        images=Reels(of, "image", length=2 * length),
-        films=Reels(of, "film", length=length),
-        codec_path=codec_path,
+    parts = reel_data.make_parts(
+        videos=Reels(data.world, "video", length=data.length),
+        images=Reels(data.world, "image", length=2 * data.length),
+        films=Reels(data.world, "film", length=data.length),
+        codec_path=data.codec_path,
         text_length=128,
+        processes=data.processes,
     )
+    return dataclasses.replace(parts, processes=data.processes)
 
 
 CONFIG = experiment.TrainConfig(
@@ -66,10 +84,10 @@ CONFIG = experiment.TrainConfig(
     model=make_model(),
     objective=FlowMatching(
         time_sampling=time_sampling.Shifted(shift=3.0),  # many tokens show the same motion through much noise
-        given=GivenFrames(guard=TimeNoise()),
+        given=GivenFrames(guard=TimeNoise(clean=0.5)),
         drop_rates=DropRates(frames=0.1),
     ),
-    data=make_data(),
+    data=Moving(),
     optimizer=optimizer.Muon(peak=4e-3, warmup=200, b2=0.99, schedule="linear", total_steps=STEPS),
     steps=STEPS,
     batch_size=64,
@@ -78,18 +96,21 @@ CONFIG = experiment.TrainConfig(
 
 
 def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
-    """Trains the autoencoder of clips unless the data names one."""
-    videos = config.data.parts[0][0]
-    if videos.codec_path:
-        return config
-    source = dataclasses.replace(videos.sources[0], seed=1)
-    pictures = dataclasses.replace(source, task="image", length=5 * len(source))
-    clips = video_vae.make_video_config(
-        streams.Pixels(source=Held(source)), streams.Pixels(source=Held(pictures)), name="reel_vae", steps=8000
+    """Trains the autoencoder of clips, unless the data names one or the run that is started from has it."""
+    data = config.data
+    codec = f"{config.start_from}/{inference.CODEC_FOLDER}" if config.start_from else ""
+    codec = data.codec_path or codec or train_codec(data, f"{config.directory}_vae")
+    return dataclasses.replace(config, data=make_batches(dataclasses.replace(data, codec_path=codec)))
+
+
+def train_codec(data: Moving, run_dir: str, steps: int = 8000) -> str:
+    """The autoencoder of clips of this world; returns its folder."""
+    clips = Held(Reels(data.world, "video", seed=1, length=data.length))
+    pictures = Held(Reels(data.world, "image", seed=1, length=5 * data.length))
+    config = video_vae.make_video_config(
+        streams.Pixels(source=clips), streams.Pixels(source=pictures), name="reel_vae", steps=steps
     )
-    held_out = dataclasses.replace(source, seed=1001)
-    codec = video_vae.train(dataclasses.replace(clips, run_dir=f"{config.directory}_vae"), held_out)
-    return dataclasses.replace(config, data=canvas.with_codec(config.data, codec))
+    return video_vae.train(dataclasses.replace(config, run_dir=run_dir), video_vae.held_out_clips(clips))
 
 
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:

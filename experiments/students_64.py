@@ -37,7 +37,7 @@ CONFIG = dataclasses.replace(
         text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4),
     ),
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),
-    data=streams.CaptionedLatents(source=scenes.SCENES, codec_path="", text_length=96, threads=8),
+    data=streams.CaptionedLatents(source=scenes.SCENES, codec_path="", text_length=96, processes=8),
     optimizer=optimizer.Muon(peak=3e-3, warmup=200, b2=0.99, schedule="linear", total_steps=STEPS),
     steps=STEPS,
     batch_size=256,

@@ -16,17 +16,16 @@ def make_configs(folder) -> tuple[experiment.TrainConfig, experiment.TrainConfig
     """Pretraining on captions, and editing from there; an untrained autoencoder is written into the folder."""
     weights.save(tiny_run.TINY_VAE, tiny_run.TINY_VAE.init(jax.random.key(0)), folder / "vae")
     first = tiny_run.make_config(folder)
-    text = dataclasses.replace(
-        canvas.text_data(str(folder / "vae"), length=16), text_length=64, cache_path=str(folder / "cache")
-    )
+    data = canvas.SceneTasks(length=16, codec_path=str(folder / "vae"), cache_path=str(folder / "cache"))
+    text = dataclasses.replace(canvas.text_data(data), text_length=64)
     pretraining = dataclasses.replace(first, data=text, run_dir=str(folder / "pretraining"))
     edits = dataclasses.replace(
         text,
-        sources=tuple(CanvasScenes(canvas.WORLD, task, length=8) for task in canvas.EDITING),
+        sources=tuple(CanvasScenes(data.world, task, length=8) for task in canvas.EDITING),
         is_aligned=True,
     )
     colors = dataclasses.replace(
-        text, sources=(CanvasScenes(canvas.WORLD, "colors", length=8),), num_frames=1, has_palette=True
+        text, sources=(CanvasScenes(data.world, "colors", length=8),), num_frames=1, has_palette=True
     )
     mixture = canvas.Mixture(parts=((text, 1), (edits, 2), (colors, 1)))
     editing = dataclasses.replace(
