@@ -189,7 +189,7 @@ def _in_own_process(plan: Decode, frames: int, arguments: list[str]) -> dict[str
     """The record of one length; of one that is given up, the memory it had taken by then."""
     command = [sys.executable, "-m", "experiments.reel_full_size", "--here", *arguments, f"frames={frames},"]
     began, peak = time.monotonic(), 0
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_frugal_environment())
     while child.poll() is None:
         if plan.limit_s is not None and time.monotonic() - began > plan.limit_s:
             child.kill()
@@ -200,6 +200,14 @@ def _in_own_process(plan: Decode, frames: int, arguments: list[str]) -> dict[str
     if child.returncode or child.stdout is None:
         sys.exit(f"reel_full_size: decoding {frames} frames failed with code {child.returncode}")
     return json.loads(child.stdout.read().splitlines()[-1])
+
+
+def _frugal_environment() -> dict[str, str]:
+    """Makes XLA's CPU compiler copy weights when it needs them, which it otherwise does for all at once."""
+    if tuple(map(int, jax.__version__.split(".")[:2])) < (0, 10):  # an unknown flag would end the process
+        return dict(os.environ)
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {**os.environ, "XLA_FLAGS": f"{flags} --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED".strip()}
 
 
 def _peak_of(pid: int) -> int:
