@@ -7,6 +7,9 @@ The program is the whole of sampling: a loop of 50 steps of classifier-free guid
 its parameters placed by `parallel.rules` and its tokens cut over the context axis. The TPU compiler that `pip install
 libtpu` brings says what each chip would hold and which collectives it would run; it refuses what does not fit. FLOPs
 are the closed form of `models.flops`, because the compiler counts a loop's body once.
+
+It fits. For 145 frames (32,560 tokens, 68 PFLOP) a v5e chip of 15.75 GiB holds 10.8 at its highest with the tokens cut
+in eight, 9.4 of them parameters, and 5.4 with the tokens cut in four and the matrices in two.
 """
 
 import collections
