@@ -5,6 +5,7 @@ sample (the editing conditions) keeps an accelerator waiting. Each process here 
 batch, as the processes of a bigger machine would, and this one joins the parts. The stream is the same for any number.
 """
 
+import math
 import multiprocessing
 import weakref
 from collections.abc import Iterator
@@ -25,25 +26,24 @@ def join(
     """Rows of one shard of a stream, from a position on.
 
     Args:
-        data: an `experiment.DataSource` that can be pickled.
-        processes: how many; they must divide the rows.
+        data: an `experiment.DataSource` that can be pickled; with `batch_sizes` where its batches differ in rows.
+        processes: how many at most: as many of them work as divide the rows.
         start: samples consumed so far, over all shards.
         batch_size: global.
         shard_index: which part of each batch.
         shard_count: number of parts.
 
     Raises:
-        ValueError: the processes do not divide the rows.
+        ValueError: the shards do not divide the rows.
         RuntimeError: a process failed; its error is on standard error.
     """
-    parts = processes * shard_count
-    if batch_size % parts:
-        raise ValueError(
-            f"{processes} processes do not share the {batch_size // shard_count} rows of a batch of {batch_size} over "
-            f"{shard_count} shards: choose a number that divides them"
-        )
-    first = shard_index * processes
-    return _Joined(data, start, batch_size, [(first + k, parts) for k in range(processes)])
+    sizes = data.batch_sizes(batch_size) if hasattr(data, "batch_sizes") else (batch_size,)
+    rows, rest = divmod(math.gcd(*sizes), shard_count)
+    if rest:
+        raise ValueError(f"batches of {', '.join(map(str, sizes))} rows do not divide over {shard_count} data shards")
+    count = max(n for n in range(1, processes + 1) if rows % n == 0)
+    shards = [(shard_index * count + k, count * shard_count) for k in range(count)]
+    return _Joined(data, start, batch_size, shards)
 
 
 class _Joined(Iterator[Batch]):

@@ -18,6 +18,7 @@ alone.
 """
 
 import dataclasses
+import hashlib
 from typing import SupportsIndex, TypedDict
 
 import numpy as np
@@ -41,6 +42,7 @@ SAMPLERS: dict[str, Sampler] = {
     "colors": canvas_colors.sample_colors,
 }
 TASKS = tuple(SAMPLERS)  # a task's place enters the random numbers of its elements
+VERSIONS = {"vary": 2}  # of a task's elements where they are no longer the first ones
 COMPOSED = ("generate", "add", "replace")  # the tasks that can ask for held-out pairs
 
 
@@ -85,6 +87,11 @@ class CanvasScenes:
 
     def __len__(self) -> int:
         return self.length
+
+    def fingerprint(self) -> str:
+        """Hash of the fields, and of how elements are made where that has changed."""
+        version = VERSIONS.get(self.task)
+        return hashlib.sha256((repr(self) + (f" {version}" if version else "")).encode()).hexdigest()
 
     def truth(self, index: SupportsIndex) -> Truth:
         """The ground truth of element `index`."""

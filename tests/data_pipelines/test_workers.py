@@ -1,5 +1,6 @@
 """Several processes make the batches that one makes."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -30,10 +31,12 @@ def test_a_mixture_is_made_by_processes_too():
     np.testing.assert_array_equal(rows(several, 8, 4), rows(Mixture(parts=parts), 8, 4))
 
 
-def test_processes_must_divide_the_rows():
-    data = streams.Pixels(source=source.Scenes(length=64), processes=3)
-    with pytest.raises(ValueError, match="3 processes do not share the 8 rows"):
-        data.batches(0, 8)
+def test_as_many_processes_work_as_divide_the_rows():
+    alone = streams.Pixels(source=source.Scenes(length=64))
+    several = dataclasses.replace(alone, processes=3)
+    np.testing.assert_array_equal(rows(several, 0, 1), rows(alone, 0, 1))
+    with pytest.raises(ValueError, match="8 rows do not divide over 3 data shards"):
+        several.batches(0, 8, 0, 3)
 
 
 class Failing(source.Scenes):
