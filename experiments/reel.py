@@ -57,12 +57,14 @@ class Moving:
         world: vocabulary, prior, size and length of a clip.
         length: clips; as many shots of films, and twice as many pictures.
         codec_path: folder of an autoencoder of clips; "": that of the run to start from, or a new one.
+        cache_path: where latents are kept between runs.
         processes: that draw clips and make batches; 0: threads of this one do.
     """
 
     world: ReelWorld = reel_world.REEL_36
     length: int = 20_000
     codec_path: str = ""
+    cache_path: str = "runs/cache"
     processes: int = 0
 
 
@@ -73,6 +75,7 @@ def make_batches(data: Moving) -> Mixture:
         images=Reels(data.world, "image", length=2 * data.length),
         films=Reels(data.world, "film", length=data.length),
         codec_path=data.codec_path,
+        cache_path=data.cache_path,
         text_length=128,
         processes=data.processes,
     )

@@ -30,6 +30,7 @@ def clip(frames, level=0):
     return np.full((frames, 8, 16, 3), level, np.uint8)
 
 
+@pytest.mark.slow
 def test_the_command_scores_every_part_of_a_video_run_and_writes_the_page(run, capsys):
     cli.main(["evaluate", "--run", str(run), "--per-task", "2"])
     found = json.loads((run / "evaluation" / "scores.json").read_text())
@@ -44,6 +45,7 @@ def test_the_command_scores_every_part_of_a_video_run_and_writes_the_page(run, c
     assert "bars met" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_shots_apart_are_those_that_are_asked_for_alone(run):
     trained = inference.load_run(run)
     limits = task_drawing.limits_of(trained)
@@ -55,6 +57,7 @@ def test_shots_apart_are_those_that_are_asked_for_alone(run):
     np.testing.assert_array_equal(drawn[1], np.concatenate(alone[::-1]))
 
 
+@pytest.mark.slow
 def test_the_truth_of_a_film_is_rebuilt_shot_by_shot(run):
     trained = inference.load_run(run)
     limits = task_drawing.limits_of(trained)
