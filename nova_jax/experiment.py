@@ -279,8 +279,7 @@ def flops_per_step(config: TrainConfig, example: Batch) -> float | None:
         if isinstance(config.objective, distillation.Method):
             return config.objective.forwards * forward * config.batch_size
         return flops.train_step_flops(forward, config.batch_size)
-    init = functools.partial(recipe.init_params, config.model, example)
-    params = jax.eval_shape(init, jax.random.key(0))
+    params = jax.eval_shape(functools.partial(recipe.init_params, config.model, example), jax.random.key(0))
 
     def loss(params: Params, key: jax.Array) -> Any:
         loss, _ = config.objective(recipe.as_network(config.model), params, example, key)
