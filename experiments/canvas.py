@@ -17,6 +17,7 @@ of 21 bars are met: it is short training, not the mechanism, that the rest lacks
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from data_pipelines import streams
@@ -25,10 +26,9 @@ from data_pipelines.mixture import Mixture
 from data_pipelines.scenes import world
 from data_pipelines.scenes.canvas import CanvasPictures, CanvasScenes
 from data_pipelines.scenes.world import World
-from experiments import image_vae
+from experiments import image_vae, reports
 from nova_jax import experiment, inference
 from nova_jax.diffusion import DropRates, FlowMatching
-from nova_jax.evaluation import task_evaluation, task_report
 from nova_jax.models import vae as autoencoder
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import ByteTextEncoder
@@ -171,13 +171,7 @@ def train_codec(data: SceneTasks, run_dir: str, vae: autoencoder.VAE = VAE, step
     return image_vae.train(dataclasses.replace(config, run_dir=run_dir), held_out)
 
 
-def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
-    """Examines the run on every task, prints the table, and writes its report; `nova evaluate` does it again."""
-    found = task_evaluation.run(result.directory, command=f"nova evaluate --run {result.directory}")
-    print(task_evaluation.table(found))
-    task_report.save_sheet(found, found.folder / "sheet.png", SHEET)
-    print(f"\nreport: {task_report.write(found)}")
-
+finish = functools.partial(reports.finish_exam, sheet=SHEET)
 
 if __name__ == "__main__":
     experiment.main(CONFIG, then=finish, prepare=prepare)

@@ -10,6 +10,7 @@ the exam of every ability in `runs/reel/evaluation`, which `nova evaluate --run 
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from data_pipelines import reel as reel_data
@@ -19,10 +20,9 @@ from data_pipelines.scenes import reel_world
 from data_pipelines.scenes.reel_source import Reels
 from data_pipelines.scenes.reel_world import ReelWorld
 from data_pipelines.sources.held import Held
-from experiments import video_vae
+from experiments import reports, video_vae
 from nova_jax import experiment, inference
 from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames, TimeNoise, time_sampling
-from nova_jax.evaluation import task_evaluation, task_report
 from nova_jax.models import vae as vaes
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import ByteTextEncoder
@@ -116,13 +116,7 @@ def train_codec(data: Moving, run_dir: str, steps: int = 8000) -> str:
     return video_vae.train(dataclasses.replace(config, run_dir=run_dir), video_vae.held_out_clips(clips))
 
 
-def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
-    """Examines the run in every ability, prints the table, and writes its report; `nova evaluate` does it again."""
-    found = task_evaluation.run(result.directory, command=f"nova evaluate --run {result.directory}")
-    print(task_evaluation.table(found))
-    task_report.save_sheet(found, found.folder / "sheet.png", SHEET)
-    print(f"\nreport: {task_report.write(found)}")
-
+finish = functools.partial(reports.finish_exam, sheet=SHEET)
 
 if __name__ == "__main__":
     experiment.main(CONFIG, then=finish, prepare=prepare)

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.scenes import scoring, source
 from experiments import image_vae
 from nova_jax import distillation, environment, experiment, inference
-from nova_jax.evaluation import geneval, plots, report
+from nova_jax.evaluation import geneval, plots, report, task_evaluation, task_report
 
 SETTINGS = inference.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=2.0)
 PER_TASK = 64
@@ -62,6 +62,20 @@ def finish_scenes(config: experiment.TrainConfig, result: experiment.Result) -> 
     scores = {name: task._asdict() for name, task in scored.summary.tasks.items()}
     found = {"scores": scores, "overall": scored.summary.overall, "ceilings": {k: vars(c) for k, c in ceilings.items()}}
     (result.directory / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def finish_exam(config: experiment.TrainConfig, result: experiment.Result, *, sheet: tuple[str, ...]) -> None:
+    """Examines a run on every task, prints the table, and writes its report; `nova evaluate` does it again.
+
+    Args:
+        config: of the run.
+        result: of the run.
+        sheet: the parts of the exam that sheet.png shows.
+    """
+    found = task_evaluation.run(result.directory, command=f"nova evaluate --run {result.directory}")
+    print(task_evaluation.table(found))
+    task_report.save_sheet(found, found.folder / "sheet.png", sheet)
+    print(f"\nreport: {task_report.write(found)}")
 
 
 def finish_captioned(config: experiment.TrainConfig, result: experiment.Result) -> None:
