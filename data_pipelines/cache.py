@@ -6,7 +6,8 @@ be made by any number of processes, in any order, once or twice:
     00003-of-00010.array_record     one record per sample, format of `records`
     00003-of-00010.json             count, SHA-256, source and model fingerprints, range, shapes, corrupt records
 
-A file takes its name only when complete, the manifest last; a killed run continues with the shards that are missing.
+A file takes its name only when complete, the manifest last; a killed run continues with the shards that are missing (what
+it was writing stays behind under a name that ends in .partial). Two runs that make the same shard at once both succeed.
 """
 
 import concurrent.futures
@@ -242,11 +243,12 @@ def _write_shard(job: _Job, stem: str, identity: dict[str, Any]) -> None:
         "corrupt": sorted(job.corrupt, key=lambda fault: fault["index"]),
         "version": nova_jax.__version__,
     }
-    with open(stem + ".json.partial", "w", encoding="utf-8") as file:
+    partial = base.partial_name(stem + ".json")
+    with open(partial, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(stem + ".json.partial", stem + ".json")
+    os.replace(partial, stem + ".json")
 
 
 def _sha256(path: str) -> str:

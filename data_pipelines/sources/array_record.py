@@ -73,11 +73,13 @@ class ArrayRecords(base.Source):
 def write(path: str | os.PathLike[str], samples: Iterable[Mapping[str, Any]]) -> int:
     """Writes samples to an ArrayRecord file, which takes its name only when complete, and returns their number.
 
+    Several processes may write the same file at once: each works on its own, and the last one done gives the name.
+
     Raises:
         TypeError: a value is neither an array, bytes nor JSON.
     """
     module = base.require("array_record.python.array_record_module", "writing ArrayRecord files")
-    partial, count = os.fspath(path) + ".partial", 0
+    partial, count = base.partial_name(path), 0
     writer = module.ArrayRecordWriter(partial, "group_size:1")  # one record per chunk: random access
     try:
         for sample in samples:

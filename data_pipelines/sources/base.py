@@ -17,6 +17,7 @@ import importlib
 import operator
 import os
 import re
+import secrets
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, ClassVar, Protocol, SupportsIndex, runtime_checkable
@@ -173,6 +174,11 @@ def fingerprint(source: Any) -> str:
     if dataclasses.is_dataclass(source) and not isinstance(source, type):
         return hashlib.sha256(repr(source).encode()).hexdigest()
     raise DatasetError(f"{type(source).__name__} has no fingerprint(): add one that changes when its samples change")
+
+
+def partial_name(path: str | os.PathLike[str]) -> str:
+    """Where to write a file that is renamed when whole; no two writers, of any process or host, get the same name."""
+    return f"{os.fspath(path)}.{secrets.token_hex(4)}.partial"
 
 
 def decode_caption(data: bytes) -> str:

@@ -221,7 +221,7 @@ def _load_index(stored: str, made_for: str) -> ShardIndex | None:
 
 def _store_index(stored: str, made_for: str, index: ShardIndex) -> None:
     os.makedirs(os.path.dirname(stored) or ".", exist_ok=True)
-    partial = f"{stored}.{os.getpid()}.partial"
+    partial = base.partial_name(stored)
     with open(partial, "wb") as file:
         np.savez(file, made_for=np.array(made_for), keys=index.keys, members=index.members)
     os.replace(partial, stored)

@@ -101,6 +101,18 @@ def test_a_killed_run_continues_to_the_same_bytes(source, folder, tmp_path):
 
     assert cache.encode_source(source, identity, folder, model="m", options=OPTIONS) == [1, 2]
     cache.encode_source(source, identity, tmp_path / "whole", model="m", options=OPTIONS)
+    (left,) = folder.glob("*.partial")  # of the run that was killed
+    left.unlink()
+    assert read_all(folder) == read_all(tmp_path / "whole")
+
+
+def test_two_runs_that_encode_at_once_do_not_disturb_each_other(source, folder, tmp_path):
+    def interrupted(batch):
+        cache.encode_source(source, encode, folder, model="m", options=OPTIONS)  # another run does it all meanwhile
+        return encode(batch)
+
+    cache.encode_source(source, interrupted, folder, model="m", options=OPTIONS)
+    cache.encode_source(source, encode, tmp_path / "whole", model="m", options=OPTIONS)
     assert read_all(folder) == read_all(tmp_path / "whole")
 
 
