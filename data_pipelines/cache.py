@@ -6,8 +6,9 @@ be made by any number of processes, in any order, once or twice:
     00003-of-00010.array_record     one record per sample, format of `records`
     00003-of-00010.json             count, SHA-256, source and model fingerprints, range, shapes, corrupt records
 
-A file takes its name only when complete, the manifest last; a killed run continues with the shards that are missing (what
-it was writing stays behind under a name that ends in .partial). Two runs that make the same shard at once both succeed.
+A file takes its name only when complete, the manifest last; a killed run continues with the shards that are missing
+(what it was writing stays behind under a name that ends in .partial). Two runs that make the same shard at once both
+succeed.
 """
 
 import concurrent.futures

@@ -23,27 +23,27 @@ from data_pipelines.sources.held import Held
 from experiments import reports, video_vae
 from nova_jax import experiment, inference
 from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames, TimeNoise, time_sampling
-from nova_jax.models import vae as vaes
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import ByteTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.training import optimizer
 
-STEPS = 6000
+STEPS = 3000
 SHEET = ("video", "camera", "start", "film")
 
 
-def make_model(width: int = 256, depth: int = 8, text_width: int = 128, **fields: Any) -> TextToLatent:
-    """The network; `fields` are the transformer's. 504 tokens a clip."""
+def make_model(width: int = 128, depth: int = 6, text_width: int = 128, **fields: Any) -> TextToLatent:
+    """The network; `fields` are the transformer's. 168 tokens a clip."""
     dit = DiT(
         width=width,
         depth=depth,
         num_heads=max(2, width // 64),
-        in_channels=vaes.small_video().latent_channels,
-        patch_size=(1, 1, 2),
+        in_channels=video_vae.VIDEO.latent_channels,
+        patch_size=(1, 3, 2),
         text_dim=text_width,
         pooled_dim=text_width,
         num_frame_roles=1,
+        scan_unroll=depth,
     )
     encoder = ByteTextEncoder(width=text_width, depth=2, num_heads=2, downsample=4)
     return TextToLatent(dit=dataclasses.replace(dit, **fields), text_encoder=encoder)
@@ -62,7 +62,7 @@ class Moving:
     """
 
     world: ReelWorld = reel_world.REEL_36
-    length: int = 20_000
+    length: int = 4_000
     codec_path: str = ""
     cache_path: str = "runs/cache"
     processes: int = 0
@@ -106,7 +106,7 @@ def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
     return dataclasses.replace(config, data=make_batches(dataclasses.replace(data, codec_path=codec)))
 
 
-def train_codec(data: Moving, run_dir: str, steps: int = 8000) -> str:
+def train_codec(data: Moving, run_dir: str, steps: int = video_vae.CLIP_STEPS) -> str:
     """The autoencoder of clips of this world; returns its folder."""
     clips = Held(Reels(data.world, "video", seed=1, length=data.length))
     pictures = Held(Reels(data.world, "image", seed=1, length=5 * data.length))

@@ -79,17 +79,17 @@ def test_the_first_stage_trains_the_same_network_without_time_on_pictures():
     first = video_vae.first_stage(config)
     assert inflation.without_time(config.model) == first.model
     assert first.model.dtype == config.model.dtype
-    assert (first.run_dir, first.steps) == ("runs/other_images", 500)
+    assert (first.run_dir, first.steps) == ("runs/other_images", 1833)
     assert first.data.source.source.task == "image"
     assert config.data.parts[0][0].source.source.task == "video"
 
 
 @pytest.mark.slow
 def test_a_training_step_of_the_default_stays_below_its_budget_per_clip():
-    """0.15 TFLOP for 25 frames of 36 x 64 pixels, by XLA's count."""
+    """0.04 TFLOP for 25 frames of 36 x 64 pixels, by XLA's count."""
     example = Batch(np.zeros((1, 25, 36, 64, 3), np.float32))
     config = dataclasses.replace(video_vae.CONFIG, batch_size=1)
-    assert 0.05e12 < experiment.flops_per_step(config, example) < 0.15e12
+    assert 0.02e12 < experiment.flops_per_step(config, example) < 0.04e12
 
 
 def test_held_out_clips_are_those_of_another_seed():

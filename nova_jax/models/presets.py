@@ -36,6 +36,7 @@ VAE: dict[str, Callable[..., vaes.VAE]] = {
     "tiny": vaes.tiny,
     "small-image": vaes.small_image,
     "small-video": vaes.small_video,
+    "tiny-video": vaes.tiny_video,
     "wan2.1": vaes.wan21,
     "wan2.2": vaes.wan22,
 }

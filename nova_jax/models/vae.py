@@ -9,7 +9,8 @@ chunk. The cache that travels from chunk to chunk has constant size, and the res
 
 `wan21()` (4 x 8 x 8, 16 channels) and `wan22()` (4 x 16 x 16, 48 channels) are the public autoencoders of Wan (Wan team
 2025, arXiv 2503.20314, section 4.1). `tiny()` has no time compression and is small enough to train on a CPU;
-`small_video()` (4 x 4 x 4, 16 channels) is for small clips, `small_image()` what it may start from (`inflation`).
+`small_video()` and, for a CPU, `tiny_video()` (4 x 4 x 4, 16 channels) are for small clips, `small_image()` is what the
+first may start from (`inflation`).
 """
 
 import dataclasses
@@ -293,6 +294,14 @@ def small_video(**fields: Any) -> VAE:
         has_attention=False,
     )
     return dataclasses.replace(vae, **fields)
+
+
+def tiny_video(**fields: Any) -> VAE:
+    """`small_video()` with patches of 4 x 4 pixels, so that every convolution works at a sixteenth of the pixels.
+
+    3.2 M parameters, 4 x 4 x 4 pixels per latent, 16 channels; training on 25 frames of 36 x 64 costs 31 GFLOP.
+    """
+    return dataclasses.replace(small_video(), **{"patch_size": 4, "halves_space": (False, False), **fields})
 
 
 def small_image(**fields: Any) -> VAE:

@@ -41,9 +41,10 @@ def assert_same(a, b):
         (vaes.wan22(), 704_688_668, (4, 16, 16)),  # the same with the config of Wan2.2-TI2V-5B
         (vaes.tiny(), 728_468, (1, 4, 4)),
         (vaes.small_video(), 3_081_052, (4, 4, 4)),
+        (vaes.tiny_video(), 3_203_328, (4, 4, 4)),
         (vaes.small_image(), 1_043_932, (1, 4, 4)),
     ],
-    ids=["wan21", "wan22", "tiny", "small_video", "small_image"],
+    ids=["wan21", "wan22", "tiny", "small_video", "tiny_video", "small_image"],
 )
 def test_presets_have_the_published_sizes(vae, parameters, compression):
     shapes = jax.eval_shape(vae.init, jax.random.key(0))
