@@ -8,7 +8,7 @@ camera    what moves the backdrop most, set against the least that a world's cam
           pedestal) or grow more (dolly) than it does
 motion    the path of a track in its own layer, the camera's motion taken back: one or two straight lines, where
           two meet at an impact; direction and speed are those of the first
-cuts      frames that differ from the one before by far more than their neighbours do
+cuts      frames that differ from the one before by far more than any of their neighbours do
 """
 
 import collections
@@ -33,8 +33,9 @@ MOVED = 0.5  # of the least that a family does, below which the camera is static
 ACTOR = 22.0  # Lab; pixels so far from the ground are no backdrop
 KNEE = 4.0  # times less squared error, from which a knee of a path is real
 LEAST_BEND = 0.004  # heights; root mean square distance to one line below which a path is straight
-CUT = 3.0  # times the change between neighbouring frames
+CUT = 3.0  # times the largest change between frames around
 LEAST_CUT = 2.0  # levels of 255
+AROUND = 5  # frames on either side: an autoencoder of clips changes a little at every fourth
 # The least that a camera does to the backdrop: pedestals, trucks and dollies move it less than their counterparts.
 LEAST = {
     "x": AMOUNTS["truck"][0] / BACKDROP,
@@ -152,9 +153,8 @@ def cuts(pixels: UInt8[np.ndarray, "f h w 3"]) -> list[int]:
     change = np.abs(np.diff(levels, axis=0)).mean(axis=(1, 2, 3))
     found = []
     for k, value in enumerate(change):
-        around = np.concatenate([change[max(k - 3, 0) : k], change[k + 1 : k + 4]])
-        usual = float(np.median(around)) if around.size else 0.0
-        if value > max(CUT * usual, LEAST_CUT):
+        around = np.concatenate([change[max(k - AROUND, 0) : k], change[k + 1 : k + 1 + AROUND]])
+        if value > max(CUT * around.max(initial=0.0), LEAST_CUT):
             found.append(k + 1)
     return found
 
