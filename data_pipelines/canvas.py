@@ -180,7 +180,9 @@ def _encoded(source: Any, data: CanvasLatents) -> base.Source:
     model = hashlib.sha256(identity.encode()).hexdigest()
     name = hashlib.sha256((model + base.fingerprint(source)).encode()).hexdigest()[:16]
     folder = pathlib.Path(data.cache_path) / name
-    encode = jax.jit(lambda pixels: codec.normalize(codec.encode(params, pixels / 127.5 - 1.0)[0]))
+    encode = functools.partial(  # one program for every training of this autoencoder
+        jax.jit(lambda params, pixels: codec.normalize(codec.encode(params, pixels / 127.5 - 1.0)[0])), params
+    )
     task = conditions.TASKS.index(TOLD.get(source.task, source.task))
 
     def rows(batch: dict[str, np.ndarray]) -> dict[str, Any]:

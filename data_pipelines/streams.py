@@ -163,7 +163,9 @@ def _open_latents(data: CaptionedLatents) -> base.Source:
     model = hashlib.sha256(identity.encode()).hexdigest()
     name = hashlib.sha256((model + base.fingerprint(data.source)).encode()).hexdigest()[:16]
     folder = pathlib.Path(data.cache_path) / name
-    encode = jax.jit(lambda pixels: codec.normalize(codec.encode(params, pixels)[0]))
+    encode = functools.partial(  # one program for every training of this autoencoder
+        jax.jit(lambda params, pixels: codec.normalize(codec.encode(params, pixels)[0])), params
+    )
     options = cache.Options(
         batch_size=256,
         transform=images.Transform(size=data.size),

@@ -55,7 +55,9 @@ def make_config(
         model=vae,
         objective=reconstruction.Reconstruction(l2=2.0, ssim=0.0, levels=2, kl=kl),  # SSIM costs too much here
         data=data,
-        optimizer=optimizer.AdamW(peak=3e-3, warmup=200, b2=0.99, schedule="cosine", total_steps=steps),
+        optimizer=optimizer.AdamW(
+            peak=3e-3, warmup=min(200, steps // 10), b2=0.99, schedule="cosine", total_steps=steps
+        ),
         steps=steps,
         batch_size=batch_size,
         ema_decay=0.995,
@@ -108,10 +110,10 @@ def export(
 
 def reconstruct(vae: VAE, params: Any, pictures: np.ndarray, batch_size: int = 100) -> np.ndarray:
     """Pictures, uint8 (n, f, h, w, 3), through the autoencoder and back."""
-    through = jax.jit(lambda x: inference.to_uint8(vae.decode(params, vae.encode(params, x / 127.5 - 1.0)[0])))
+    through = jax.jit(lambda params, x: inference.to_uint8(vae.decode(params, vae.encode(params, x / 127.5 - 1.0)[0])))
     pad = -len(pictures) % batch_size
     padded = np.concatenate([pictures, pictures[:1].repeat(pad, axis=0)]).astype(np.float32)
-    rebuilt = [np.asarray(through(padded[i : i + batch_size])) for i in range(0, len(padded), batch_size)]
+    rebuilt = [np.asarray(through(params, padded[i : i + batch_size])) for i in range(0, len(padded), batch_size)]
     return np.concatenate(rebuilt)[: len(pictures)]
 
 

@@ -17,6 +17,7 @@ Outside the mask, source and target of add, replace and remove agree bit for bit
 alone.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 from typing import SupportsIndex, TypedDict
@@ -98,7 +99,10 @@ class CanvasScenes:
         stream = self.seed | ((TASKS.index(self.task) + 1) << 32)
         rng = source.make_rng(stream, source.check_index(index, self.length))
         pairs = self.world.held_out if self.held_out else self.world.seen
-        truth = SAMPLERS[self.task](self.world, rng, pairs)
+        truth = None
+        while truth is None:
+            with contextlib.suppress(world.NoRoom):  # one in a million finds no other layout: then another scene
+                truth = SAMPLERS[self.task](self.world, rng, pairs)
         return truth._replace(is_canny=rng.random() < self.canny)
 
     def __getitem__(self, index: SupportsIndex) -> Element:

@@ -31,6 +31,10 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 Pairs = tuple[tuple[str, str], ...]
 
 
+class NoRoom(ValueError):
+    """Some objects have no other place than the one they have."""
+
+
 class Object(NamedTuple):
     """One shape: `x`, `y` is its centroid, `radius` that of a circle as large, `rotation` clockwise in degrees."""
 
@@ -297,7 +301,7 @@ def rearrange(
         reach: How far an object moves at most, along each axis.
 
     Raises:
-        ValueError: There is no room.
+        NoRoom: 200 tries found none.
     """
     for _ in range(200):
         placed: list[Object] = []
@@ -309,7 +313,7 @@ def rearrange(
             boxes.append(moved.box)
         else:
             return tuple(placed)
-    raise ValueError(f"{len(objects)} objects find no room around {len(around)} others; give fewer or smaller ones.")
+    raise NoRoom(f"{len(objects)} objects find no room around {len(around)} others; give fewer or smaller ones.")
 
 
 def find_room(

@@ -252,3 +252,23 @@ def test_pictures_for_an_autoencoder_are_of_every_kind():
     assert black_and_white > 30
     assert grayed > 15
     assert plain > 90
+
+
+def test_a_scene_without_another_layout_gives_way_to_another_scene(monkeypatch):
+    """Element 576,820 of this stream once stopped a run: its first scene leaves three objects no other place."""
+    elements = canvas.CanvasScenes(world.CANVAS_64, "outpaint", seed=1)
+    refused = []
+    rearrange = world.rearrange
+
+    def watched(*args, **kwargs):
+        try:
+            return rearrange(*args, **kwargs)
+        except world.NoRoom:
+            refused.append(args)
+            raise
+
+    monkeypatch.setattr(world, "rearrange", watched)
+    truth = elements.truth(576_820)
+    assert len(refused) == 1
+    assert world.CANVAS_64.fits(truth.before.objects)
+    assert world.CANVAS_64.fits(truth.after.objects)
