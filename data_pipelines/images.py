@@ -141,4 +141,7 @@ class Transform:
 
 def to_float(pixels: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """0 .. 255 to -1 .. 1."""
-    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    out = pixels.astype(np.float32)
+    out /= np.float32(127.5)
+    out -= np.float32(1)
+    return out

@@ -16,6 +16,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -94,6 +95,28 @@ class Loader:
         """
         return Batches(self, start, shard_index, shard_count)
 
+    def records(self, start: int = 0, *, shard_index: int = 0, shard_count: int = 1) -> Iterator[list[int]]:
+        """Which samples of the source this data shard's rows of every batch are; arguments as of `batches`."""
+        rows = self.rows(start, shard_index, shard_count)
+        for position in itertools.count(start, self.batch_size):
+            yield [self._record_at(position + row) for row in rows]
+
+    def rows(self, start: int, shard_index: int, shard_count: int) -> range:
+        """The rows of a batch that belong to a data shard.
+
+        Raises:
+            ValueError: a negative start, no such shard, or shards that do not divide the batch.
+        """
+        if start < 0:
+            raise ValueError(f"start={start} must be at least 0: it counts samples")
+        if not 0 <= shard_index < shard_count or self.batch_size % shard_count:
+            raise ValueError(
+                f"shard {shard_index} of {shard_count} cannot share batch_size={self.batch_size}: the index must be "
+                "below the count, and the count must divide the batch"
+            )
+        rows = self.batch_size // shard_count
+        return range(shard_index * rows, (shard_index + 1) * rows)
+
     def sample(self, position: int) -> tuple[base.Sample | None, dict[int, base.CorruptRecord]]:
         """The sample at a position of the stream, and the corrupt records met on the way by index.
 
@@ -157,18 +180,10 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(self, loader: Loader, start: int, shard_index: int, shard_count: int) -> None:
-        if start < 0:
-            raise ValueError(f"start={start} must be at least 0: it counts samples")
-        if not 0 <= shard_index < shard_count or loader.batch_size % shard_count:
-            raise ValueError(
-                f"shard {shard_index} of {shard_count} cannot share batch_size={loader.batch_size}: the index must be "
-                "below the count, and the count must divide the batch"
-            )
+        self._rows = loader.rows(start, shard_index, shard_count)
         self.position = self._submitted = start
         self.corrupt: dict[int, base.CorruptRecord] = {}
         self._loader = loader
-        rows = loader.batch_size // shard_count
-        self._rows = range(shard_index * rows, (shard_index + 1) * rows)
         self._known = _read_quarantine(loader.quarantine)
         self._pending: collections.deque[list[concurrent.futures.Future[Any]]] = collections.deque()
         _ = loader._order  # reads the source's index before any thread asks for it

@@ -19,6 +19,7 @@ from data_pipelines import cache, images, loader, text, workers
 from data_pipelines.scenes import scoring
 from data_pipelines.scenes.source import Scenes
 from data_pipelines.sources import arrays, base
+from data_pipelines.sources.held import Held
 from nova_jax import config, weights
 from nova_jax.models import text as byte_text
 from nova_jax.types import Batch, Params
@@ -65,8 +66,12 @@ class Pixels:
         if self.processes:
             alone = dataclasses.replace(self, processes=0)
             return workers.join(alone, self.processes, start, batch_size, shard_index, shard_count)
-        stream = self._loader(batch_size).batches(start, shard_index=shard_index, shard_count=shard_count)
-        return (loader.to_batch({"pixels": rows["pixels"]}) for rows in stream)
+        shard, order = {"shard_index": shard_index, "shard_count": shard_count}, self._loader(batch_size)
+        if isinstance(self.source, Held) and self.size is None:  # several times as fast as sample by sample
+            batches = (images.to_float(self.source.pixels[records]) for records in order.records(start, **shard))
+        else:
+            batches = (rows["pixels"] for rows in order.batches(start, **shard))
+        return (loader.to_batch({"pixels": pixels}) for pixels in batches)
 
     def _loader(self, batch_size: int) -> loader.Loader:
         return loader.Loader(

@@ -18,6 +18,7 @@ of 21 bars are met: it is short training, not the mechanism, that the rest lacks
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from data_pipelines import streams
@@ -29,7 +30,6 @@ from data_pipelines.scenes.world import World
 from experiments import image_vae, reports
 from nova_jax import experiment, inference
 from nova_jax.diffusion import DropRates, FlowMatching
-from nova_jax.models import vae as autoencoder
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import ByteTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
@@ -141,16 +141,21 @@ CONFIG = dataclasses.replace(
 )
 
 
+def make_codec_config(data: SceneTasks) -> experiment.TrainConfig:
+    """The autoencoder of all pictures that the tasks show or draw."""
+    pixels = streams.Pixels(source=CanvasPictures(data.world, seed=1, length=200_000), processes=data.processes)
+    return image_vae.make_config(pixels, name="canvas_vae", steps=4000, kl=0.01, vae=VAE)
+
+
 def prepare(
     config: experiment.TrainConfig,
     pretraining: experiment.TrainConfig = PRETRAINING,
-    vae: autoencoder.VAE = VAE,
-    codec_steps: int = 4000,
+    make_codec_config: Callable[[SceneTasks], experiment.TrainConfig] = make_codec_config,
 ) -> experiment.TrainConfig:
     """Trains what the run needs and does not name: the autoencoder, and the network to start from."""
     data, start = config.data, config.start_from
     codec = f"{start}/{inference.CODEC_FOLDER}" if start else ""
-    codec = data.codec_path or codec or train_codec(data, f"{config.directory}_vae", vae, codec_steps)
+    codec = data.codec_path or codec or train_codec(make_codec_config(data), f"{config.directory}_vae")
     data = dataclasses.replace(data, codec_path=codec)
     if not start:
         first = dataclasses.replace(
@@ -163,11 +168,9 @@ def prepare(
     return dataclasses.replace(config, data=task_data(data), start_from=start)
 
 
-def train_codec(data: SceneTasks, run_dir: str, vae: autoencoder.VAE = VAE, steps: int = 4000) -> str:
-    """The autoencoder of all pictures that the tasks show or draw; returns its folder."""
-    pixels = streams.Pixels(source=CanvasPictures(data.world, seed=1, length=200_000), processes=data.processes)
-    config = image_vae.make_config(pixels, name="canvas_vae", steps=steps, kl=0.01, vae=vae)
-    held_out = dataclasses.replace(pixels.source, seed=1001)
+def train_codec(config: experiment.TrainConfig, run_dir: str) -> str:
+    """The autoencoder of `make_codec_config`; returns its folder."""
+    held_out = image_vae.under_another_seed(config.data.source)
     return image_vae.train(dataclasses.replace(config, run_dir=run_dir), held_out)
 
 

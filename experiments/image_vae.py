@@ -23,6 +23,7 @@ import numpy as np
 
 from data_pipelines import images, streams
 from data_pipelines.scenes import scoring, source
+from data_pipelines.sources.held import Held
 from nova_jax import environment, experiment, inference, weights
 from nova_jax.diffusion import reconstruction
 from nova_jax.models.vae import VAE
@@ -74,13 +75,16 @@ def export(
 ) -> pathlib.Path:
     """Measures the latents, writes the run's `codec/` folder, and says what it reaches on held-out pictures.
 
+    The codec computes in float32, whatever it was trained in.
+
     Args:
         config: of the run.
         result: of the run.
         held_out: a source of the same kind of pictures that was not trained on.
         samples: pictures to measure latents on (training data) and reconstructions (held out).
     """
-    vae = with_statistics(config.model, result.state.ema, config.data, samples)
+    vae = dataclasses.replace(config.model, dtype=jnp.float32)
+    vae = with_statistics(vae, result.state.ema, config.data, samples)
     folder = result.directory / inference.CODEC_FOLDER
     weights.save(vae, result.state.ema, folder, dtype="float16")
     vae, params = weights.load(folder)  # what is measured is what was written
@@ -126,9 +130,10 @@ def train(config: experiment.TrainConfig, held_out: Any) -> str:
     return str(folder)
 
 
-def held_out_scenes(scenes: source.Scenes) -> source.Scenes:
-    """Scenes of the same world under another seed."""
-    return dataclasses.replace(scenes, seed=scenes.seed + 1000)
+def under_another_seed(drawn: Any) -> Any:
+    """The same source, or the one that is held in memory, under another seed."""
+    drawn = drawn.source if isinstance(drawn, Held) else drawn
+    return dataclasses.replace(drawn, seed=drawn.seed + 1000)
 
 
 def with_statistics(vae: VAE, params: Any, data: Any, samples: int, batch_size: int = 100) -> VAE:
@@ -149,4 +154,4 @@ def training_seconds(directory: pathlib.Path) -> float | None:
 
 
 if __name__ == "__main__":
-    experiment.main(CONFIG, lambda config, result: export(config, result, held_out_scenes(config.data.source)))
+    experiment.main(CONFIG, lambda config, result: export(config, result, under_another_seed(config.data.source)))

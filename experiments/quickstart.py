@@ -75,7 +75,7 @@ CONFIG = experiment.TrainConfig(
 def with_own_codec(config: experiment.TrainConfig) -> experiment.TrainConfig:
     """The same experiment on an autoencoder trained here first, or found trained from an earlier start."""
     vae_config = image_vae.CONFIG
-    folder = image_vae.train(vae_config, image_vae.held_out_scenes(vae_config.data.source))
+    folder = image_vae.train(vae_config, image_vae.under_another_seed(vae_config.data.source))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, codec_path=folder))
 
 

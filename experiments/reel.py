@@ -20,7 +20,7 @@ from data_pipelines.scenes import reel_world
 from data_pipelines.scenes.reel_source import Reels
 from data_pipelines.scenes.reel_world import ReelWorld
 from data_pipelines.sources.held import Held
-from experiments import reports, video_vae
+from experiments import image_vae, reports, video_vae
 from nova_jax import experiment, inference
 from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames, TimeNoise, time_sampling
 from nova_jax.models.dit import DiT
@@ -113,7 +113,7 @@ def train_codec(data: Moving, run_dir: str, steps: int = video_vae.CLIP_STEPS) -
     config = video_vae.make_video_config(
         streams.Pixels(source=clips), streams.Pixels(source=pictures), name="reel_vae", steps=steps
     )
-    return video_vae.train(dataclasses.replace(config, run_dir=run_dir), video_vae.held_out_clips(clips))
+    return video_vae.train(dataclasses.replace(config, run_dir=run_dir), image_vae.under_another_seed(clips))
 
 
 finish = functools.partial(reports.finish_exam, sheet=SHEET)

@@ -140,7 +140,7 @@ def score_scenes(
 
 def measure_ceilings(trained: inference.TrainedRun, scenes: source.Scenes) -> dict[str, scoring.Ceiling]:
     """What the parser reads on held-out ground truth and on its reconstructions: no generated picture can do better."""
-    held_out = image_vae.held_out_scenes(scenes)
+    held_out = image_vae.under_another_seed(scenes)
     truth = np.stack([held_out[i]["pixels"] for i in range(CEILING_SCENES)])
     rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, truth)
     return {

@@ -54,6 +54,6 @@ CONFIG = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    held_out = image_vae.held_out_scenes(SCENES)
+    held_out = image_vae.under_another_seed(SCENES)
     prepare = functools.partial(emoji.with_codec, held_out=held_out, steps=5000, batch_size=16, kl=0.02, vae=VAE)
     experiment.main(CONFIG, reports.finish_scenes, prepare=prepare)

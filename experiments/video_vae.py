@@ -159,7 +159,8 @@ def export(
         batch_size: clips at a time.
     """
     clips, _ = config.data.parts[0]
-    vae = image_vae.with_statistics(config.model, result.state.ema, clips, samples, batch_size)
+    vae = dataclasses.replace(config.model, dtype=jnp.float32)
+    vae = image_vae.with_statistics(vae, result.state.ema, clips, samples, batch_size)
     folder = result.directory / inference.CODEC_FOLDER
     weights.save(vae, result.state.ema, folder, dtype="float16")
     vae, params = weights.load(folder)  # what is measured is what was written
@@ -197,12 +198,6 @@ def repeated(clips: np.ndarray, time: int) -> np.ndarray:
     return np.concatenate([clips[:, :1], clips[:, time::time].repeat(time, axis=1)], axis=1)
 
 
-def held_out_clips(clips: Any) -> Any:
-    """Clips of the same source, or of the source that is held, under another seed."""
-    source = clips.source if isinstance(clips, Held) else clips
-    return dataclasses.replace(source, seed=source.seed + 1000)
-
-
 if __name__ == "__main__":
     if "--images" in sys.argv:
         sys.argv.remove("--images")
@@ -210,6 +205,8 @@ if __name__ == "__main__":
     else:
         experiment.main(
             CONFIG,
-            then=lambda config, result: export(config, result, held_out_clips(config.data.parts[0][0].source)),
+            then=lambda config, result: export(
+                config, result, image_vae.under_another_seed(config.data.parts[0][0].source)
+            ),
             prepare=prepare,
         )

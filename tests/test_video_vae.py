@@ -10,7 +10,7 @@ import pytest
 from data_pipelines import streams
 from data_pipelines.scenes.reel_source import Reels
 from data_pipelines.scenes.reel_world import ReelWorld
-from experiments import video_vae
+from experiments import image_vae, video_vae
 from nova_jax import config as configs
 from nova_jax import experiment, recipe, weights
 from nova_jax.models import inflation, presets
@@ -50,7 +50,7 @@ def test_the_second_stage_starts_from_the_pictures_of_the_first(prepared):
 def test_both_stages_end_in_a_codec_that_says_how_good_it_is(prepared):
     result = experiment.run(prepared)
     clips = prepared.data.parts[0][0].source
-    folder = video_vae.export(prepared, result, video_vae.held_out_clips(clips), samples=4, batch_size=2)
+    folder = video_vae.export(prepared, result, image_vae.under_another_seed(clips), samples=4, batch_size=2)
     card = json.loads((folder / "card.json").read_text())
     assert card["held_out_clips"] == 4
     assert np.isfinite(card["psnr_db"])
@@ -92,9 +92,9 @@ def test_a_training_step_of_the_default_stays_below_its_budget_per_clip():
     assert 0.02e12 < experiment.flops_per_step(config, example) < 0.04e12
 
 
-def test_held_out_clips_are_those_of_another_seed():
-    assert video_vae.held_out_clips(video_vae.CLIPS) == dataclasses.replace(video_vae.CLIPS.source, seed=1001)
-    assert video_vae.held_out_clips(CLIPS.source).seed == 1001
+def test_clips_to_measure_on_are_of_another_seed():
+    assert image_vae.under_another_seed(video_vae.CLIPS) == dataclasses.replace(video_vae.CLIPS.source, seed=1001)
+    assert image_vae.under_another_seed(CLIPS.source).seed == 1001
 
 
 def test_repeated_frames_are_the_last_of_each_group():

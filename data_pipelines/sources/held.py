@@ -30,9 +30,14 @@ class Held(base.Source):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def pixels(self) -> np.ndarray:
+        """Those of all samples, stacked; the first call makes them."""
+        return _make(self)
+
     def read(self, index: int) -> base.Sample:
         """The sample at 0 <= index < len."""
-        return {"pixels": _make(self)[index]}
+        return {"pixels": self.pixels[index]}
 
     def fingerprint(self) -> str:
         """Hash of the source."""

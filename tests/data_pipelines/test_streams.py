@@ -7,6 +7,7 @@ import pytest
 
 from data_pipelines import streams
 from data_pipelines.scenes import source
+from data_pipelines.sources.held import Held
 from nova_jax import experiment, weights
 from nova_jax.models import text
 from nova_jax.models.vae import VAE
@@ -48,6 +49,14 @@ def test_pixels_lie_between_minus_one_and_one():
     x0 = streams.Pixels(source=SCENES, size=(16, 16)).example().x0
     assert x0.shape == (1, 1, 16, 16, 3)
     assert -1 <= x0.min() < x0.max() <= 1
+
+
+def test_pixels_in_memory_are_the_same_stream_a_batch_at_a_time():
+    plain, held = streams.Pixels(source=SCENES, seed=3), streams.Pixels(source=Held(SCENES, 1), seed=3)
+    for shard in ((0, 1), (1, 2)):
+        given, expected = held.batches(16, 8, *shard), plain.batches(16, 8, *shard)
+        for _ in range(4):  # into the next epoch
+            np.testing.assert_array_equal(next(given).x0, next(expected).x0)
 
 
 def test_latents_are_the_normalised_means_of_the_pictures_they_belong_to(latents, codec_path):
