@@ -6,12 +6,13 @@ be made by any number of processes, in any order, once or twice:
     00003-of-00010.array_record     one record per sample, format of `records`
     00003-of-00010.json             count, SHA-256, source and model fingerprints, range, shapes, corrupt records
 
-A file takes its name only when complete, the manifest last; a killed run continues with the shards that are missing
-(what it was writing stays behind under a name that ends in .partial). Two runs that make the same shard at once both
-succeed.
+A file takes its name only when complete, the manifest last; a killed run continues with the shards that are missing.
+What it was writing, under a name that ends in .partial, is removed once nobody has written to it for an hour. Two runs
+that make the same shard at once both succeed.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,7 +20,9 @@ import json
 import logging
 import multiprocessing
 import os
+import pathlib
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -32,6 +35,7 @@ from data_pipelines.sources import array_record, base
 
 FORMAT = 1
 IDENTITY = ("format", "model", "source", "transform", "shard_size", "shards")  # shards of one cache agree in these
+STALE_SECONDS = 3600
 MANIFEST = re.compile(r"(\d{5})-of-(\d{5})\.json")
 
 logger = logging.getLogger(__name__)
@@ -98,6 +102,7 @@ def encode_source(
     number = -(-len(source) // options.shard_size)
     values = (FORMAT, model, base.fingerprint(source), _describe(options.transform), options.shard_size, number)
     identity: dict[str, Any] = dict(zip(IDENTITY, values, strict=True))
+    _sweep(folder)
     done = _shards_of(folder, identity)
     asked = range(number) if shards is None else list(shards)
     if unknown := [shard for shard in asked if not 0 <= shard < number]:
@@ -116,6 +121,14 @@ def _describe(transform: Any) -> str:
     if transform is None or dataclasses.is_dataclass(transform):
         return repr(transform)
     return f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}"
+
+
+def _sweep(folder: str) -> None:
+    """Removes what killed runs left half written."""
+    for path in pathlib.Path(folder).glob("*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # another run renamed or removed it
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
 
 def _shards_of(folder: str, identity: dict[str, Any]) -> set[int]:

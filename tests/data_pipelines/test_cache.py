@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +115,17 @@ def test_two_runs_that_encode_at_once_do_not_disturb_each_other(source, folder, 
     cache.encode_source(source, interrupted, folder, model="m", options=OPTIONS)
     cache.encode_source(source, encode, tmp_path / "whole", model="m", options=OPTIONS)
     assert read_all(folder) == read_all(tmp_path / "whole")
+
+
+def test_what_a_killed_run_left_half_written_goes_and_what_is_being_written_stays(source, folder):
+    folder.mkdir()
+    old, new = folder / "00000-of-00003.array_record.aaaa.partial", folder / "00001-of-00003.array_record.bbbb.partial"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    an_hour_ago = time.time() - cache.STALE_SECONDS - 1
+    os.utime(old, (an_hour_ago, an_hour_ago))
+    cache.encode_source(source, encode, folder, model="m", options=OPTIONS)
+    assert [path.name for path in folder.glob("*.partial")] == [new.name]
 
 
 def test_another_model_source_or_transform_is_refused(source, folder):
