@@ -101,7 +101,7 @@ class CanvasScenes:
         pairs = self.world.held_out if self.held_out else self.world.seen
         truth = None
         while truth is None:
-            with contextlib.suppress(world.NoRoom):  # one in a million finds no other layout: then another scene
+            with contextlib.suppress(world.NoRoom):  # few find no other layout: then another scene
                 truth = SAMPLERS[self.task](self.world, rng, pairs)
         return truth._replace(is_canny=rng.random() < self.canny)
 
