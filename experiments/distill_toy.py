@@ -71,7 +71,7 @@ TRIALS: dict[str, Trial] = {
         method=distillation.MeanFlow(source="data", is_improved=True, pairs=UNIFORM_PAIRS), steps=20_000
     ),
     "continuous_consistency": Trial(
-        method=distillation.MeanFlow(pairs=TO_DATA, sampler="renoise", norm_power=0.5, norm_floor=0.01), steps=20_000
+        method=distillation.MeanFlow(pairs=TO_DATA, sampler="renoise", warmup=10_000), steps=20_000
     ),
     "discrete_consistency": Trial(method=distillation.DiscreteConsistency(huber=0.3), steps=20_000, peak=1e-3),
     "dmd2": Trial(
@@ -147,6 +147,8 @@ def train(trial: Trial, seed: int, scale: float = 1.0, start: Params | None = No
     method = trial.method
     if isinstance(method, distillation.Progressive):
         method = dataclasses.replace(method, stage_length=max(1, round(method.stage_length * scale)))
+    if isinstance(method, distillation.MeanFlow):
+        method = dataclasses.replace(method, warmup=round(method.warmup * scale))
     key_init, key_data = jax.random.split(jax.random.key(seed))
     adam = optimizer.AdamW(peak=trial.peak, warmup=min(100, steps // 10), schedule=trial.schedule, total_steps=steps)
     params = init_params(key_init) if start is None else start
