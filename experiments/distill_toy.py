@@ -62,13 +62,19 @@ TRIALS: dict[str, Trial] = {
     ),
     "shortcut": Trial(method=distillation.Shortcut(), steps=20_000),
     "shortcut_data": Trial(method=distillation.Shortcut(source="data"), steps=20_000),
-    "mean_flow": Trial(method=distillation.MeanFlow(pairs=UNIFORM_PAIRS), steps=20_000),
+    "mean_flow": Trial(method=distillation.MeanFlow(pairs=UNIFORM_PAIRS, warmup=10_000), steps=20_000),
     "mean_flow_data": Trial(
-        method=distillation.MeanFlow(source="data", pairs=dataclasses.replace(UNIFORM_PAIRS, same_share=0.5)),
+        method=distillation.MeanFlow(
+            source="data", pairs=dataclasses.replace(UNIFORM_PAIRS, same_share=0.5), warmup=10_000
+        ),
         steps=20_000,
+        peak=1e-3,
     ),
     "improved_mean_flow_data": Trial(
-        method=distillation.MeanFlow(source="data", is_improved=True, pairs=UNIFORM_PAIRS), steps=20_000
+        method=distillation.MeanFlow(
+            source="data", is_improved=True, pairs=dataclasses.replace(UNIFORM_PAIRS, full_share=0.0), warmup=10_000
+        ),
+        steps=20_000,
     ),
     "continuous_consistency": Trial(
         method=distillation.MeanFlow(pairs=TO_DATA, sampler="renoise", warmup=10_000), steps=20_000

@@ -100,11 +100,13 @@ def decode(plan: Decode) -> dict[str, Any]:
     shape = vae.latent_shape(frames, plan.height, plan.width)
     params = random_params(vae, plan.dtype, plan.seed)
     seconds: list[float] = []
+    resident: list[int] = []
 
     def pictures() -> Iterator[np.ndarray]:
         began = time.perf_counter()
         for pixels in tiling.decode_stream(vae, params, latent_chunks(shape, plan), tiles, mesh=mesh):
             seconds.append(time.perf_counter() - began)
+            resident.append(peaks()["peak_resident_bytes"] or 0)
             print(f"{frames} frames: {len(seconds)} chunks after {sum(seconds):.0f} s", file=sys.stderr, flush=True)
             yield np.round((pixels[0] + 1) * 127.5).astype(np.uint8)
             began = time.perf_counter()
@@ -124,6 +126,7 @@ def decode(plan: Decode) -> dict[str, Any]:
         "seconds_per_latent_frame": round(float(np.mean(seconds[2:])) / plan.chunk, 2) if len(seconds) > 2 else None,
         "flops": flops(vae, shape, plan, tiles),
         "mp4_bytes": path.stat().st_size,
+        "peak_resident_bytes_by_chunk": resident,
         **peaks(),
     }
 
