@@ -51,7 +51,8 @@ class Trial:
     from_velocity: bool = False  # start from a network that has learnt the teacher's velocity
 
 
-UNIFORM_PAIRS = distillation.AnyPair(time_sampling=time_sampling.Uniform(), same_share=0.25, full_share=0.05)
+UNIFORM_PAIRS = distillation.AnyPair(time_sampling=time_sampling.Uniform(), same_share=0.25)
+ALSO_FULL = dataclasses.replace(UNIFORM_PAIRS, full_share=0.05)
 TO_DATA = distillation.ToData(time_sampling=time_sampling.Uniform(), full_share=0.05)
 TRIALS: dict[str, Trial] = {
     "progressive": Trial(
@@ -65,16 +66,13 @@ TRIALS: dict[str, Trial] = {
     "mean_flow": Trial(method=distillation.MeanFlow(pairs=UNIFORM_PAIRS, warmup=10_000), steps=20_000),
     "mean_flow_data": Trial(
         method=distillation.MeanFlow(
-            source="data", pairs=dataclasses.replace(UNIFORM_PAIRS, same_share=0.5), warmup=10_000
+            source="data", pairs=dataclasses.replace(ALSO_FULL, same_share=0.5), warmup=10_000
         ),
         steps=20_000,
         peak=1e-3,
     ),
     "improved_mean_flow_data": Trial(
-        method=distillation.MeanFlow(
-            source="data", is_improved=True, pairs=dataclasses.replace(UNIFORM_PAIRS, full_share=0.0), warmup=10_000
-        ),
-        steps=20_000,
+        method=distillation.MeanFlow(source="data", is_improved=True, pairs=UNIFORM_PAIRS, warmup=10_000), steps=20_000
     ),
     "continuous_consistency": Trial(
         method=distillation.MeanFlow(pairs=TO_DATA, sampler="renoise", warmup=10_000), steps=20_000
@@ -88,7 +86,7 @@ TRIALS: dict[str, Trial] = {
     ),
     "joint": Trial(
         method=distillation.Joint(
-            flow=distillation.MeanFlow(pairs=UNIFORM_PAIRS),
+            flow=distillation.MeanFlow(pairs=ALSO_FULL),
             matching=distillation.DMD2(num_steps=(4,), critic_optimizer=optimizer.AdamW(peak=1e-3, warmup=0, b1=0.5)),
             flow_scale=1.0,
             matching_scale=0.1,
