@@ -43,7 +43,7 @@ def main(settings: Settings) -> None:
     head = "".join(f"{samples:>10,}" for samples, _, _ in examined)
     print(f"{'':44}{'bar':>8}{'goal':>8}{head}  exponent       samples needed")
     for row in rows:
-        values = "".join(f"{score['value']:10.3f}" for score in row["scores"])
+        values = "".join(f"{_shown(score['value']):>10}" for score in row["scores"])
         print(f"{row['part'] + ' ' + row['score']:44}{row['bar']:>8}{row['goal']:8.3f}{values}  {_describe(row)}")
     if settings.report:
         runs = [{"run": run, "samples": samples} for samples, run, _ in examined]
@@ -75,6 +75,9 @@ def trace(key: tuple[str, str], examined: list[tuple[int, str, Rows]]) -> dict[s
 
     The goal is the bar, or `NEAR` of a ceiling that itself misses the bar.
     """
+    for _, run, scores in examined:
+        if key not in scores:
+            raise ConfigError(f"{run} was not examined on {' '.join(key)}: name runs that sat the same exam")
     rows = [scores[key] for _, _, scores in examined]
     last, goal = rows[-1], float(rows[-1]["bar"].split()[1])
     is_rate = last["bar"].startswith("≥")
@@ -82,7 +85,6 @@ def trace(key: tuple[str, str], examined: list[tuple[int, str, Rows]]) -> dict[s
     sign = 1 if is_rate else -1
     if sign * (best - goal) <= 0:
         goal = best * (NEAR if is_rate else 2 - NEAR)
-    distances = [sign * (best - row["value"]) for row in rows]
     found = {
         "part": key[0],
         "score": key[1],
@@ -96,6 +98,9 @@ def trace(key: tuple[str, str], examined: list[tuple[int, str, Rows]]) -> dict[s
         "law": None,
         "samples_needed": None,
     }
+    if any(row["value"] is None or not row["low"] < row["high"] for row in rows):
+        return found
+    distances = [sign * (best - row["value"]) for row in rows]
     if min(distances) <= 0 or goal == best:
         return found
     law = power_law.fit(
@@ -107,11 +112,15 @@ def trace(key: tuple[str, str], examined: list[tuple[int, str, Rows]]) -> dict[s
 
 def _describe(row: dict[str, Any]) -> str:
     if row["law"] is None:
-        return "no law: a run is at the ceiling"
+        return "no law: a run is at the ceiling, or its score has no interval"
     exponent, error = row["law"]["exponent"], power_law.Z * row["law"]["exponent_error"]
     needed = row["samples_needed"]
     value, low, high = ("never" if needed[name] is None else f"{needed[name]:.2g}" for name in ("value", "low", "high"))
     return f"{exponent:.2f} +- {error:.2f}   {value} ({low} to {high})"
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
 
 
 def _read(path: pathlib.Path) -> str:

@@ -26,6 +26,7 @@ def write_run(folder, steps, value, start_from=None, error=0.4):
         row("remove", 0.99, "≥ 0.95", True, 1.0),
         row("text", value, "≥ 0.95", False, 0.9),
         row("colors", error, "≤ 0.1", False, None),
+        row("dial", 0.0, "≥ 0.9", False, None) | {"value": None, "low": None, "high": None},
         row("motion", 2.0, "0.8 to 1.25", False, 1.0),
     ]
     (folder / "evaluation" / "scores.json").write_text(json.dumps({"scores": rows}))
@@ -40,11 +41,12 @@ def test_curves_go_through_a_chain_of_runs(tmp_path, capsys):
 
     found = json.loads(report.read_text())
     assert [run["samples"] for run in found["runs"]] == [1000, 4000]
-    add, text, colors = found["curves"]
+    add, text, colors, dial = found["curves"]
     assert add["law"]["exponent"] == pytest.approx(0.5, rel=1e-6)  # half as far after four times as much
     assert add["samples_needed"]["value"] == pytest.approx(64_000, rel=1e-6)
     assert text["goal"] == pytest.approx(0.95 * 0.9)
     assert (colors["part"], colors["samples_needed"]["value"]) == ("colors", None)  # it gets worse
+    assert (dial["part"], dial["law"]) == ("dial", None)  # a correlation of constants is no number
     printed = capsys.readouterr().out
     assert "add correct" in printed
     assert "6.4e+04" in printed
@@ -57,3 +59,8 @@ def test_what_is_missing_is_named(tmp_path):
     run = write_run(tmp_path / "run", steps=100, value=0.6)
     with pytest.raises(ConfigError, match=r"config.json is missing: name runs that are trained and examined"):
         training_curve.main(training_curve.Settings(runs=(str(run), str(tmp_path / "none"))))
+    other = write_run(tmp_path / "other", steps=200, value=0.7)
+    scores = json.loads((run / "evaluation" / "scores.json").read_text())["scores"]
+    (run / "evaluation" / "scores.json").write_text(json.dumps({"scores": scores[1:]}))
+    with pytest.raises(ConfigError, match="was not examined on add correct"):
+        training_curve.main(training_curve.Settings(runs=(str(run), str(other))))

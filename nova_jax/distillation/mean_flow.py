@@ -53,7 +53,7 @@ class MeanFlow(method.Method):
         pairs: times (t, r) to learn at.
         norm_power: p of (2).
         norm_floor: c of (2).
-        warmup: steps over which D u is faded in; 0: at once, after which training towards r = 0 may end anywhere.
+        warmup: steps over which D u is faded in; 0: at once, which towards r = 0 may end anywhere in the toy problem.
         difference: length of (3); None: exact.
         drop_rates: of the conditions, with source "data" and guidance.
     """
