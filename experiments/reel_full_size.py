@@ -180,7 +180,8 @@ def _flops_of_programs(vae: VAE, rows: int, columns: int) -> tuple[float, float]
     latents = jax.ShapeDtypeStruct((1, 1, rows, columns, vae.latent_channels), jnp.float32)
     _, cache = jax.eval_shape(vae.decode_chunk, params, latents)
     step = jax.jit(vae.decode_chunk)
-    costs: list[Any] = [step.lower(params, latents, past).cost_analysis() for past in (None, cache)]
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # where XLA counts; not on every GPU
+        costs: list[Any] = [step.lower(params, latents, past).cost_analysis() for past in (None, cache)]
     return costs[0]["flops"], costs[1]["flops"]
 
 

@@ -1,7 +1,7 @@
 """MP4 files of H.264, written frame by frame through PyAV.
 
 A file is written as PATH.partial and takes its name when it is whole; what fails leaves nothing behind. Never more than
-one chunk of frames is held, beside the encoder's own look-ahead (some 40 frames).
+one chunk of frames is held, beside those that the encoder looks ahead.
 
 Colours are those of BT.709, and the file says so. H.264 as browsers play it stores colour at half the resolution
 (4:2:0) and needs even sides: a frame of odd height or width is widened by its last row or column once more.
@@ -24,6 +24,7 @@ from jaxtyping import UInt8
 
 CRF = 16  # constant rate factor of x264: 0 lossless, 18 near the threshold of what is seen, 51 worst
 PIXELS = "yuv420p"
+LOOKAHEAD = 8  # frames; of 1280 x 704 pixels each costs 4 MB, and x264's own 40 held 250 MB
 BT709, LIMITED = 1, 1  # matrix, primaries and transfer; luma 16 .. 235
 
 Path = str | os.PathLike[str]
@@ -128,7 +129,7 @@ def _encode(container: Any, path: Path, frames: Iterable[Chunk], fps: int, crf: 
 
 
 def _add_stream(container: Any, height: int, width: int, fps: int, crf: int) -> Any:
-    stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+    stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "rc-lookahead": str(LOOKAHEAD)})
     stream.height, stream.width, stream.pix_fmt = height, width, PIXELS
     context = stream.codec_context
     context.time_base = fractions.Fraction(1, fps)

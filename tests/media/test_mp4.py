@@ -53,6 +53,18 @@ def test_the_chunks_do_not_matter_and_the_same_video_is_the_same_file(tmp_path):
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+def test_the_encoder_holds_few_frames(tmp_path):
+    sizes = []
+
+    def chunks():
+        for frame in video(frames=30):
+            sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+            yield frame[None]
+
+    media.write_mp4(tmp_path / "a.mp4", chunks())
+    assert any(sizes[:16]), "the first packet is in the file"
+
+
 def test_no_chunk_is_held_when_the_next_but_one_is_asked_for(tmp_path):
     alive = []
 
