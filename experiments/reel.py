@@ -28,7 +28,7 @@ from nova_jax.models.text import ByteTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.training import optimizer
 
-STEPS = 3000
+STEPS = 6500
 SHEET = ("video", "camera", "start", "film")
 
 
@@ -93,7 +93,7 @@ CONFIG = experiment.TrainConfig(
     data=Moving(),
     optimizer=optimizer.Muon(peak=4e-3, warmup=200, b2=0.99, schedule="linear", total_steps=STEPS),
     steps=STEPS,
-    batch_size=64,
+    batch_size=8,  # of 64, four times as many rows are needed for the same loss
     ema_decay=0.999,
 )
 
