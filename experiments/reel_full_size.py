@@ -2,7 +2,7 @@
 
     python -m experiments.reel_full_size                                25, 49 and 145 frames of 1280 x 704
     python -m experiments.reel_full_size dtype=bfloat16                 half the memory; what a GPU should be given
-    python -m experiments.reel_full_size dtype=bfloat16 frames=5,9,25 height=48 width=64 tile=3,3 overlap=2
+    python -m experiments.reel_full_size dtype=bfloat16 frames=25,49,145 height=48 width=64 tile=3,3 overlap=2
 
 Latents of the autoencoder of Wan 2.2 TI2V-5B (4 x 16 x 16 pixels each, 48 channels) are decoded chunk by chunk and tile
 by tile (`models.tiling`) and written as they come. Every length runs in a process of its own, which says what it took
@@ -13,8 +13,7 @@ A latent frame of 1280 x 704, four frames of video, costs 66 TFLOP, in the eight
 25 frames, 1.0 for 49, 3.1 for 145. In bfloat16 weights hold 1.0 GiB, the past of all tiles 3.9 and the work on one tile
 1.7 on a CPU (XLA's plan): 6.6 GiB for any number of frames, 7.8 as measured on one core, which took 30 minutes a latent
 frame (`results/reel_decode_720p_cpu.json`); float32 needs more than 8. With several devices each works on tiles of its
-own. The last command above, the same in small, is what `results/reel_decode_cpu.json` has: 1.8 GB at 5
-frames, compiling included, 1.7 at 9 and 1.6 at 25.
+own. The last command above, the same in small, is what `results/reel_decode_cpu.json` has: 1.8 GB for every length.
 """
 
 import dataclasses
