@@ -11,9 +11,10 @@ Results: one JSON line per length, and all of them in `report`.
 
 A latent frame of 1280 x 704, four frames of video, costs 66 TFLOP, in the eight tiles of the default 86: 0.5 PFLOP for
 25 frames, 1.0 for 49, 3.1 for 145. In bfloat16 weights hold 1.0 GiB, the past of all tiles 3.9 and the work on one tile
-1.7 on a CPU (XLA's plan): 6.6 GiB for any number of frames, 7.8 as measured on one core, which took 30 minutes a latent
-frame (`results/reel_decode_720p_cpu.json`); float32 needs more than 8. With several devices each works on tiles of its
-own. The last command above, the same in small, is what `results/reel_decode_cpu.json` has: 1.8 GB for every length.
+1.7 on a CPU (XLA's plan): 6.6 GiB for any number of frames, 7.8 as measured at nine on one core, which took 30 minutes
+a latent frame (`results/reel_decode_720p_cpu.json`); float32 needs more than 8. With several devices each works on
+tiles of its own. The last command above, the same in small, is what `results/reel_decode_cpu.json` has: 1.8 GB for
+every length.
 """
 
 import dataclasses

@@ -3,10 +3,11 @@
     python -m experiments.training_curve runs=runs/canvas,runs/canvas_longer report=curve.json
 
 Every run has been examined (`nova evaluate`), and may start from another (`start_from`), whose samples count as well.
-How far a score is from its ceiling (the true pictures after the autoencoder; 1 for correlations, 0 for losses) is taken
-to fall as a power of the samples (`evaluation.power_law`). Printed for each bar that the last run misses: the scores,
-the exponent, and the samples at which the law reaches the goal, with the 95 % interval that the exam's own intervals
-leave. The goal is the bar or, where the autoencoder itself misses it, 0.95 of its ceiling.
+How far a score is from its ceiling (the true pictures after the autoencoder; 1 for correlations, 100 for points gained,
+0 for losses) is taken to fall as a power of the samples (`evaluation.power_law`), counted to the last line of the log.
+Printed for each bar that the last run misses: the scores, the exponent, and the samples at which the law reaches the
+goal, with the 95 % interval that the exam's own intervals leave. The goal is the bar or, where the autoencoder itself
+misses it, 0.95 of its ceiling.
 """
 
 import dataclasses
@@ -54,9 +55,10 @@ def main(settings: Settings) -> None:
 def samples_seen(run: str) -> int:
     """Rows that a run has learnt from, and those of the runs that it started from."""
     folder = pathlib.Path(run)
-    saved = json.loads(_read(folder / "config.json"))["config"]
+    record = json.loads(_read(folder / "config.json"))
     steps = json.loads(_read(folder / "log.jsonl").splitlines()[-1])["step"]
-    return steps * saved["batch_size"] + (samples_seen(saved["start_from"]) if saved["start_from"] else 0)
+    before = record["config"]["start_from"]
+    return steps * record["samples_per_step"] + (samples_seen(before) if before else 0)
 
 
 def read_scores(run: str) -> Rows:
@@ -81,7 +83,8 @@ def trace(key: tuple[str, str], examined: list[tuple[int, str, Rows]]) -> dict[s
     rows = [scores[key] for _, _, scores in examined]
     last, goal = rows[-1], float(rows[-1]["bar"].split()[1])
     is_rate = last["bar"].startswith("≥")
-    best = last["ceiling"] if last["ceiling"] is not None else float(is_rate)
+    top = 100.0 if goal > 1 else 1.0  # points gained, or a correlation
+    best = last["ceiling"] if last["ceiling"] is not None else is_rate * top
     sign = 1 if is_rate else -1
     if sign * (best - goal) <= 0:
         goal = best * (NEAR if is_rate else 2 - NEAR)

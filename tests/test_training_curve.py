@@ -11,8 +11,8 @@ from nova_jax.config import ConfigError
 def write_run(folder, steps, value, start_from=None, error=0.4):
     """A run as its files say: examined, 10 rows a step, cut before the steps that were asked."""
     (folder / "evaluation").mkdir(parents=True)
-    saved = {"batch_size": 10, "steps": 2 * steps, "start_from": str(start_from) if start_from else None}
-    (folder / "config.json").write_text(json.dumps({"config": saved}))
+    saved = {"batch_size": 4, "steps": 2 * steps, "start_from": str(start_from) if start_from else None}
+    (folder / "config.json").write_text(json.dumps({"config": saved, "samples_per_step": 10}))
     (folder / "log.jsonl").write_text(f'{{"step": 1}}\n{{"step": {steps}}}\n')
 
     def row(part, value, bar, is_met, ceiling):
@@ -27,6 +27,7 @@ def write_run(folder, steps, value, start_from=None, error=0.4):
         row("text", value, "≥ 0.95", False, 0.9),
         row("colors", error, "≤ 0.1", False, None),
         row("dial", 0.0, "≥ 0.9", False, None) | {"value": None, "low": None, "high": None},
+        row("gain", 100 * value, "≥ 95", False, None),
         row("motion", 2.0, "0.8 to 1.25", False, 1.0),
     ]
     (folder / "evaluation" / "scores.json").write_text(json.dumps({"scores": rows}))
@@ -41,12 +42,14 @@ def test_curves_go_through_a_chain_of_runs(tmp_path, capsys):
 
     found = json.loads(report.read_text())
     assert [run["samples"] for run in found["runs"]] == [1000, 4000]
-    add, text, colors, dial = found["curves"]
+    add, text, colors, dial, gain = found["curves"]
     assert add["law"]["exponent"] == pytest.approx(0.5, rel=1e-6)  # half as far after four times as much
     assert add["samples_needed"]["value"] == pytest.approx(64_000, rel=1e-6)
     assert text["goal"] == pytest.approx(0.95 * 0.9)
     assert (colors["part"], colors["samples_needed"]["value"]) == ("colors", None)  # it gets worse
     assert (dial["part"], dial["law"]) == ("dial", None)  # a correlation of constants is no number
+    assert (gain["goal"], gain["ceiling"]) == (95.0, 100.0)
+    assert gain["samples_needed"]["value"] == pytest.approx(64_000, rel=1e-6)  # add in points
     printed = capsys.readouterr().out
     assert "add correct" in printed
     assert "6.4e+04" in printed
