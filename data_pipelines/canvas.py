@@ -29,7 +29,8 @@ from data_pipelines.scenes import canvas_exam, reel_exam
 from data_pipelines.scenes.canvas import CanvasScenes
 from data_pipelines.scenes.reel_source import Reels
 from data_pipelines.sources import base
-from nova_jax import config
+from nova_jax import config, weights
+from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.tasks import color, conditions
 from nova_jax.types import Batch, Params
 
@@ -49,7 +50,8 @@ class CanvasLatents:
         num_frames: reference pictures there is room for.
         has_palette: colours are given.
         codec_path: folder of the autoencoder.
-        text_length: bytes per caption, the start token included.
+        text_encoder: what reads the captions, cut to its length; None: the one that the network trains.
+        caches_text: keep the states of a frozen text encoder beside the latents, rather than make them for every batch.
         cache_path: where latents are kept between runs.
         stored_as: float32, or float16 in half the space.
         seed: of the order and of what is drawn.
@@ -62,7 +64,8 @@ class CanvasLatents:
     num_frames: int = 0
     has_palette: bool = False
     codec_path: str
-    text_length: int = 64
+    text_encoder: Any = None
+    caches_text: bool = True
     cache_path: str = "runs/cache"
     stored_as: Literal["float32", "float16"] = "float32"
     seed: int = 0
@@ -72,7 +75,12 @@ class CanvasLatents:
     def describe(self) -> dict[str, Any]:
         """What drawing needs to know: shape of the latents, length of the text."""
         shape = list(self.example().x0.shape[1:])
-        return {"latent_shape": shape, "text_length": self.text_length, "tasks": [s.task for s in self.sources]}
+        length = text.check(self.text_encoder).length
+        return {"latent_shape": shape, "text_length": length, "tasks": [s.task for s in self.sources]}
+
+    def with_text_encoder(self, encoder: TextEncoder) -> "CanvasLatents":
+        """The same data, read by the encoder that a network trains; see `text.bind`."""
+        return text.bind(self, encoder)
 
     def example(self) -> Batch:
         """One sample."""
@@ -90,7 +98,7 @@ class CanvasLatents:
         """What examines models of such data, an `evaluation.exam.Exam`; None where truth is not known."""
         first = self.sources[0]
         make = {CanvasScenes: canvas_exam.Exam, Reels: reel_exam.Exam}.get(type(first))
-        return make(world=first.world, per_task=per_task, text_length=self.text_length) if make else None
+        return make(world=first.world, per_task=per_task, cut=text.check(self.text_encoder).cut) if make else None
 
     def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
         """Rows of one shard, from a position on."""
@@ -104,7 +112,7 @@ class CanvasLatents:
             batch_size=batch_size,
             seed=self.seed,
             transform=Conditions(self.is_aligned, self.num_frames, self.has_palette, codec.compression[1]),
-            batch_transform=text.Tokenize(streams.encode_captions, self.text_length),
+            batch_transform=text.batch_step(text.check(self.text_encoder), is_cached=self.caches_text),
             threads=self.threads,
         )
 
@@ -143,7 +151,7 @@ class Conditions:
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Draws the strength, and the noise that strength and similarity mean."""
         sample = {name: _as_float32(value) for name, value in sample.items()}
-        out = {"latents": sample["latents"], "caption": sample["caption"]}
+        out = {name: sample[name] for name in ("latents", "caption", *streams.TEXT_STATES) if name in sample}
         if sample["task"]:  # text to image is told no task: it is what the network did before it learnt any
             out["task"] = np.int32(sample["task"])
         if self.is_aligned:
@@ -176,7 +184,9 @@ def _encoded(source: Any, data: CanvasLatents) -> base.Source:
     """A source of one task with its pictures as latents, from the cache or into it; held in memory."""
     codec, params = data.codec()
     stored = "" if data.stored_as == "float32" else data.stored_as
+    encoder = text.cached_encoder(data)
     identity = json.dumps(config.to_dict(codec)) + cache.fingerprint(params) + stored
+    identity += weights.text_fingerprint(encoder) if encoder else ""
     model = hashlib.sha256(identity.encode()).hexdigest()
     name = hashlib.sha256((model + base.fingerprint(source)).encode()).hexdigest()[:16]
     folder = pathlib.Path(data.cache_path) / name
@@ -189,7 +199,8 @@ def _encoded(source: Any, data: CanvasLatents) -> base.Source:
         shown = {name: a[:, : data.num_frames] if name == "references" else a for name, a in batch.items()}
         encoded = encode_pictures(encode, shown)
         latents = {name: encoded[name].astype(data.stored_as) for name in LATENTS if name in encoded}
-        return encoded | latents | {"task": np.full(len(batch["pixels"]), task)}
+        states = text.states_of(encoder, batch["caption"]) if encoder else {}
+        return encoded | latents | states | {"task": np.full(len(batch["pixels"]), task)}
 
     clips = min(len(source), max(1, PICTURES_PER_CALL // len(source[0]["pixels"])))
     options = cache.Options(batch_size=clips, threads=data.threads, processes=data.processes)

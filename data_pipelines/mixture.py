@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipelines import workers
+from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Parts that share codec and text length.
+    """Parts that share codec and text encoder.
 
     Attributes:
         parts: (`experiment.DataSource`, how many of every n batches it gives) or, third, the rows of its batches over
@@ -79,6 +80,11 @@ class Mixture:
     def codec(self) -> tuple[Any, Params] | None:
         """That of the first part."""
         return self.parts[0][0].codec()
+
+    def with_text_encoder(self, encoder: TextEncoder) -> "Mixture":
+        """The same parts, read by the encoder that a network trains."""
+        parts = tuple((part[0].with_text_encoder(encoder), *part[1:]) for part in self.parts)
+        return dataclasses.replace(self, parts=parts)
 
     def exam(self, per_task: int) -> Any:
         """That of the first part; None where it has none."""

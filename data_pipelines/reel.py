@@ -36,7 +36,7 @@ def make_parts(
         weights: how many of their sum of batches come from videos, images and films.
         image_rows: rows of a batch of images over the batch size; the cost is that of clips at their latent frames.
         film_rows: rows of a batch of films over the batch size; references make a row longer.
-        settings: of `canvas.CanvasLatents`: `codec_path`, `text_length`, `cache_path`, `seed`, `threads`, `stored_as`.
+        settings: of `canvas.CanvasLatents`: `codec_path`, `text_encoder`, `cache_path`, `seed`, `threads`, `stored_as`.
     """
     settings = {"stored_as": "float16"} | settings
     parts: list[Any] = [(canvas.CanvasLatents(sources=(videos,), **settings), weights[0])]

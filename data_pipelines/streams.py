@@ -21,8 +21,10 @@ from data_pipelines.scenes.source import Scenes
 from data_pipelines.sources import arrays, base
 from data_pipelines.sources.held import Held
 from nova_jax import config, weights
-from nova_jax.models import text as byte_text
+from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.types import Batch, Params
+
+TEXT_STATES = ("text", "text_mask")  # of a frozen encoder, kept beside the latents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,11 @@ class Pixels:
         """Pixels have none."""
         return
 
+    def with_text_encoder(self, encoder: TextEncoder) -> "Pixels":
+        """The same: there are no captions."""
+        del encoder
+        return self
+
     def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
         """Rows of one shard, from a position on."""
         if self.processes:
@@ -86,12 +93,13 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionedLatents:
-    """Normalised latents of captioned pictures, encoded once, with captions as bytes.
+    """Normalised latents of captioned pictures, encoded once, with captions as a text encoder reads them.
 
     Attributes:
         source: samples with `pixels`, uint8 (f, h, w, 3), and `caption`.
         codec_path: folder of the autoencoder (`weights.load`).
-        text_length: bytes per caption, the start token included; longer captions are cut.
+        text_encoder: what reads the captions, cut to its length; None: the one that the network trains.
+        caches_text: keep the states of a frozen text encoder beside the latents, rather than make them for every batch.
         size: (h, w) to fit pictures into; None when they already agree.
         cache_path: where latents are kept between runs; each (source, codec, size) has a folder of its own in it.
         in_memory: hold all latents in memory; else they are read from the cache as they are needed.
@@ -103,7 +111,8 @@ class CaptionedLatents:
 
     source: Any
     codec_path: str
-    text_length: int = 64
+    text_encoder: Any = None
+    caches_text: bool = True
     size: tuple[int, int] | None = None
     cache_path: str = "runs/cache"
     in_memory: bool = True
@@ -113,9 +122,14 @@ class CaptionedLatents:
     max_corrupt: int = 8
 
     def describe(self) -> dict[str, Any]:
-        """What `nova generate` needs to know: shape of the latents, length of the text."""
+        """What `nova generate` needs to know: shape of the latents, and that a text encoder reads its prompts."""
         shape = list(self.example().x0.shape[1:])
-        return {"latent_shape": shape, "text_length": self.text_length, "samples": len(self.latents)}
+        length = text.check(self.text_encoder).length
+        return {"latent_shape": shape, "text_length": length, "samples": len(self.latents)}
+
+    def with_text_encoder(self, encoder: TextEncoder) -> "CaptionedLatents":
+        """The same data, read by the encoder that a network trains; see `text.bind`."""
+        return text.bind(self, encoder)
 
     def example(self) -> Batch:
         """One sample."""
@@ -149,7 +163,7 @@ class CaptionedLatents:
             batch_size=batch_size,
             seed=self.seed,
             transform=_without_index,
-            batch_transform=text.Tokenize(encode_captions, self.text_length),
+            batch_transform=text.batch_step(text.check(self.text_encoder), is_cached=self.caches_text),
             threads=self.threads,
         )
 
@@ -164,7 +178,9 @@ def load_codec(path: str) -> tuple[Any, Params]:
 def _open_latents(data: CaptionedLatents) -> base.Source:
     """Encodes a source into its folder of the cache, or finds it there."""
     codec, params = data.codec()
+    encoder = text.cached_encoder(data)
     identity = json.dumps(config.to_dict(codec)) + cache.fingerprint(params) + repr(data.size)
+    identity += weights.text_fingerprint(encoder) if encoder else ""
     model = hashlib.sha256(identity.encode()).hexdigest()
     name = hashlib.sha256((model + base.fingerprint(data.source)).encode()).hexdigest()[:16]
     folder = pathlib.Path(data.cache_path) / name
@@ -178,22 +194,21 @@ def _open_latents(data: CaptionedLatents) -> base.Source:
         processes=data.processes,
         max_corrupt=data.max_corrupt,
     )
-    cache.encode_source(
-        data.source, lambda rows: {"latents": encode(rows["pixels"])}, folder, model=model, options=options
-    )
+
+    def encode_rows(rows: loader.Batch) -> dict[str, Any]:
+        states = text.states_of(encoder, rows["caption"]) if encoder else {}
+        return {"latents": encode(rows["pixels"])} | states
+
+    cache.encode_source(data.source, encode_rows, folder, model=model, options=options)
     encoded = cache.LatentCache(str(folder), model=model)
     if not data.in_memory:
         return encoded
     samples = [encoded[i] for i in range(len(encoded))]
-    return arrays.Arrays(np.stack([s["latents"] for s in samples]), [s["caption"] for s in samples])
+    extra = {name: np.stack([s[name] for s in samples]) for name in TEXT_STATES if encoder}
+    return arrays.Arrays(np.stack([s["latents"] for s in samples]), [s["caption"] for s in samples], extra=extra)
 
 
 def _without_index(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """Keeps what a batch is made of."""
     del rng
-    return {name: sample[name] for name in ("latents", "caption")}
-
-
-def encode_captions(captions: list[str], length: int) -> tuple[Any, Any]:
-    """Captions as bytes, the long ones cut; see `models.text.encode_bytes`."""
-    return byte_text.encode_bytes(captions, length, truncate=True)
+    return {name: sample[name] for name in ("latents", "caption", *TEXT_STATES) if name in sample}

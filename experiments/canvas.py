@@ -42,7 +42,9 @@ SHEET = ("generate", "add", "replace", "remove", "outpaint", "segment", "matte",
 PROMPTS = ("a red circle", "a blue square and a green triangle", "three yellow circles", "a pink square above a circle")
 
 
-def make_model(width: int = 128, depth: int = 6, text_width: int = 96, **fields: Any) -> TextToLatent:
+def make_model(
+    width: int = 128, depth: int = 6, text_width: int = 96, text_length: int = 96, **fields: Any
+) -> TextToLatent:
     """The network of pretraining; `fields` are the transformer's."""
     dit = DiT(
         width=width,
@@ -54,7 +56,7 @@ def make_model(width: int = 128, depth: int = 6, text_width: int = 96, **fields:
         pooled_dim=text_width,
         scan_unroll=depth,
     )
-    encoder = ByteTextEncoder(width=text_width, depth=2, num_heads=2, downsample=4)
+    encoder = ByteTextEncoder(width=text_width, depth=2, num_heads=2, downsample=4, length=text_length)
     return TextToLatent(dit=dataclasses.replace(dit, **fields), text_encoder=encoder)
 
 
@@ -95,7 +97,6 @@ def text_data(data: SceneTasks) -> CanvasLatents:
     return CanvasLatents(
         sources=(CanvasScenes(data.world, length=data.length),),
         codec_path=data.codec_path,
-        text_length=96,
         cache_path=data.cache_path,
         processes=data.processes,
     )

@@ -24,7 +24,7 @@ PROMPTS = tuple(f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for n
 CONFIG = dataclasses.replace(
     emoji.CONFIG,
     name="cifar10",
-    data=streams.CaptionedLatents(source=Parquet("cifar10_train.parquet"), codec_path="", text_length=32),
+    data=streams.CaptionedLatents(source=Parquet("cifar10_train.parquet"), codec_path=""),
     preview=experiment.Preview(every=1000, prompts=PROMPTS),
 )
 

@@ -14,8 +14,6 @@ to TEACHER_METHOD unless `run_dir` says otherwise, resumes like any run, and is 
 """
 
 import dataclasses
-import json
-import pathlib
 import sys
 from typing import Any
 
@@ -23,6 +21,7 @@ from experiments import reports
 from nova_jax import config as configs
 from nova_jax import distillation, experiment, inference
 from nova_jax.diffusion import time_sampling
+from nova_jax.runs import record as records
 from nova_jax.training import optimizer as optimizers
 
 GUIDANCE = distillation.Guidance(scale=2.0)
@@ -81,10 +80,7 @@ def make_config(teacher: str, method: str) -> experiment.TrainConfig:
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    path = pathlib.Path(teacher) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{teacher} is not a run folder: train the teacher first, or name its folder")
-    saved = json.loads(path.read_text())["config"]
+    saved = records.read(teacher)["config"]
     packages = ("nova_jax", "data_pipelines")
     model, data, preview = (configs.from_dict(saved[key], packages) for key in ("model", "data", "preview"))
     preset = METHODS[method]

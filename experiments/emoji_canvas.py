@@ -58,18 +58,16 @@ class CutoutTar:
         source: captioned pictures with alpha.
         size: (h, w) that pictures are fitted into.
         codec_path: folder of an autoencoder; "" trains one.
-        text_length: bytes per caption, the start token included.
     """
 
     source: WebDataset
     size: tuple[int, int] = (32, 32)
     codec_path: str = ""
-    text_length: int = 48
 
 
 CONFIG = experiment.TrainConfig(
     name="emoji_canvas",
-    model=canvas.grown(canvas.make_model()),
+    model=canvas.grown(canvas.make_model(text_length=48)),
     objective=FlowMatching(drop_rates=DropRates(aligned=0.05, frames=0.05, palette=0.1)),
     data=CutoutTar(source=WebDataset("emoji.tar", decoder=images.WITH_ALPHA)),
     optimizer=optimizer.Muon(peak=6e-3, warmup=100, b2=0.99, schedule="linear", total_steps=STEPS),
@@ -91,7 +89,7 @@ def make_mixture(data: CutoutTar, codec_path: str) -> Mixture:
 
     def of_task(task: str, **inputs: Any) -> CanvasLatents:
         source = Cutouts(data.source, task, data.size)
-        return CanvasLatents(sources=(source,), codec_path=codec_path, text_length=data.text_length, **inputs)
+        return CanvasLatents(sources=(source,), codec_path=codec_path, **inputs)
 
     return Mixture(
         parts=(
@@ -170,7 +168,7 @@ def score_colors(trained: inference.TrainedRun, elements: Sequence[cutouts.Sampl
     requests = [
         tasks.ColorGuided(
             colors=[f"#{bytes(rgb.tolist()).hex()}" for rgb in palette],
-            text=element["caption"].encode()[: trained.text_length - 1].decode(errors="ignore"),  # cut as in training
+            text=trained.text_encoder.cut(element["caption"]),  # as in training
             limits=limits,
             settings=tasks.ImageSettings(cfg_scale=CFG_SCALE, seed=i, height=h, width=w),
         )

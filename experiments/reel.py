@@ -47,7 +47,7 @@ def make_model(width: int = 128, depth: int = 6, text_width: int = 128, **fields
         num_frame_roles=1,
         scan_unroll=depth,
     )
-    encoder = ByteTextEncoder(width=text_width, depth=2, num_heads=2, downsample=4)
+    encoder = ByteTextEncoder(width=text_width, depth=2, num_heads=2, downsample=4, length=128)
     return TextToLatent(dit=dataclasses.replace(dit, **fields), text_encoder=encoder)
 
 
@@ -78,7 +78,6 @@ def make_batches(data: Moving) -> Mixture:
         films=Reels(data.world, "film", length=data.length),
         codec_path=data.codec_path,
         cache_path=data.cache_path,
-        text_length=128,
         processes=data.processes,
     )
     return dataclasses.replace(parts, processes=data.processes)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import time
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 
 from data_pipelines.scenes import scoring, source
 from experiments import image_vae
+from nova_jax import config as configs
 from nova_jax import distillation, environment, experiment, inference
 from nova_jax.evaluation import geneval, plots, report, task_evaluation, task_report
 
 SETTINGS = inference.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=2.0)
-PER_TASK = 64
+PER_TASK = 128
 CEILING_SCENES = 500
 PER_PROMPT = 4
 STUDENT_STEPS = (1, 2, 4, 8)
@@ -60,7 +62,17 @@ def finish_scenes(config: experiment.TrainConfig, result: experiment.Result) -> 
     }
     write(config, result, trained, sections)
     scores = {name: task._asdict() for name, task in scored.summary.tasks.items()}
-    found = {"scores": scores, "overall": scored.summary.overall, "ceilings": {k: vars(c) for k, c in ceilings.items()}}
+    found = {
+        "command": " ".join([f"python -m experiments.{config.name}", *sys.argv[1:]]),
+        "seed": config.seed,
+        "samples": int(result.state.step) * config.batch_size,
+        "seconds": {"training": image_vae.training_seconds(result.directory), "scoring": round(seconds, 1)},
+        "sampling": configs.to_dict(SETTINGS),
+        "environment": environment.describe(),
+        "scores": scores,
+        "overall": scored.summary.overall,
+        "ceilings": {k: vars(c) for k, c in ceilings.items()},
+    }
     (result.directory / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from data_pipelines.scenes import scoring
 from nova_jax import config, drawing, inference, sampling
 from nova_jax.evaluation import step_benchmark, step_report
+from nova_jax.runs import record as records
 from nova_jax.sampling import fitted, named, time_grids
 
 
@@ -59,9 +60,7 @@ def fit_grids(settings: SamplerSteps) -> list[dict[str, Any]]:
     """Fits every grid that is not there yet, compares it with the fixed ones, and says how they compare."""
     run = pathlib.Path(settings.run)
     trained = inference.load_run(run)
-    world = config.from_dict(
-        json.loads((run / "config.json").read_text())["config"]["data"], packages=("nova_jax", "data_pipelines")
-    ).source.world
+    world = config.from_dict(records.read(run)["config"]["data"], packages=("nova_jax", "data_pipelines")).source.world
     problem, noise = make_problem(trained, world, settings.guidance, settings.samples, seed=1_000_000)
     test_problem, test_noise = make_problem(trained, world, settings.guidance, settings.test_samples, seed=2_000_000)
     reference = fine_ends(problem, noise)

@@ -42,18 +42,20 @@ CONFIG = dataclasses.replace(
             pooled_dim=128,
             scan_unroll=6,
         ),
-        text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4),
+        text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4, length=96),
     ),
     # Four times the quickstart's latents show the same layout through twice the noise.
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),
-    data=streams.CaptionedLatents(source=SCENES, codec_path="", text_length=96),
+    data=streams.CaptionedLatents(source=SCENES, codec_path=""),
     optimizer=optimizer.Muon(peak=7e-3, warmup=100, b2=0.99, schedule="linear", total_steps=STEPS),
     steps=STEPS,
     ema_decay=0.998,
     preview=experiment.Preview(every=1000, prompts=(*quickstart.PROMPTS, "a purple star", "a heart below a ring")),
 )
 
+prepare = functools.partial(
+    emoji.with_codec, held_out=image_vae.under_another_seed(SCENES), steps=5000, batch_size=16, kl=0.02, vae=VAE
+)
+
 if __name__ == "__main__":
-    held_out = image_vae.under_another_seed(SCENES)
-    prepare = functools.partial(emoji.with_codec, held_out=held_out, steps=5000, batch_size=16, kl=0.02, vae=VAE)
     experiment.main(CONFIG, reports.finish_scenes, prepare=prepare)

@@ -34,10 +34,10 @@ CONFIG = dataclasses.replace(
         dit=presets.dit(
             "S/2", in_channels=32, patch_size=(1, 1, 1), text_dim=128, pooled_dim=128, dtype=jnp.bfloat16
         ),  # sixty-four tokens a picture
-        text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4),
+        text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4, length=96),
     ),
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),
-    data=streams.CaptionedLatents(source=scenes.SCENES, codec_path="", text_length=96, processes=8),
+    data=streams.CaptionedLatents(source=scenes.SCENES, codec_path="", processes=8),
     optimizer=optimizer.Muon(peak=3e-3, warmup=200, b2=0.99, schedule="linear", total_steps=STEPS),
     steps=STEPS,
     batch_size=256,

@@ -93,6 +93,8 @@ class Generate:
     """Guide only at times within (low, high]: 1 is noise, 0 is data."""
     upscale: int = 1
     """Whole-number enlargement of what is saved, by repeated pixels."""
+    text_encoder: pathlib.Path | None = None
+    """Folder of the run's frozen text encoder (T5, umT5), if it has moved since the run was trained."""
 
     def execute(self) -> None:
         """Loads the run, samples, writes PNG or MP4 files and prints their paths."""
@@ -101,7 +103,7 @@ class Generate:
         options = cli_canvas.given(self, "seed", "count") | cli_canvas.given(self.options)
         cli_canvas.check_source(self.prompts, self.request, self.task, options)
         sampling = cli_canvas.given(self, "sampler", "num_steps", "time_grid", "guidance_scale", "guidance_interval")
-        trained = inference.load_run(self.run)
+        trained = inference.load_run(self.run, text_path=self.text_encoder)
         out = self.out or self.run / "generated"
         if cli_reel.draws_videos(trained):
             self._draw_videos(trained, out, options, sampling)

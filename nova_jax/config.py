@@ -19,6 +19,10 @@ import numpy as np
 
 CLASS_KEY = "_class_name"  # "package.module:Class" in the JSON form
 DTYPE_KEY = "_dtype"
+MOVED = {  # names in the configs of earlier versions -> today's
+    "nova_jax.models.text:ByteTextEncoder": "nova_jax.models.text.byte_groups:ByteTextEncoder",
+    "nova_jax.models.t5:T5Encoder": "nova_jax.models.text.t5:T5Encoder",
+}
 LINEN_FIELDS = ("parent", "name")  # bookkeeping of flax.linen, never part of a config
 
 
@@ -199,12 +203,22 @@ def from_dict(data: Any, packages: Sequence[str] = ("nova_jax",)) -> Any:
         return jnp.dtype(data[DTYPE_KEY]).type
     if CLASS_KEY not in data:
         return {key: from_dict(item, packages) for key, item in data.items()}
-    cls = _find_class(data[CLASS_KEY], packages)
+    cls = _find_class(MOVED.get(data[CLASS_KEY], data[CLASS_KEY]), packages)
     given = {key: from_dict(item, packages) for key, item in data.items() if key != CLASS_KEY}
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     if unknown := sorted(set(given) - known):
         raise ConfigError(f"{data[CLASS_KEY]} has no fields {unknown}; it has {sorted(known)}")
     return cls(**given)
+
+
+def renamed(data: Any) -> Any:
+    """A JSON form with classes that moved under their names of today."""
+    if isinstance(data, list):
+        return [renamed(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    found = {key: renamed(item) for key, item in data.items()}
+    return found | {CLASS_KEY: MOVED.get(found[CLASS_KEY], found[CLASS_KEY])} if CLASS_KEY in found else found
 
 
 def defaults(data: dict[str, Any]) -> dict[str, Any]:

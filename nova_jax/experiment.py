@@ -23,8 +23,12 @@ from nova_jax import config as configs
 from nova_jax import distillation, environment, inference, recipe, weights
 from nova_jax.config import ConfigError
 from nova_jax.models import flops
+from nova_jax.models.dit import DiT
+from nova_jax.models.text import encoder as text_encoders
+from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.parallel import distributed
 from nova_jax.parallel import mesh as meshes
+from nova_jax.runs import record as records
 from nova_jax.training import checkpoint, lock, logging, loop, step
 from nova_jax.training import optimizer as optimizers
 from nova_jax.types import Batch, Params, TrainState
@@ -50,6 +54,10 @@ class DataSource(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """JSON-able facts for config.json: `latent_shape` and `text_length` make a run one that can be drawn from."""
+        ...
+
+    def with_text_encoder(self, encoder: TextEncoder) -> "DataSource":
+        """The same data, its captions read by the encoder that is trained inside the network."""
         ...
 
     def example(self) -> Batch:
@@ -142,6 +150,7 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
         RunLocked, CheckpointError, NonFiniteLoss, SystemExit(75): see `training`.
     """
     distributed.initialize()
+    config = with_text_encoder(config)
     devices = config.mesh.make()
     for size in _batch_sizes(config):
         meshes.check_batch_size(devices, size, config.accumulate)
@@ -154,6 +163,24 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
         distributed.barrier("nova_jax run folder")
         with jax.set_mesh(devices):
             return Result(_train(config, devices, record, callbacks), config.directory)
+
+
+def with_text_encoder(config: TrainConfig) -> TrainConfig:
+    """The config whose data reads captions as the network's own text encoder does; as it is where there is none.
+
+    Raises:
+        ValueError: the data names another encoder, or one whose states the denoiser does not read.
+    """
+    encoder = text_encoders.find(config.model)
+    if encoder is not None:
+        return dataclasses.replace(config, data=config.data.with_text_encoder(encoder))
+    named, denoiser = getattr(config.data, "text_encoder", None), config.model
+    if named is not None and isinstance(denoiser, DiT) and denoiser.text_dim != named.width:
+        raise ValueError(
+            f"the denoiser reads text states of width text_dim={denoiser.text_dim} and {named} gives {named.width}: "
+            f"set model.text_dim={named.width}"
+        )
+    return config
 
 
 def _train(config: TrainConfig, devices: Any, record: dict[str, Any], callbacks: Sequence[loop.Callback]) -> TrainState:
@@ -292,9 +319,9 @@ def flops_per_step(config: TrainConfig, example: Batch) -> float | None:
 
 def _write_record(config: TrainConfig, record: dict[str, Any]) -> None:
     """Writes config.json, after checking that the folder belongs to this experiment."""
-    path = config.directory / "config.json"
+    path = config.directory / records.FILE
     if path.is_file():
-        differences = _differences(_completed(json.loads(path.read_text())["config"]), record["config"])
+        differences = _differences(_completed(records.read(config.directory)["config"]), record["config"])
         if differences:
             raise ConfigError(
                 f"{config.directory} belongs to a run with another config: {'; '.join(differences)}. Give the values "
@@ -347,23 +374,42 @@ def _write_codec(config: TrainConfig) -> None:
         weights.save(module, params, folder)
 
 
-def _previews(config: TrainConfig) -> list[loop.Callback]:
-    """Draws the preview's prompts from the EMA parameters."""
-    preview, codec = config.preview, config.data.codec()
-    if preview is None or not preview.prompts or codec is None:
-        return []
-    facts = config.data.describe()
+def make_trained_run(config: TrainConfig) -> Callable[[int, TrainState], inference.TrainedRun]:
+    """(step, state) -> what draws from the EMA parameters of a run in training, for callbacks.
 
-    def draw(at: int, state: TrainState) -> None:
-        trained = inference.TrainedRun(
+    Raises:
+        ValueError: the run does not draw: its data has no autoencoder.
+    """
+    config, codec = with_text_encoder(config), config.data.codec()
+    if codec is None:
+        raise ValueError(f"{config.name} trains on pixels, without an autoencoder to draw through")
+    shape = tuple(config.data.describe()["latent_shape"])
+    encoder = text_encoders.find(config.model) or config.data.text_encoder
+
+    def make(step: int, state: TrainState) -> inference.TrainedRun:
+        return inference.TrainedRun(
             network=config.model,
             params=state.ema,
             objective=config.objective,
             codec=codec[0],
             codec_params=codec[1],
-            latent_shape=tuple(facts["latent_shape"]),
-            text_length=facts["text_length"],
+            latent_shape=shape,
+            text_encoder=encoder,
+            step=step,
         )
+
+    return make
+
+
+def _previews(config: TrainConfig) -> list[loop.Callback]:
+    """Draws the preview's prompts from the EMA parameters."""
+    preview = config.preview
+    if preview is None or not preview.prompts or config.data.codec() is None:
+        return []
+    make = make_trained_run(config)
+
+    def draw(at: int, state: TrainState) -> None:
+        trained = make(at, state)
         prompts = [prompt for prompt in preview.prompts for _ in range(preview.per_prompt)]
         seeds = list(range(preview.per_prompt)) * len(preview.prompts)
         pixels = inference.generate(trained, prompts, seeds, preview.settings)

@@ -1,12 +1,12 @@
 """A trained run as a function from prompts to pictures and clips.
 
-The run folder holds everything: the resolved config (network, objective, text length, latent shape), the checkpoints,
-and in `codec/` the autoencoder whose latents were learnt.
+The run folder holds everything: the resolved config (network, objective, text encoder, latent shape), the checkpoints,
+and in `codec/` the autoencoder whose latents were learnt. Only a frozen text encoder stays where it was, in the folder
+that the config names.
 """
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,9 @@ from PIL import Image, PngImagePlugin
 
 from nova_jax import config, distillation, drawing, sampling, weights
 from nova_jax.diffusion import conditioning
-from nova_jax.models import text
+from nova_jax.models.text import encoder as text_encoders
+from nova_jax.models.text.encoder import TextEncoder
+from nova_jax.runs import record
 from nova_jax.sampling import named, noise, time_grids
 from nova_jax.training import checkpoint
 from nova_jax.types import Conditioning, Params
@@ -65,7 +67,8 @@ class SamplingSettings:
 class TrainedRun(NamedTuple):
     """All that is needed to draw: the network with its parameters, the codec with its own, and the shapes.
 
-    `objective` is what the network was trained with; a distillation method makes it a few-step student.
+    `objective` is what the network was trained with; a distillation method makes it a few-step student. `text_encoder`
+    reads the prompts; its parameters are among the network's, unless it is frozen.
     """
 
     network: Any
@@ -74,35 +77,53 @@ class TrainedRun(NamedTuple):
     codec: Any
     codec_params: Params
     latent_shape: tuple[int, int, int, int]  # f h w c
-    text_length: int
+    text_encoder: TextEncoder
     step: int = 0  # training steps behind the parameters
 
 
-def load_run(run_dir: str | pathlib.Path, step: int | None = None) -> TrainedRun:
+def load_run(
+    run_dir: str | pathlib.Path, step: int | None = None, *, text_path: str | pathlib.Path | None = None
+) -> TrainedRun:
     """Loads the EMA parameters of a run's newest good checkpoint (or of `step`).
+
+    Args:
+        run_dir: the run folder.
+        step: of a checkpoint.
+        text_path: folder of the run's frozen text encoder where it has moved; None: as the run's config names it.
 
     Raises:
         FileNotFoundError: the folder is not a run folder, or holds no checkpoint yet.
-        ValueError: the run did not train a network that draws from a text.
+        ValueError: the run did not train a network that draws from a text, or `text_path` is given to one that trains
+            its own text encoder.
     """
     run_dir = pathlib.Path(run_dir)
-    if not (run_dir / "config.json").is_file():
-        raise FileNotFoundError(f"{run_dir} is not a run folder: it has no config.json; start a run first")
-    saved = json.loads((run_dir / "config.json").read_text())
+    saved = record.read(run_dir)
     if "text_length" not in saved["data"]:
         raise ValueError(f"{run_dir} trained {saved['config']['name']!r}, which is no run that draws from a text")
     step, params = checkpoint.read_ema(run_dir / "checkpoints", step=step)
     codec, codec_params = weights.load(run_dir / CODEC_FOLDER)
+    network = config.from_dict(saved["config"]["model"])
+    if text_path is not None and text_encoders.find(network):
+        raise ValueError(f"{run_dir} trains its own text encoder: leave the folder of a frozen one out")
     return TrainedRun(
-        network=config.from_dict(saved["config"]["model"]),
+        network=network,
         params=params,
         objective=config.from_dict(saved["config"]["objective"]),
         codec=codec,
         codec_params=codec_params,
         latent_shape=tuple(saved["data"]["latent_shape"]),
-        text_length=saved["data"]["text_length"],
+        text_encoder=text_encoders.find(network) or _frozen_encoder(saved, text_path),
         step=step,
     )
+
+
+def _frozen_encoder(saved: dict[str, Any], path: str | pathlib.Path | None) -> Any:
+    """The frozen text encoder that the data of a run names; of a mixture that of its first part."""
+    data = saved["config"]["data"]
+    while "text_encoder" not in data:
+        data = data["parts"][0][0]
+    encoder = config.from_dict(data["text_encoder"])
+    return encoder if path is None else dataclasses.replace(encoder, path=str(path))
 
 
 def settings_for(trained: TrainedRun) -> SamplingSettings:
@@ -248,10 +269,14 @@ def encode(trained: TrainedRun, prompts: Sequence[str]) -> tuple[Conditioning, C
     """The encoded prompts, one row each, and the encoded absence of a prompt, one row.
 
     Raises:
-        ValueError: a prompt is too long for the network.
+        CaptionTooLong: a prompt is too long for the text encoder.
     """
-    ids, mask = text.encode_bytes(list(prompts), trained.text_length)
-    return _make_encode(trained.network)(trained.params, ids, mask)
+    ids, mask = trained.text_encoder.tokenize(list(prompts))
+    if not trained.text_encoder.is_frozen:
+        return _make_encode(trained.network)(trained.params, ids, mask)
+    states, mask = weights.encode_text(trained.text_encoder, ids, mask)
+    cond = Conditioning(text=states, text_mask=mask)
+    return cond, conditioning.null(jax.tree.map(lambda leaf: leaf[:1], cond), parts=("text",))
 
 
 def _join(

@@ -10,7 +10,6 @@ or from an autoencoder of pictures that lacks time (`models.inflation`).
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from nova_jax.layers import attention
 from nova_jax.models import discriminator, features, growth, inflation
 from nova_jax.models.dit import DiT
 from nova_jax.models.vae import VAE
+from nova_jax.runs import record
 from nova_jax.training import checkpoint, step
 from nova_jax.training.optimizer import Optimizer
 from nova_jax.types import Batch, Conditioning, Params, TrainState, TrainStep
@@ -62,13 +62,10 @@ def trained_params(model: Any, run_dir: str | pathlib.Path) -> Params:
     """
     if not isinstance(model, VAE):
         return inference.load_run(run_dir).params
-    file = pathlib.Path(run_dir) / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{run_dir} is not a run folder: it has no config.json; start a run first")
-    trained = configs.from_dict(json.loads(file.read_text())["config"]["model"])
+    trained = configs.from_dict(record.read(run_dir)["config"]["model"])
     if not isinstance(trained, VAE):
         raise ValueError(f"{run_dir} trained a {type(trained).__name__}, from which an autoencoder cannot start")
-    _, params = checkpoint.read_ema(file.parent / "checkpoints")
+    _, params = checkpoint.read_ema(pathlib.Path(run_dir) / "checkpoints")
     return inflation.inflate(trained, params, model)
 
 

@@ -29,13 +29,13 @@ class Conditioning(NamedTuple):
     """Everything a network is told besides x and t. Unused parts are None.
 
     Text arrives either as states of a frozen encoder (`text`) or as token ids for an encoder that is trained inside the
-    network (`text_ids`); `text_mask` marks the real tokens of either. What lies pixel on pixel with the target is
-    `aligned`; what does not joins as extra `frames`, each with a role and its own time (0 = clean). The colours of a
-    `palette` and the `task` are read like words of the text.
+    network (`text_ids`, one number or several a position); `text_mask` marks the real positions of either. What lies
+    pixel on pixel with the target is `aligned`; what does not joins as extra `frames`, each with a role and its own
+    time (0 = clean). The colours of a `palette` and the `task` are read like words of the text.
     """
 
     text: Float[Array, "b l d"] | None = None
-    text_ids: Int[Array, "b l"] | None = None
+    text_ids: Int[Array, "b l"] | Int[Array, "b l w"] | None = None
     text_mask: Bool[Array, "b l"] | None = None
     pooled: Float[Array, "b p"] | None = None
     aligned: Float[Array, "b f h w a"] | None = None

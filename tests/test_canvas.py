@@ -173,8 +173,8 @@ def make_batch(rows, seed=0):
         return jnp.asarray(rng.standard_normal((rows, *shape), np.float32))
 
     cond = Conditioning(
-        text_ids=jnp.asarray(rng.integers(3, 60, (rows, 64))),
-        text_mask=jnp.ones((rows, 64), bool),
+        text_ids=jnp.asarray(rng.integers(3, 60, (rows, 24, 12))),
+        text_mask=jnp.ones((rows, 24), bool),
         aligned=normal(1, 4, 4, 73),
         frames=normal(1, 4, 4, 4),
         frame_times=jnp.zeros((rows, 1)),

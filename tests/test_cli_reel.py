@@ -17,7 +17,7 @@ from PIL import Image
 from nova_jax import cli, inference, media, reel, tasks
 from nova_jax.diffusion import FlowMatching, GivenFrames
 from nova_jax.models.dit import DiT
-from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text import WordTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.models.vae import VAE
 from nova_jax.types import Conditioning
@@ -55,7 +55,7 @@ def trained():
     """A model that has learnt nothing, of clips of 9 frames of 32 x 32 pixels."""
     network = TextToLatent(
         dit=DiT(width=16, depth=1, num_heads=2, in_channels=4, patch_size=(1, 1, 1), text_dim=8, num_frame_roles=1),
-        text_encoder=ByteTextEncoder(width=8, depth=1, num_heads=2, downsample=4),
+        text_encoder=WordTextEncoder(width=8, depth=1, num_heads=2, length=24),
     )
     shape = CODEC.latent_shape(9, 32, 32)
     cond = Conditioning(
@@ -72,7 +72,6 @@ def trained():
         codec=CODEC,
         codec_params=filled(jax.eval_shape(CODEC.init, jax.random.key(1))),
         latent_shape=shape,
-        text_length=64,
         step=7,
     )
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from nova_jax import config as configs
 from nova_jax import experiment, inference, weights
+from nova_jax.models.text import encoder
 from nova_jax.parallel.mesh import MeshConfig
 from tests import tiny_run
 
@@ -74,8 +75,8 @@ def test_pngs_carry_prompt_and_seed(finished, tmp_path):
 
 def test_a_prompt_that_does_not_fit_is_refused(finished):
     trained = inference.load_run(finished.directory)
-    with pytest.raises(ValueError, match="has 80 UTF-8 bytes and 63 fit"):
-        inference.generate(trained, ["x" * 80], [0])
+    with pytest.raises(encoder.CaptionTooLong, match=r"has 30 words .* and 23 fit"):
+        inference.generate(trained, ["x " * 30], [0])
 
 
 def test_another_config_in_the_same_folder_is_refused_with_the_differences(tiny, finished):

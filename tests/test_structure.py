@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("nova_jax", "data_pipelines", "experiments")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-MAX_LINES = 400
+MAX_LINES = 500
 LONGER = {"nova_jax/weights/wan_dit.py", "nova_jax/weights/wan_vae.py", "nova_jax/weights/t5.py"}  # key tables
 
 # Part of nova_jax -> the parts it may import, beside itself. Parts that are not listed stand on top and may import all.
@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "media": set(),
     "distillation": SAMPLING | {"sampling", "training"},
     "evaluation": SAMPLING
-    | {"sampling", "tasks", "distillation", "inference", "drawing", "canvas", "reel", "config", "environment"},
+    | {"sampling", "tasks", "distillation", "inference", "drawing", "canvas", "reel", "config", "environment"}
+    | {"models", "runs"},
     "training": {"types", "config", "parallel"},
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}

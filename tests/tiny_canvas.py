@@ -17,7 +17,7 @@ def make_configs(folder) -> tuple[experiment.TrainConfig, experiment.TrainConfig
     weights.save(tiny_run.TINY_VAE, tiny_run.TINY_VAE.init(jax.random.key(0)), folder / "vae")
     first = tiny_run.make_config(folder)
     data = canvas.SceneTasks(length=16, codec_path=str(folder / "vae"), cache_path=str(folder / "cache"))
-    text = dataclasses.replace(canvas.text_data(data), text_length=64)
+    text = canvas.text_data(data)
     pretraining = dataclasses.replace(first, data=text, run_dir=str(folder / "pretraining"))
     edits = dataclasses.replace(
         text,

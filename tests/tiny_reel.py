@@ -27,7 +27,6 @@ def make_data(folder):
         weights=(1, 1, 1),
         image_rows=3.0,
         codec_path=str(folder / "vae"),
-        text_length=64,
         cache_path=str(folder / "cache"),
     )
 

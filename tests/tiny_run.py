@@ -10,7 +10,7 @@ from data_pipelines.scenes import source
 from nova_jax import distillation, experiment, weights
 from nova_jax.diffusion import FlowMatching
 from nova_jax.models.dit import DiT
-from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text import WordTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.models.vae import VAE
 from nova_jax.training.optimizer import AdamW
@@ -34,7 +34,7 @@ def make_config(folder) -> experiment.TrainConfig:
         name="tiny",
         model=TextToLatent(
             dit=DiT(width=16, depth=1, num_heads=2, in_channels=4, patch_size=(1, 1, 1), text_dim=8),
-            text_encoder=ByteTextEncoder(width=8, depth=1, num_heads=2, downsample=4),
+            text_encoder=WordTextEncoder(width=8, depth=1, num_heads=2, length=24),
         ),
         objective=FlowMatching(),
         data=streams.CaptionedLatents(

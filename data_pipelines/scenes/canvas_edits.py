@@ -61,7 +61,8 @@ def sample_outpaint(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
     after = Scene(kept + moved, background)
     changed = _touched(others + moved, of.image_size)
     keep = _solid(kept, of.image_size) if follows else _surroundings(kept, changed, rng)
-    said = captions.describe(after, rng, color=True, background=True if background != before.background else None)
+    is_new = True if background != before.background else None
+    said = captions.describe(after, rng, color=True, background=is_new, wording=of.wording)
     return Truth(after, said, before, chosen=tuple(range(len(kept))), mask=~keep)
 
 

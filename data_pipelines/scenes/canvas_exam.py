@@ -98,7 +98,7 @@ class Exam:
         world: With held-out pairs and several backgrounds.
         per_task: Questions in each part, 2 or more: chance is what the picture of another question scores.
         seed: 0 to 2^32 - 1, none that the model was trained on.
-        text_length: Bytes per caption, the start token included; longer ones are cut, as in training.
+        cut: Captions to what of them the model reads, as in training.
         comparisons: Numbers made of two scores.
         bars: What is to be reached.
     """
@@ -106,7 +106,7 @@ class Exam:
     world: World = world.CANVAS_32
     per_task: int = 64
     seed: int = SEED
-    text_length: int = 96
+    cut: Callable[[str], str] = str
     comparisons: tuple[Comparison, ...] = COMPARISONS
     bars: tuple[Bar, ...] = BARS
 
@@ -207,7 +207,7 @@ class Exam:
 
     def _element(self, scenes: CanvasScenes, index: int) -> Element:
         element = scenes[index]
-        return element | {"caption": element["caption"].encode()[: self.text_length - 1].decode(errors="ignore")}
+        return element | {"caption": self.cut(element["caption"])}
 
     def _rng(self, index: int) -> np.random.Generator:
         """Of what is no task's: tasks and autoencoder pictures have the streams below."""

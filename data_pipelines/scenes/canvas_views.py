@@ -16,7 +16,7 @@ LABELS = ("#ff0000", "#00ff00", "#0000ff", "#ffff00", "#00ffff", "#ff00ff", "#ff
 def sample_generate(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
     """A scene of the given pairs and its caption."""
     scene = world.sample_of(of, rng, pairs)
-    return Truth(scene, captions.describe(scene, rng))
+    return Truth(scene, captions.describe(scene, rng, wording=of.wording))
 
 
 def sample_segment(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
@@ -52,7 +52,7 @@ def sample_vary(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
     elif u < 0.75:
         said = Described(captions.place_phrase(after.background, rng), background=True)
     else:
-        said = captions.describe(after, rng)
+        said = captions.describe(after, rng, wording=of.wording)
     return Truth(after, said, references=references, similarity=similarity)
 
 
@@ -64,6 +64,6 @@ def sample_structure(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth
         for o in before.objects
     )
     after = Scene(objects, world.pick(rng, of.backgrounds))
-    said = captions.describe(after, rng, color=True)
+    said = captions.describe(after, rng, color=True, wording=of.wording)
     labels = tuple(LABELS[i] for i in rng.permutation(len(LABELS))[: len(objects)])
     return Truth(after, said, before, labels=labels, mode=int(rng.random() * 2))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.scenes import world
-from data_pipelines.scenes.world import Object, Scene
+from data_pipelines.scenes.world import Object, Scene, Wording
 from nova_jax.evaluation import geneval
 
 MAX_LENGTH = 64  # of a caption of one or two objects
@@ -35,29 +35,35 @@ class Described(NamedTuple):
     relation: tuple[int, int, str] | None = None
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(scene: Scene, rng: np.random.Generator, wording: Wording = Wording()) -> str:
     """One of the scene's captions."""
-    return describe(scene, rng).text
+    return describe(scene, rng, wording=wording).text
 
 
 def describe(
-    scene: Scene, rng: np.random.Generator, *, color: bool | None = None, background: bool | None = None
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    color: bool | None = None,
+    background: bool | None = None,
+    wording: Wording = Wording(),
 ) -> Described:
     """One of the scene's captions with what it says of the scene.
 
     Args:
         scene: One object or more.
         rng: Chooses the form.
-        color: Whether to say the colours (which six long names may not leave room for); None: mostly.
+        color: Whether to say the colours (which six long names may not leave room for); None: as `wording` has it.
         background: Whether to say the background, where there is room; None: sometimes.
+        wording: How often captions say what is left to chance.
     """
     count = len(scene.objects)
     if count == 1:
-        core = _single(scene.objects[0], rng, color)
-    elif count == 2 and rng.random() < 0.5 and (related := _relation(scene, rng, color)):
+        core = _single(scene.objects[0], rng, color, wording)
+    elif count == 2 and rng.random() < wording.relation and (related := _relation(scene, rng, color, wording)):
         core = related
     else:
-        core = _list(scene.objects, rng, color)
+        core = _list(scene.objects, rng, color, wording)
     limit = MAX_LENGTH if count <= 2 and background is None else MAX_LENGTH_MANY
     place = " " + place_phrase(scene.background, rng)
     wanted = rng.random() < 0.3 if background is None else background
@@ -71,25 +77,25 @@ def place_phrase(background: str, rng: np.random.Generator) -> str:
     return world.pick(rng, (f"on a {background} background", f"on {background}"))
 
 
-def _single(o: Object, rng: np.random.Generator, said: bool | None) -> Described:
-    color, size = _detail(rng, said)
+def _single(o: Object, rng: np.random.Generator, said: bool | None, wording: Wording) -> Described:
+    color, size = _detail(rng, said, wording)
     phrase = geneval.phrase(o.shape, o.color if color else None, o.size if size else None)
     form = world.pick(rng, ("{}", "{}", "{}", "there is {}", "one"))
     text = f"one {phrase.split(' ', 1)[1]}" if form == "one" else form.format(phrase)
     return Described(text, color, size)
 
 
-def _detail(rng: np.random.Generator, said: bool | None) -> tuple[bool, bool]:
+def _detail(rng: np.random.Generator, said: bool | None, wording: Wording) -> tuple[bool, bool]:
     """Whether to say the colour (unless that is settled) and the size."""
-    color = rng.random() < 0.75 if said is None else said
+    color = rng.random() < wording.color if said is None else said
     return color, rng.random() < (0.3 if color else 0.15)
 
 
-def _relation(scene: Scene, rng: np.random.Generator, said: bool | None) -> Described | None:
+def _relation(scene: Scene, rng: np.random.Generator, said: bool | None, wording: Wording) -> Described | None:
     """Two objects and how one lies to the other; None where no relation holds or the two would be called the same."""
     order = (0, 1) if rng.random() < 0.5 else (1, 0)
     a, b = (scene.objects[i] for i in order)
-    color, size = _detail(rng, said)
+    color, size = _detail(rng, said, wording)
     first, second = (geneval.phrase(o.shape, o.color if color else None, o.size if size else None) for o in (a, b))
     found = [world.truth(scene)[i] for i in order]
     relations = sorted(geneval.relations(*found))
@@ -100,9 +106,9 @@ def _relation(scene: Scene, rng: np.random.Generator, said: bool | None) -> Desc
     return Described(text, color, size, relation=(order[0], order[1], relation))
 
 
-def _list(objects: tuple[Object, ...], rng: np.random.Generator, said: bool | None) -> Described:
+def _list(objects: tuple[Object, ...], rng: np.random.Generator, said: bool | None, wording: Wording) -> Described:
     """All objects, those that would be called the same counted together."""
-    color, size = _detail(rng, said)
+    color, size = _detail(rng, said, wording)
     shuffled = [objects[i] for i in rng.permutation(len(objects))]
     # A size said of many objects is a long way to say little; only pairs get one.
     size = size and len(objects) == 2

@@ -13,7 +13,7 @@ gains over its shots apart (`carried_gain`) is what it remembers: apart, a shot 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class Exam:
             scores.
         shots: Of a film, 2 to 4.
         seed: 0 to 2^32 - 1, none that the model was trained on.
-        text_length: Bytes per caption, the start token included; longer ones are cut, as in training.
+        cut: Captions to what of them the model reads, as in training.
         comparisons: Numbers made of two scores.
         bars: What is to be reached.
     """
@@ -67,7 +67,7 @@ class Exam:
     per_task: int = 64
     shots: int = 3
     seed: int = SEED
-    text_length: int = 128
+    cut: Callable[[str], str] = str
     comparisons: tuple[Comparison, ...] = COMPARISONS
     bars: tuple[Bar, ...] = BARS
 
@@ -127,7 +127,7 @@ class Exam:
         common: dict[str, Any] = {"limits": limits, "fps": limits.fps}
         questions = tuple(
             Question(
-                tasks.TextToVideo(text=self._cut(text), image=true[0] if is_started else None, seed=index, **common),
+                tasks.TextToVideo(text=self.cut(text), image=true[0] if is_started else None, seed=index, **common),
                 true,
                 (CAMERA_MOTIONS[shot.camera.motion],),
             )
@@ -150,7 +150,7 @@ class Exam:
         together, apart = [], []
         for index, (texts, film) in enumerate(films):
             true = np.concatenate([reel_render.render_shot(shot, self._size) for shot in film.shots])
-            told = [self._cut(text) for text in texts]
+            told = [self.cut(text) for text in texts]
             shots = [tasks.ShotRequest(text) for text in told]
             together.append(Question(tasks.MultiShotManual(shots=shots, seed=index, **common), true))
             alone = (tasks.TextToVideo(text=text, seed=index + k, **common) for k, text in enumerate(told))
@@ -181,7 +181,7 @@ class Exam:
         for index in range(self.per_task):
             element, shot = reels[index], reels.shot(index)
             settings = tasks.ImageSettings(width=width, height=height, cfg_scale=guidance, seed=index)
-            request = tasks.TextToImage(text=self._cut(element["caption"]), limits=limits, settings=settings)
+            request = tasks.TextToImage(text=self.cut(element["caption"]), limits=limits, settings=settings)
             questions.append(Question(request, element["pixels"]))
             told.append((shot, reel_scoring.said(element["caption"], shot)))
 
@@ -194,9 +194,6 @@ class Exam:
     @property
     def _size(self) -> tuple[int, int]:
         return self.world.height, self.world.width
-
-    def _cut(self, text: str) -> str:
-        return text.encode()[: self.text_length - 1].decode(errors="ignore")
 
     def _rng(self, part: str, index: int) -> np.random.Generator:
         """Of what is no element's: those of the tasks have the streams below."""

@@ -58,7 +58,7 @@ class Scenes:
         rng = make_rng(self.seed, check_index(index, self.length))
         scene = self._sample(rng)
         pixels = render.render(scene, self.world.image_size)[None]
-        return {"pixels": pixels, "caption": captions.caption(scene, rng)}
+        return {"pixels": pixels, "caption": captions.caption(scene, rng, self.world.wording)}
 
     def _sample(self, rng: np.random.Generator) -> Scene:
         return (world.sample_held_out if self.held_out else world.sample_scene)(self.world, rng)

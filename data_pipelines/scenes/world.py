@@ -116,6 +116,23 @@ class Vocabulary(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Wording:
+    """What captions say of scenes.
+
+    Attributes:
+        color: Share of captions that say colours, of all objects.
+        relation: Share of the pairs whose caption says how one lies to the other, if GenEval's rule finds how.
+    """
+
+    color: float = 0.75
+    relation: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.color <= 1 and 0 <= self.relation <= 1):
+            raise ValueError(f"{self}: the shares lie in [0, 1].")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
     """The vocabulary and the prior of a family of scenes.
 
@@ -130,6 +147,7 @@ class World:
         kinds: Weights of single, pair, group and mixed scenes.
         gap: Least distance between the boxes of two objects.
         border: Least distance between a box and the picture's edge.
+        wording: What captions say.
     """
 
     image_size: int = 32
@@ -142,6 +160,12 @@ class World:
     kinds: tuple[float, float, float, float] = (0.35, 0.4, 0.2, 0.05)
     gap: float = 0.07
     border: float = 0.025
+    wording: Wording = Wording()
+
+    def __repr__(self) -> str:
+        """Its fields; `wording` only where it is not what it was before it could be chosen: caches go by this text."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "wording" or self.wording != Wording()]
+        return f"World({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def __post_init__(self) -> None:
         check_vocabulary(self)

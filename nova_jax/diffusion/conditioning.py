@@ -90,7 +90,8 @@ def explicit(cond: Conditioning) -> Conditioning:
     if cond.text_mask is None and cond.text is not None:
         cond = cond._replace(text_mask=jnp.ones(cond.text.shape[:2], bool))
     if cond.text_mask is None and cond.text_ids is not None:
-        cond = cond._replace(text_mask=cond.text_ids != 0)
+        is_real = (cond.text_ids != 0).reshape(*cond.text_ids.shape[:2], -1).any(axis=-1)
+        cond = cond._replace(text_mask=is_real)
     if cond.frame_times is None and cond.frames is not None:
         cond = cond._replace(frame_times=jnp.zeros(cond.frames.shape[:2]))
     if cond.palette_mask is None and cond.palette is not None:

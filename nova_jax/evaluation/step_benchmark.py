@@ -31,6 +31,8 @@ from nova_jax import config, distillation, environment, inference
 from nova_jax.evaluation import geneval
 from nova_jax.evaluation.step_drawing import REFERENCE, Bench
 from nova_jax.evaluation.step_grid import TEACHER, Cell, Grid, cells, student_cells, student_name
+from nova_jax.models.text import encoder as text_encoders
+from nova_jax.runs import record as records
 from nova_jax.sampling import named
 
 __all__ = [
@@ -82,7 +84,7 @@ def run(
     folder = pathlib.Path(folder) if folder else run_dir / "bench"
     models = _load(run_dir, grid)
     points = [*cells(grid), *(cell for name in list(models)[1:] for cell in student_cells(name, models[name], grid))]
-    saved = _saved(run_dir)["config"]
+    saved = records.read(run_dir)["config"]
     scorer = _scorer(saved["data"], grid.pictures)
     if not grid.prompts and saved.get("preview"):
         grid = dataclasses.replace(grid, prompts=tuple(saved["preview"]["prompts"]))
@@ -107,7 +109,7 @@ def _header(
     return {
         "kind": "header",
         "run": str(run_dir),
-        "model": _saved(run_dir)["config"]["name"],
+        "model": records.read(run_dir)["config"]["name"],
         "parameters": _size(trained.params),
         "digest": _digest(trained.params),
         "students": {name: {"run": run, "digest": _digest(models[name].params)} for name, run in folders.items()},
@@ -166,7 +168,7 @@ def _training(models: Mapping[str, inference.TrainedRun], run_dir: pathlib.Path,
     folders = [str(run_dir), *grid.students]
     lines = []
     for (name, trained), folder in zip(models.items(), folders, strict=True):
-        per_step = float(_saved(folder)["flops_per_step"])
+        per_step = float(records.read(folder)["flops_per_step"])
         lines.append(
             {
                 "kind": "model",
@@ -185,14 +187,10 @@ def _training(models: Mapping[str, inference.TrainedRun], run_dir: pathlib.Path,
 
 def _flops_before(run_dir: str | pathlib.Path) -> float:
     """What the runs have cost that this one started from; a student's teacher is not one of them."""
-    first = _saved(run_dir)["config"].get("start_from")
+    first = records.read(run_dir)["config"].get("start_from")
     if first is None:
         return 0.0
-    return inference.load_run(first).step * float(_saved(first)["flops_per_step"]) + _flops_before(first)
-
-
-def _saved(run_dir: str | pathlib.Path) -> dict[str, Any]:
-    return json.loads((pathlib.Path(run_dir) / "config.json").read_text())
+    return inference.load_run(first).step * float(records.read(first)["flops_per_step"]) + _flops_before(first)
 
 
 class _Progress:
@@ -294,8 +292,8 @@ def _scorer(data: dict[str, Any], pictures: int) -> Any:
 
 def _flops(trained: inference.TrainedRun) -> float:
     """Of one evaluation for one picture: the closed form of the network, its text encoder left out."""
-    network, shape, length = trained.network, tuple(trained.latent_shape[:3]), trained.text_length
-    encoder = getattr(network, "text_encoder", None)  # runs once for all steps
+    network, shape, length = trained.network, tuple(trained.latent_shape[:3]), trained.text_encoder.length
+    encoder = text_encoders.find(network)  # runs once for all steps
     return float(network.flops(shape, length) - (encoder.flops(length) if encoder else 0))
 
 

@@ -96,7 +96,7 @@ class Bench:
         """
         trained, guided = self.models[model], drawing.guidance_of(guidance)
         asked = Asked(trained.objective.schedule, trained.objective.prediction)
-        key = (trained.network, trained.text_length, asked, sampler, guided, interval, room)
+        key = (trained.network, trained.text_encoder, asked, sampler, guided, interval, room)
         if key not in self.programs:
             draw = drawing.make_draw(trained.network, asked, sampler, guided, interval, trained.latent_shape)
             start = time.perf_counter()

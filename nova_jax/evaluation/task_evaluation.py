@@ -24,6 +24,7 @@ from jaxtyping import Float
 from nova_jax import config, environment, inference
 from nova_jax.evaluation import exam, intervals, pictures, task_drawing
 from nova_jax.evaluation.exam import Bar, Exam, Judged, Level, Part, Pictures, Question, Score
+from nova_jax.runs import record as records
 
 SCORES = "scores.json"
 RESAMPLES = 500  # of the bootstrap
@@ -116,7 +117,7 @@ def run(
     """
     run_dir = pathlib.Path(run_dir)
     trained = inference.load_run(run_dir)
-    saved = json.loads((run_dir / "config.json").read_text())["config"]
+    saved = records.read(run_dir)["config"]
     paper = find_exam(run_dir, saved["data"], per_task)
     parts = paper.parts(task_drawing.limits_of(trained), guidance)
     task_drawing.check(trained, [q.ask for part in parts for q in part.questions])

@@ -24,6 +24,17 @@ def timestep_features(t: Float[Array, "*batch"], dim: int, max_period: float = 1
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
+def grid_features(height: int, width: int, num_octaves: int = 3) -> Float[np.ndarray, "h w p"]:
+    """Where each place of a grid lies: its row and column as u in (-1, 1), and cos, sin of pi u / 2, pi u, 2 pi u, ..
+
+    They say the same of the same part of the image at any size of the grid.
+    """
+    rows, columns = ((2 * np.arange(n) + 1) / n - 1 for n in (height, width))
+    places = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1)
+    angles = (places[..., None] * np.pi * 2.0 ** np.arange(-1, num_octaves - 1)).reshape(height, width, -1)
+    return np.concatenate([places, np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+
+
 class Embedder(nn.Module):
     """Two linear layers that lift features to the width of the network."""
 

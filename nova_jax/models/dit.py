@@ -34,14 +34,15 @@ from nova_jax.parallel.constrain import constrain
 from nova_jax.types import Conditioning, Latents, Times
 
 GateInit = Literal["zero", "random"]
+TextAttention = Literal["cross", "joint"]
 
 
 class Context(NamedTuple):
     """What every block reads beside its tokens."""
 
     shared: Float[Array, "b m s"]  # s = 6 d; m = 1, or one row per frame
-    text: Float[Array, "b l d"]
-    text_mask: Bool[Array, "b l"] | None
+    text: Float[Array, "b l d"] | None  # None: among the tokens
+    mask: Bool[Array, "b l"] | None  # of the text, or of the tokens where it is among them
     rotation: rope.Rotation
 
 
@@ -90,20 +91,23 @@ class Block(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (m[:, :, i] for i in range(6))
 
         h = modulation.modulate(x, shift_1, scale_1, self.eps)
-        h = attend(name="self_attention")(h, h, rotation=context.rotation)
+        mask = context.mask if context.text is None else None
+        h = attend(name="self_attention")(h, h, rotation=context.rotation, mask=mask)
         x = modulation.add_gated(x, h, gate_1)
-
-        has_affine = self.cross_norm_affine
-        cross_norm = nn.LayerNorm(
-            self.eps, dtype=jnp.float32, use_scale=has_affine, use_bias=has_affine, name="cross_norm"
-        )
-        h = cross_norm(x).astype(x.dtype)
-        x = x + attend(name="cross_attention", out_init=out_init)(h, context.text, mask=context.text_mask)
+        if context.text is not None:
+            x = x + self._read_text(x, attend(name="cross_attention", out_init=out_init), context)
 
         h = modulation.modulate(x, shift_2, scale_2, self.eps)
         h = MLP(self.mlp_dim, dtype=self.dtype, name="mlp")(h)
         x = modulation.add_gated(x, h, gate_2)
         return constrain(x, "batch", "tokens", "width"), None
+
+    def _read_text(self, x: Float[Array, "b n d"], attend: Any, context: Context) -> Float[Array, "b n d"]:
+        has_affine = self.cross_norm_affine
+        cross_norm = nn.LayerNorm(
+            self.eps, dtype=jnp.float32, use_scale=has_affine, use_bias=has_affine, name="cross_norm"
+        )
+        return attend(cross_norm(x).astype(x.dtype), context.text, mask=context.mask)
 
 
 class DiT(nn.Module):
@@ -128,7 +132,9 @@ class DiT(nn.Module):
     eps: float = 1e-6
     gate_init: GateInit = "zero"
     masks_text: bool = True  # False: padded text positions are zeros and are attended to, as in Wan
+    text_attention: TextAttention = "cross"  # "joint": text tokens take part in the self-attention instead
     pooled_dim: int = 0  # width of cond.pooled, one vector per sample that modulates every layer
+    has_absolute_positions: bool = False  # tokens know where in the frame they lie, not only where to each other
     aligned_channels: int = 0  # channels of cond.aligned
     num_frame_roles: int = 0  # kinds of extra frames in cond.frames
     has_palette: bool = False  # reads cond.palette
@@ -145,6 +151,8 @@ class DiT(nn.Module):
             raise ValueError(f"width {self.width} must split into {self.num_heads} heads of an even size")
         if self.num_frame_roles and self.patch_size[0] != 1:
             raise ValueError(f"extra frames need patches of one frame, not patch_size={self.patch_size}")
+        if self.text_attention == "joint" and self.num_frame_roles:
+            raise ValueError("text tokens have no frame whose time they share: use text_attention='cross' with frames")
         super().__post_init__()
 
     def __call__(
@@ -192,7 +200,11 @@ class DiT(nn.Module):
             dtype=self.dtype,
             name="blocks",
         )
-        tokens, _ = blocks(tokens, Context(shared, text, text_mask, rotation))
+        if self.text_attention == "cross":
+            tokens, _ = blocks(tokens, Context(shared, text, text_mask, rotation))
+            return tokens, self._predict(tokens, e, grid)
+        joined, context = _join_text(tokens, text, text_mask, Context(shared, None, None, rotation))
+        tokens = blocks(joined, context)[0][:, : tokens.shape[1]]
         return tokens, self._predict(tokens, e, grid)
 
     @nn.nowrap
@@ -221,7 +233,11 @@ class DiT(nn.Module):
             pooled_dim=self.pooled_dim,
         )
         rows = f + extra_frames if extra_frames else 1
-        return sizes.forward((f + extra_frames) * h * w, max(text_length, 1) + extra_text, rows)
+        tokens, text = (f + extra_frames) * h * w, max(text_length, 1) + extra_text
+        if self.text_attention == "cross":
+            return sizes.forward(tokens, text, rows)
+        blocks = self.depth * (sizes.block(tokens + text, is_joint=True) - sizes.block(tokens, text))
+        return sizes.forward(tokens, text, rows) + blocks
 
     def _embed_latents(self, x: Latents, cond: Conditioning) -> tuple[Float[Array, "b n d"], np.ndarray]:
         """Tokens of the latents, then of the extra frames, and the position of each frame on the time axis."""
@@ -250,6 +266,11 @@ class DiT(nn.Module):
             extra = extra + jnp.broadcast_to(table(roles)[:, :, None, None], extra.shape)
             tokens = jnp.concatenate([tokens, extra], axis=1)
             positions = np.concatenate([positions, -1 - np.arange(frames.shape[1])])
+        if self.has_absolute_positions:
+            zeros = nn.initializers.zeros
+            embed_place = linear.Dense(self.width, False, zeros, dtype=self.dtype, name="patch_embed_position")
+            places = embed_place(jnp.asarray(embeddings.grid_features(*tokens.shape[2:4])))
+            tokens = tokens + jnp.broadcast_to(places[None, None], tokens.shape)
         return constrain(tokens.reshape(x.shape[0], -1, self.width), "batch", "tokens", "width"), positions
 
     def _embed_times(self, t: Times, cond: Conditioning, num_frames: int) -> Float[Array, "b m d"]:
@@ -367,6 +388,19 @@ def _table_init(gate_init: GateInit) -> nn.initializers.Initializer:
         return jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
 
     return nn.initializers.zeros if gate_init == "zero" else random
+
+
+def _join_text(
+    tokens: Float[Array, "b n d"], text: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None, context: Context
+) -> tuple[Float[Array, "b m d"], Context]:
+    """Text after the tokens, at no place of the grid, and what the blocks read beside them."""
+    is_real = jnp.ones(text.shape[:2], bool) if mask is None else mask
+    cos, sin = context.rotation
+    still = jnp.zeros((text.shape[1], cos.shape[1]))
+    rotation = rope.Rotation(jnp.concatenate([cos, still + 1]), jnp.concatenate([sin, still]))
+    mask = jnp.concatenate([jnp.ones(tokens.shape[:2], bool), is_real], axis=1)
+    joined = jnp.concatenate([tokens, text.astype(tokens.dtype)], axis=1)
+    return joined, context._replace(mask=mask, rotation=rotation)
 
 
 def _join_rows(rows: Float[Array, "b m"], extra: Float[Array, "b g"] | None, num_frames: int) -> Float[Array, "b r"]:

@@ -66,11 +66,11 @@ class Transformer:
     pooled_dim: int = 0
     modulation: Literal["single", "per_block"] = "single"
 
-    def block(self, tokens: int, text_tokens: int = 0) -> int:
-        """Forward FLOPs of the attention and MLP of one block."""
+    def block(self, tokens: int, text_tokens: int = 0, *, is_joint: bool = False) -> int:
+        """Forward FLOPs of the attention and MLP of one block; joint: text is among the tokens."""
         n, l, d = tokens, text_tokens, self.width
         flops = 8 * n * d**2 + 4 * n**2 * d + 4 * n * d * self.mlp_dim
-        return flops + 4 * (n + l) * d**2 + 4 * n * l * d if self.text_dim else flops
+        return flops + 4 * (n + l) * d**2 + 4 * n * l * d if self.text_dim and not is_joint else flops
 
     def forward(self, tokens: int, text_tokens: int = 0, rows: int = 1) -> int:
         """Forward FLOPs of one sample with `rows` rows of modulation: 1, or one per frame."""

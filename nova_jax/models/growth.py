@@ -17,6 +17,7 @@ NEW_INPUTS = (
     "time_embed_r",
     "guidance_embed",
     "patch_embed_aligned",
+    "patch_embed_position",
     "frame_roles",
     "palette_embed",
     "task_embed",

@@ -8,9 +8,9 @@ on a laptop.
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from nova_jax.models import t5
 from nova_jax.models import vae as vaes
 from nova_jax.models.dit import DiT
+from nova_jax.models.text import t5
 
 T = TypeVar("T")
 

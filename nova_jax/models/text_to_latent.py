@@ -1,4 +1,4 @@
-"""A denoiser and the small text encoder that is trained with it, as one network.
+"""A denoiser and the text encoder that is trained with it, as one network.
 
     text, mask = text_encoder(cond.text_ids, cond.text_mask)          prediction = dit(x, t, cond with text and mask)
 
@@ -9,12 +9,15 @@ Parameters are {"dit": .., "text_encoder": ..}. The text does not depend on x or
 `network.apply(variables, cond, method="encode_text")` and takes all its steps with the result.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nova_jax.models.dit import DiT
-from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text import encoder
+from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.types import Conditioning, Latents, Times
 
 
@@ -22,7 +25,7 @@ class TextToLatent(nn.Module):
     """Reads captions as token ids; states that are already encoded go straight to the denoiser."""
 
     dit: DiT
-    text_encoder: ByteTextEncoder
+    text_encoder: TextEncoder
 
     def __post_init__(self) -> None:
         if self.dit.text_dim != self.text_encoder.width:
@@ -50,12 +53,13 @@ class TextToLatent(nn.Module):
 
         Unchanged if it holds `text` already.
 
-        Without `text_mask`, ids that are not 0 are real.
+        Without `text_mask`, positions whose ids are not 0 are real.
         """
         if cond.text is not None or cond.text_ids is None:
             return cond
-        mask = cond.text_ids != 0 if cond.text_mask is None else cond.text_mask
-        text, text_mask = self.text_encoder(cond.text_ids, mask)
+        mask = encoder.real_positions(cond.text_ids) if cond.text_mask is None else cond.text_mask
+        encode: Any = self.text_encoder
+        text, text_mask = encode(cond.text_ids, mask)
         cond = cond._replace(text=text, text_mask=text_mask)
         if not self.dit.pooled_dim:
             return cond
@@ -65,14 +69,14 @@ class TextToLatent(nn.Module):
     def flops(
         self, latent_shape: tuple[int, int, int], text_length: int, extra_frames: int = 0, extra_text: int = 0
     ) -> int:
-        """Forward FLOPs of one sample of latents (f, h, w) and a text of `text_length` ids; see `DiT.flops`."""
-        length = max(text_length, self.text_encoder.downsample)  # without text: the null caption
-        states = length // self.text_encoder.downsample
+        """Forward FLOPs of one sample of latents (f, h, w) and a text of `text_length` positions; see `DiT.flops`."""
+        length = text_length or self.text_encoder.null(1).mask.shape[1]
+        states = self.text_encoder.num_states(length)
         return self.text_encoder.flops(length) + self.dit.flops(latent_shape, states, extra_frames, extra_text)
 
     def _with_ids(self, cond: Conditioning, batch_size: int) -> Conditioning:
-        """Fills in the null caption where there is no text: ids all 0, and only the first position real."""
+        """Fills in the null caption where there is no text."""
         if cond.text is not None or cond.text_ids is not None:
             return cond
-        ids = jnp.zeros((batch_size, self.text_encoder.downsample), jnp.int32)
-        return cond._replace(text_ids=ids, text_mask=jnp.zeros_like(ids, bool).at[:, 0].set(True))
+        ids, mask = map(jnp.asarray, self.text_encoder.null(batch_size))
+        return cond._replace(text_ids=ids, text_mask=mask)

@@ -18,6 +18,7 @@ So the name of a parameter, not its rank, decides what it is.
 
 import abc
 import dataclasses
+import functools
 import re
 from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple
@@ -28,7 +29,10 @@ import optax
 from jaxtyping import Array, Float
 
 DECAYED = r"(^|/)(kernel|embedding)$"  # never biases, norm scales or modulation tables
-HIDDEN_MATRICES = r"(^|/)blocks/.*kernel$"
+MATRICES = {  # what Muon takes, by name
+    "blocks": r"(^|/)blocks/.*kernel$",
+    "hidden": r"(^|/)(blocks/.*|\w*_embed/(in|out)/|time_modulation/)kernel$",
+}
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -84,8 +88,15 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-    """Muon for the matrices inside blocks, AdamW for embeddings, ends, vectors and tables."""
+    """Muon for hidden matrices, AdamW for embeddings, ends, vectors and tables.
 
+    Attributes:
+        matrices: of "blocks" alone, or all "hidden" ones: those of embedders and of the shared modulation too.
+        adam_scale: AdamW's learning rate over Muon's.
+    """
+
+    matrices: Literal["blocks", "hidden"] = "blocks"
+    adam_scale: float = 1.0
     momentum: float = 0.95
     newton_schulz_steps: int = 5
     b1: float = 0.9
@@ -94,14 +105,20 @@ class Muon(Optimizer):
 
     def make(self) -> optax.GradientTransformation:
         """Clips the global norm, then Muon or AdamW by the name of the parameter."""
+        pattern = MATRICES[self.matrices]
         muon = optax.chain(
             scale_by_muon(self.momentum, self.newton_schulz_steps),
             optax.add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(self.learning_rate),
         )
-        adam = _adamw(self, self.b1, self.b2, self.eps)
+        adam = _adamw(self, self.b1, self.b2, self.eps, self.adam_scale)
         parts: dict[Hashable, optax.GradientTransformation] = {"muon": muon, "adam": adam}
-        return _clipped(self.clip_norm, optax.partition(parts, _label))
+        return _clipped(self.clip_norm, optax.partition(parts, functools.partial(_label, pattern)))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.matrices not in MATRICES or not self.adam_scale > 0:
+            raise ValueError(f"{self}: matrices is one of {', '.join(MATRICES)}, and adam_scale above 0")
 
 
 class MuonState(NamedTuple):
@@ -144,8 +161,11 @@ def _rms_factor(matrix: Array) -> float:
     return 0.2 * max(matrix.shape[-2:]) ** 0.5
 
 
-def _adamw(config: Optimizer, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    return optax.adamw(config.learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=config.weight_decay, mask=_is_decayed)
+def _adamw(config: Optimizer, b1: float, b2: float, eps: float, scale: float = 1.0) -> optax.GradientTransformation:
+    def learning_rate(step: Any) -> Any:
+        return scale * config.learning_rate(step)
+
+    return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=config.weight_decay, mask=_is_decayed)
 
 
 def _clipped(norm: float | None, transform: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -156,10 +176,8 @@ def _is_decayed(params: optax.Params) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: _matches(DECAYED, path), params)
 
 
-def _label(params: optax.Params) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "muon" if _matches(HIDDEN_MATRICES, path) else "adam", params
-    )
+def _label(pattern: str, params: optax.Params) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if _matches(pattern, path) else "adam", params)
 
 
 def _matches(pattern: str, path: tuple[Any, ...]) -> bool:

@@ -17,8 +17,8 @@ import numpy as np
 
 from nova_jax import config as configs
 from nova_jax.models.dit import DiT
-from nova_jax.models.t5 import T5Encoder
-from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text import ByteTextEncoder, WordTextEncoder
+from nova_jax.models.text.t5 import T5Encoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.models.vae import VAE
 from nova_jax.parallel import rules
@@ -120,8 +120,8 @@ def _example_inputs(module: Any) -> tuple[Any, ...]:
         return ()
     if isinstance(module, T5Encoder):
         return (jnp.zeros((1, 1), jnp.int32),)
-    if isinstance(module, ByteTextEncoder):
-        return jnp.zeros((1, module.downsample), jnp.int32), jnp.ones((1, module.downsample), bool)
+    if isinstance(module, (ByteTextEncoder, WordTextEncoder)):
+        return tuple(map(jnp.asarray, module.null(1)))
     if isinstance(module, DiT):
         return _latents(module), jnp.zeros(1), Conditioning()
     if isinstance(module, TextToLatent):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nova_jax.models.t5 import T5Encoder
+from nova_jax.models.text.t5 import T5Encoder
 from nova_jax.weights.tables import Entry, Transform, WeightsError, keep, linear, numbered
 
 CLASS_NAMES = ("T5EncoderModel", "T5ForConditionalGeneration", "UMT5EncoderModel", "UMT5ForConditionalGeneration")

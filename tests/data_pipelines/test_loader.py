@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from data_pipelines import images, loader, scenes, sources, text
 from nova_jax import types
+from nova_jax.models.text import WordTextEncoder
 
 
 class Numbers:
@@ -318,16 +319,13 @@ def test_damaged_shards_stream_on_and_resume_to_the_bit(emoji_like, caplog):
 
 
 def test_the_scenes_world_loads_like_any_source():
-    def encode(captions, length):
-        ids = np.array([list(c.encode().ljust(length, b"\0")[:length]) for c in captions])
-        return ids, ids > 0
-
+    tokenize = text.Tokenize(WordTextEncoder(length=20))
     pipeline = loader.Loader(
-        scenes.Scenes(length=64), batch_size=4, transform=images.Transform(), batch_transform=text.Tokenize(encode, 32)
+        scenes.Scenes(length=64), batch_size=4, transform=images.Transform(), batch_transform=tokenize
     )
     batch = next(pipeline.batches())
     assert batch["pixels"].shape[0] == 4
-    assert batch["text_ids"].shape == (4, 32)
+    assert batch["text_ids"].shape == (4, 20, 12)
     assert len(pipeline.fingerprint()) == 64
 
 

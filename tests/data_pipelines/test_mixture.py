@@ -8,6 +8,7 @@ import pytest
 
 from data_pipelines.mixture import Mixture
 from nova_jax import experiment
+from nova_jax.models.text import WordTextEncoder
 from nova_jax.types import Batch
 
 
@@ -29,6 +30,9 @@ class Counting:
     def codec(self):
         return None
 
+    def with_text_encoder(self, encoder):
+        return Counting((self.part, encoder))
+
     def batches(self, start, batch_size, shard_index=0, shard_count=1):
         rows = batch_size // shard_count
         for first in itertools.count(start, batch_size):
@@ -47,6 +51,13 @@ def take(start, batches, batch_size=4, **shard):
 
 def test_a_mixture_is_a_data_source():
     assert isinstance(MIXTURE, experiment.DataSource)
+
+
+def test_all_parts_are_read_by_the_encoder_of_the_network():
+    encoder = WordTextEncoder()
+    bound = TOKENS.with_text_encoder(encoder)
+    assert [part[0].part for part in bound.parts] == [(0, encoder), (1, encoder), (2, encoder)]
+    assert [part[1:] for part in bound.parts] == [part[1:] for part in TOKENS.parts]
 
 
 def test_every_batch_comes_whole_from_one_part_and_parts_keep_their_proportions():

@@ -23,6 +23,17 @@ def test_an_odd_number_of_timestep_features_is_an_error():
         embeddings.timestep_features(jnp.zeros(2), 5)
 
 
+def test_every_place_of_a_grid_has_features_of_its_own():
+    features = embeddings.grid_features(5, 7).reshape(35, -1)
+    apart = np.abs(features[:, None] - features[None]).max(-1) + np.eye(35)
+    assert apart.min() > 0.1
+
+
+def test_features_say_which_part_of_the_image_a_place_is_at_any_size_of_the_grid():
+    coarse, fine = embeddings.grid_features(2, 3), embeddings.grid_features(6, 9)
+    np.testing.assert_allclose(fine[1::3, 1::3], coarse, atol=1e-6)  # the centres of three by three places
+
+
 @pytest.mark.parametrize("patch_size", [(1, 2, 2), (2, 1, 3), (1, 1, 1)])
 def test_patchify_and_unpatchify_are_inverse(patch_size):
     x = normal(2, 4, 6, 6, 5)

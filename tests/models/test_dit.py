@@ -306,3 +306,123 @@ def test_conditioning_that_the_network_has_no_input_for_is_an_error(cond, messag
 def test_heads_that_do_not_divide_the_width_are_an_error():
     with pytest.raises(ValueError, match=r"width 24 .* 5 heads"):
         dit.DiT(**{**SIZES, "num_heads": 5})
+
+
+JOINT = {"text_attention": "joint"}
+
+
+def test_joint_attention_needs_no_parameters_of_its_own():
+    _, cross = make_trained()
+    _, joint = make_trained(**JOINT)
+    assert set(joint) == set(cross)
+    assert set(cross["blocks"]) - set(joint["blocks"]) == {"cross_attention", "cross_norm"}
+
+
+def test_joint_attention_without_real_text_is_a_transformer_of_the_latents_alone():
+    """What the other kind computes when its cross-attention adds nothing: two ways to read no text at all."""
+    cross, params = make_trained()
+    silent = jax.tree.map(jnp.zeros_like, params["blocks"]["cross_attention"]["out"])
+    attention = {**params["blocks"]["cross_attention"], "out": silent}
+    without = {**params, "blocks": {**params["blocks"], "cross_attention": attention}}
+    expected = apply((cross, without), X, T, TEXT)
+    shared = {name: leaf for name, leaf in params["blocks"].items() if not name.startswith("cross_")}
+    nothing = TEXT._replace(text_mask=jnp.zeros_like(TEXT.text_mask))
+    joint = (cross.clone(**JOINT), {**params, "blocks": shared})
+    np.testing.assert_allclose(apply(joint, X, T, nothing), expected, atol=1e-5)
+    assert np.abs(apply(joint, X, T, TEXT) - expected).max() > 1e-3
+
+
+def test_joint_attention_treats_text_as_tokens_like_those_of_the_latents():
+    """One patch and text that embed to the same token: attention over copies of a token is that over one of them."""
+    model, params = make_trained(**JOINT)
+    same = {name: jax.tree.map(jnp.zeros_like, params[name]) for name in ("patch_embed", "text_embed")}
+    network, patch = (model, {**params, **same}), X[:, :1, :2, :2]
+    one = TEXT._replace(text=TEXT.text[:, :1], text_mask=TEXT.text_mask[:, :1])
+    np.testing.assert_allclose(apply(network, patch, T, TEXT), apply(network, patch, T, one), atol=1e-5)
+    assert np.abs(apply(network, patch, T, one)).max() > 1e-2
+
+
+def test_masked_text_has_no_influence_in_joint_attention_and_real_text_has():
+    network = make_trained(**JOINT)
+    noise = TEXT._replace(text=TEXT.text + 10 * ~TEXT.text_mask[:, :, None])
+    np.testing.assert_array_equal(apply(network, X, T, noise), apply(network, X, T, TEXT))
+    other = TEXT._replace(text=TEXT.text.at[:, 0].add(1.0))
+    assert np.all(np.abs(apply(network, X, T, other) - apply(network, X, T, TEXT)).max((2, 3, 4)) > 1e-3)
+
+
+def test_length_of_padding_changes_nothing_in_joint_attention():
+    network = make_trained(**JOINT)
+    padded = Conditioning(
+        text=jnp.pad(TEXT.text, ((0, 0), (0, 3), (0, 0)), constant_values=7.0),
+        text_mask=jnp.pad(TEXT.text_mask, ((0, 0), (0, 3))),
+    )
+    np.testing.assert_allclose(apply(network, X, T, padded), apply(network, X, T, TEXT), atol=1e-5)
+
+
+def test_joint_attention_reads_text_as_a_set():
+    """Text lies at no place of the grid: its order is known to its encoder."""
+    network, order = make_trained(**JOINT), jnp.asarray([2, 0, 3, 1])
+    shuffled = Conditioning(text=TEXT.text[:, order], text_mask=TEXT.text_mask[:, order])
+    np.testing.assert_allclose(apply(network, X, T, shuffled), apply(network, X, T, TEXT), atol=1e-5)
+
+
+def test_joint_attention_without_text_reads_the_null_caption_of_zeros():
+    network = make_trained(**JOINT)
+    null = TEXT._replace(text=0 * TEXT.text, text_mask=jnp.asarray([[True, False, False, False]] * 2))
+    np.testing.assert_allclose(apply(network, X, T, None), apply(network, X, T, null), atol=1e-5)
+
+
+def test_every_input_and_parameter_matters_in_joint_attention():
+    fields = {name: value for name, value in ALL_INPUTS.items() if name != "num_frame_roles"}
+    model, params = make_trained(**JOINT, **fields)
+    given = ALL_GIVEN._replace(frames=None, frame_roles=None, frame_times=None)
+    for name in ("text", "pooled", "aligned", "r", "guidance_scale", "palette"):
+        other = given._replace(**{name: getattr(given, name) / 4 + 0.1})
+        change = np.abs(apply((model, params), X, T, other) - apply((model, params), X, T, given))
+        assert np.all(change.max((1, 2, 3, 4)) > 1e-3), name
+    gradient = gradient_of_energy(model)(params, X, T, given)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_joint_attention_does_not_depend_on_how_the_network_is_compiled():
+    reference, params = make_trained(**JOINT)
+    other = reference.clone(scan_unroll=2, remat="none", attention_implementation="tiled")
+    np.testing.assert_allclose(apply((other, params), X, T, TEXT), apply((reference, params), X, T, TEXT), atol=1e-4)
+
+
+def test_joint_attention_and_frames_with_times_of_their_own_are_refused_together():
+    with pytest.raises(ValueError, match="use text_attention='cross' with frames"):
+        dit.DiT(**SIZES, **JOINT, num_frame_roles=1)
+
+
+def test_joint_attention_and_times_per_frame_are_refused_together():
+    """Text tokens would be modulated with the times of frames."""
+    model, params = make_trained(**JOINT)
+    per_frame = jnp.broadcast_to(T[:, None], (2, 3))
+    for length in (3, 4):  # 18 tokens of latents and 3 of text divide over 3 frames, and 4 do not
+        cond = Conditioning(text=TEXT.text[:, :length])
+        with pytest.raises(ValueError, match="text_attention='cross'"):
+            jax.eval_shape(model.apply, {"params": params}, X, per_frame, cond)
+
+
+def test_positions_in_the_frame_change_nothing_until_they_are_trained():
+    _, old = make_trained()
+    model, new = make(has_absolute_positions=True)
+    assert set(new) - set(old) == {"patch_embed_position"}
+    grown = {**new, **old}
+    np.testing.assert_array_equal(apply((model, grown), X, T, TEXT), apply(make_trained(), X, T, TEXT))
+    gradient = gradient_of_energy(model)(grown, X, T, TEXT)
+    assert np.any(gradient["patch_embed_position"]["kernel"])
+
+
+def test_only_absolute_positions_tell_tokens_of_a_uniform_clip_apart():
+    x = jnp.broadcast_to(X[:, :1, :1, :1], X.shape)
+    answers = [apply(make_trained(has_absolute_positions=has), x, T, TEXT) for has in (False, True)]
+    spread = [np.ptp(np.asarray(answer)[:, :, ::2, ::2], axis=(2, 3)).max() for answer in answers]
+    assert spread[0] < 1e-4 < 1e-2 < spread[1]
+
+
+def test_absolute_positions_are_silent_at_first():
+    plain, placed = make(), make(has_absolute_positions=True)
+    np.testing.assert_array_equal(placed[1]["patch_embed_position"]["kernel"], 0)
+    np.testing.assert_array_equal(apply(placed, X, T, TEXT), apply(plain, X, T, TEXT))

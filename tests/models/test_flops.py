@@ -24,10 +24,11 @@ def test_formula_gives_the_cost_of_dit_at_512_pixels():
     assert paper.forward(tokens=1024) / 2e9 == pytest.approx(524.60, rel=1e-3)  # table 6 of the same paper
 
 
-def test_formula_agrees_with_the_compiler_on_an_unscanned_network():
+@pytest.mark.parametrize("text_attention", ["cross", "joint"])
+def test_formula_agrees_with_the_compiler_on_an_unscanned_network(text_attention):
     model = dit.DiT(
         width=192, depth=2, num_heads=3, in_channels=4, text_dim=64, scan_unroll=2, remat="none",
-        aligned_channels=2, has_second_time=True, has_guidance=True,
+        aligned_channels=2, has_second_time=True, has_guidance=True, text_attention=text_attention,
     )  # fmt: skip
     x, t = jnp.zeros((1, 2, 16, 16, 4)), jnp.zeros(1)
     cond = Conditioning(text=jnp.zeros((1, 24, 64)), aligned=jnp.zeros((1, 2, 16, 16, 2)), r=t, guidance_scale=t)

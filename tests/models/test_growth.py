@@ -30,7 +30,13 @@ def test_a_grown_student_answers_as_its_teacher_to_the_bit(r):
     np.testing.assert_array_equal(answer, jax.jit(teacher.network.apply)({"params": teacher.params}, x, t, cond))
 
 
-EDITING = {"aligned_channels": 6, "num_frame_roles": 1, "has_palette": True, "num_tasks": 4}
+EDITING = {
+    "aligned_channels": 6,
+    "num_frame_roles": 1,
+    "has_palette": True,
+    "num_tasks": 4,
+    "has_absolute_positions": True,
+}
 
 
 def test_a_text_to_image_model_grown_into_an_editing_one_draws_the_same_pictures_to_the_bit():

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from nova_jax.models import presets, t5, text, text_to_latent, vae
+from nova_jax.models import presets, text, text_to_latent, vae
+from nova_jax.models.text import t5
 from nova_jax.parallel import mesh as meshes
 from nova_jax.parallel import rules
 from nova_jax.training import optimizer, step
@@ -92,6 +93,8 @@ def test_no_parameter_of_the_text_encoders_is_whole_by_accident(mesh):
     ids, mask = jnp.zeros((1, 64), jnp.int32), jnp.ones((1, 64), bool)
     byte = jax.eval_shape(text.ByteTextEncoder().init, jax.random.key(0), ids, mask)["params"]
     assert_cut(byte, mesh)
+    tokens = map(jnp.asarray, text.WordTextEncoder().null(1))
+    assert_cut(jax.eval_shape(text.WordTextEncoder().init, jax.random.key(0), *tokens)["params"], mesh)
     module = t5.T5Encoder(vocab_size=256, width=64, depth=2, num_heads=4, head_dim=16, mlp_width=128)
     assert_cut(jax.eval_shape(module.init, jax.random.key(0), ids, mask)["params"], mesh)
 

@@ -114,6 +114,31 @@ def test_muon_leaves_everything_but_hidden_matrices_to_adam():
     }
 
 
+def test_muon_takes_embedders_and_the_shared_modulation_where_asked():
+    kernel = jnp.ones((3, 4))
+    weights = {
+        "dit": {"text_embed": {"in": {"kernel": kernel}, "out": {"kernel": kernel}}, "patch_embed": {"kernel": kernel}},
+        "time_modulation": {"kernel": kernel},
+    }
+    gradients = jax.tree.map(jnp.sin, weights)
+    blocks, hidden = (
+        update(optimizer.Muon(peak=1.0, warmup=0, matrices=m), gradients, weights) for m in ("blocks", "hidden")
+    )
+    same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), blocks, hidden)
+    assert same == {
+        "dit": {"text_embed": {"in": {"kernel": False}, "out": {"kernel": False}}, "patch_embed": {"kernel": True}},
+        "time_modulation": {"kernel": False},
+    }
+
+
+def test_adam_scale_scales_what_is_left_to_adam_alone():
+    weights = params()
+    gradients = jax.tree.map(jnp.sin, weights)
+    whole, quarter = (update(optimizer.Muon(peak=1.0, warmup=0, adam_scale=s), gradients, weights) for s in (1.0, 0.25))
+    np.testing.assert_allclose(quarter["head"]["kernel"], 0.25 * whole["head"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(quarter["blocks"]["mlp"]["up"]["kernel"], whole["blocks"]["mlp"]["up"]["kernel"])
+
+
 def test_muon_momentum_is_nesterov():
     transform = optimizer.scale_by_muon(momentum=0.5)
     first, second = jax.random.normal(jax.random.key(0), (2, 4, 4))
@@ -136,3 +161,8 @@ def test_muon_momentum_is_nesterov():
 def test_impossible_schedules_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         optimizer.AdamW(**fields)
+
+
+def test_muon_refuses_a_rate_of_zero_for_adam():
+    with pytest.raises(ValueError, match="one of blocks, hidden, and adam_scale above 0"):
+        optimizer.Muon(adam_scale=0.0)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from nova_jax import weights
-from nova_jax.models import dit, t5, text, text_to_latent, vae
+from nova_jax.models import dit, text, text_to_latent, vae
+from nova_jax.models.text import t5
 from nova_jax.parallel import mesh as meshes
 from nova_jax.parallel import rules
 from nova_jax.weights import safetensors, tables
@@ -20,6 +21,7 @@ SMALL_TEXT = text.ByteTextEncoder(width=8, depth=1, num_heads=2, byte_width=4)
 MODULES = {
     "dit": SMALL_DIT,
     "text": SMALL_TEXT,
+    "words": text.WordTextEncoder(width=8, depth=1, num_heads=2, byte_width=4, num_rows=16),
     "text_to_latent": text_to_latent.TextToLatent(dit=SMALL_DIT, text_encoder=SMALL_TEXT),
     "t5": t5.T5Encoder(vocab_size=9, width=8, depth=2, num_heads=2, head_dim=4, mlp_width=8, dtype=jnp.bfloat16),
     "vae": vae.VAE(latent_channels=2, width=4, width_multipliers=(1, 2), halves_time=(False,), num_blocks=1),
@@ -43,7 +45,20 @@ def test_every_kind_of_module_is_read_back_to_the_bit(tmp_path, name):
 def test_stored_paths_are_the_parameters_own(tmp_path):
     weights.save(SMALL_TEXT, random_params(SMALL_TEXT), tmp_path)
     assert "blocks/mlp/up/kernel" in safetensors.read_header(tmp_path / "model.safetensors").tensors
-    assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == "nova_jax.models.text:ByteTextEncoder"
+    name = json.loads((tmp_path / "config.json").read_text())["_class_name"]
+    assert name == "nova_jax.models.text.byte_groups:ByteTextEncoder"
+
+
+def test_a_folder_that_names_a_class_where_it_once_was_is_read(tmp_path):
+    params = random_params(SMALL_TEXT)
+    weights.save(SMALL_TEXT, params, tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    old = {name: value for name, value in written.items() if name not in ("length", "aligns_words")}
+    old["_class_name"] = "nova_jax.models.text:ByteTextEncoder"
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    module, loaded = weights.load(tmp_path)
+    assert module == SMALL_TEXT
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])

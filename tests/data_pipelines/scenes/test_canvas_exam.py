@@ -6,6 +6,7 @@ import pytest
 from data_pipelines.scenes import canvas_exam, world
 from nova_jax import tasks
 from nova_jax.evaluation import task_evaluation
+from nova_jax.models.text import ByteTextEncoder
 
 LIMITS = tasks.Limits(min_side=32, max_side=128, multiple=8, default_side=32)
 EXAM = canvas_exam.Exam(per_task=16)
@@ -96,7 +97,7 @@ def test_baselines_share_captions_and_seeds_with_what_is_measured_against_them(p
 
 
 def test_captions_are_cut_to_what_the_model_reads():
-    short = canvas_exam.Exam(per_task=16, text_length=20).parts(LIMITS, 2.0)
+    short = canvas_exam.Exam(per_task=16, cut=ByteTextEncoder(length=20).cut).parts(LIMITS, 2.0)
     texts = [q.ask.text for part in short if part.name in ("generate", "add") for q in part.questions]
     assert max(map(len, texts)) == 19
 

@@ -9,6 +9,7 @@ import pytest
 from data_pipelines.scenes import reel_exam, reel_world
 from nova_jax import tasks
 from nova_jax.evaluation import exam, task_evaluation
+from nova_jax.models.text import ByteTextEncoder
 
 WORLD = dataclasses.replace(reel_world.REEL_36, frames=13, fps=12)
 LIMITS = tasks.VideoLimits(height=36, width=64, frames=13, fps=12)
@@ -77,7 +78,7 @@ def test_every_motion_of_the_camera_is_asked_for_before_any_is_again():
 
 
 def test_captions_are_cut_to_what_the_model_reads():
-    short = dataclasses.replace(EXAM, text_length=20).parts(LIMITS, 2.0)
+    short = dataclasses.replace(EXAM, cut=ByteTextEncoder(length=20).cut).parts(LIMITS, 2.0)
     texts = [q.ask.text for part in short if part.name in ("video", "still") for q in part.questions]
     assert max(map(len, texts)) == 19
 

@@ -1,16 +1,14 @@
-"""A small byte-level text encoder, trained from scratch with the denoiser, so that nothing must be downloaded to start.
+"""Bytes in groups as text tokens: the encoder of earlier runs, and the one that `models.text.words` is compared with.
 
-UTF-8 bytes are embedded, every `downsample` bytes are merged into one token, and a few T5 blocks (models/t5.py) let the
-tokens see each other:
+UTF-8 bytes are embedded, every `downsample` bytes are merged into one token, and a few T5 blocks (models/text/t5.py)
+let the tokens see each other:
 
     e = embed(ids)                                     bytes, 0 where masked
     x = gelu([e of the previous, this and the next group] Up) Down      one token per group: a strided convolution
     x = RMSNorm(blocks(x))                             bidirectional, relative position bias
 
-The windows overlap, so a word is seen whole wherever the group borders fall. 64 bytes make 16 tokens: cheaper than any
-subword model of the same depth, with no vocabulary to keep.
-
-The null caption (classifier-free guidance) is ids all 0 with the mask True at position 0 only: a learned state.
+64 bytes make 16 tokens. The groups fall where they fall, so that a word has to be learnt in as many alignments as a
+group has bytes: attributes are bound to objects late or never. With `aligns_words` each word is padded to whole groups.
 
 Bytes as tokens: Xue et al. 2021 (ByT5), arXiv:2105.13626; merging by a strided convolution: Clark et al. 2021 (CANINE),
 arXiv:2103.06874.
@@ -23,10 +21,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from nova_jax.layers import linear, stack
-from nova_jax.models import t5
+from nova_jax.models.text import encoder, t5, words
 
 NULL = 0  # padding, and the whole of the null caption
 START = 1
@@ -34,9 +32,7 @@ FIRST_BYTE = 2
 VOCAB_SIZE = FIRST_BYTE + 256
 
 
-def encode_bytes(
-    captions: Sequence[str], length: int, *, truncate: bool = False
-) -> tuple[Int[np.ndarray, "n l"], Bool[np.ndarray, "n l"]]:
+def encode_bytes(captions: Sequence[str], length: int, *, truncate: bool = False) -> encoder.Tokens:
     """UTF-8 ids and mask of `length` positions: a start token, the bytes, then padding.
 
     The start token is always unmasked, so the empty caption is text too (it differs from the null caption).
@@ -47,21 +43,30 @@ def encode_bytes(
         truncate: cut a caption that is too long after its last whole character that fits, instead of raising.
 
     Raises:
-        ValueError: a caption has more than `length - 1` bytes and `truncate` is False.
+        CaptionTooLong: a caption has more than `length - 1` bytes and `truncate` is False.
     """
     ids = np.full((len(captions), length), NULL, np.int32)
     for row, caption in zip(ids, captions, strict=True):
         data = caption.encode()
         if len(data) > length - 1:
             if not truncate:
-                raise ValueError(
-                    f"caption {caption[:60]!r} has {len(data)} UTF-8 bytes and {length - 1} fit: shorten it, raise the "
-                    "text length or pass truncate=True"
-                )
+                raise encoder.too_long(caption, len(data), length - 1, "UTF-8 bytes")
             data = data[: length - 1].decode(errors="ignore").encode()
         row[0] = START
         row[1 : 1 + len(data)] = np.frombuffer(data, np.uint8).astype(np.int32) + FIRST_BYTE
-    return ids, ids != NULL
+    return encoder.Tokens(ids, ids != NULL)
+
+
+def align(caption: str, group: int) -> bytes:
+    """The bytes of a caption, each word padded with spaces to whole groups.
+
+    The first group is one byte shorter: the start token stands before it.
+    """
+    data = bytearray()
+    for word in words.split(caption):
+        data += word.encode()
+        data += b" " * (-(1 + len(data)) % group)
+    return bytes(data)
 
 
 class GroupEmbed(nn.Module):
@@ -89,7 +94,44 @@ class ByteTextEncoder(nn.Module):
     byte_width: int = 64
     downsample: int = 4
     mlp_ratio: float = 4.0
+    length: int = 64  # bytes of a caption, the start token included
+    aligns_words: bool = False  # pads every word to whole groups
     dtype: Any = jnp.float32
+
+    @property
+    def is_frozen(self) -> bool:
+        """False: it is trained inside the network."""
+        return False
+
+    @nn.nowrap
+    def tokenize(self, captions: Sequence[str], *, truncate: bool = False) -> encoder.Tokens:
+        """Ids and mask (n, length): a start token, then the bytes; see `TextEncoder`.
+
+        Raises:
+            CaptionTooLong: a caption has more than `length - 1` bytes and `truncate` is False.
+        """
+        if self.aligns_words:
+            captions = [align(caption, self.downsample).decode() for caption in captions]
+        return encode_bytes(captions, self.length, truncate=truncate)
+
+    @nn.nowrap
+    def cut(self, caption: str) -> str:
+        """The longest beginning of a caption that fits."""
+        if not self.aligns_words:
+            return caption.encode()[: self.length - 1].decode(errors="ignore")
+        while len(align(caption, self.downsample)) > self.length - 1:
+            caption = caption[:-1]
+        return caption
+
+    @nn.nowrap
+    def null(self, batch_size: int) -> encoder.Tokens:
+        """The null caption, one group."""
+        return encoder.make_null(batch_size, (self.downsample,))
+
+    @nn.nowrap
+    def num_states(self, length: int) -> int:
+        """One state a group."""
+        return length // self.downsample
 
     @nn.compact
     def __call__(self, ids: t5.Ids, mask: t5.Mask) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
@@ -121,8 +163,9 @@ class ByteTextEncoder(nn.Module):
             name="blocks",
         )
 
+    @nn.nowrap
     def flops(self, length: int) -> int:
-        """Forward FLOPs of one caption of `length` bytes: matrix products only, a multiply-add is two."""
+        """Forward FLOPs of one caption of `length` bytes; see `TextEncoder`."""
         tokens, window = length // self.downsample, 3 * self.downsample * self.byte_width
         merge = 2 * tokens * self.width * (window + self.width)
         return merge + self.depth * t5.block_flops(tokens, self.width, self.width, round(self.mlp_ratio * self.width))

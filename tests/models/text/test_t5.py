@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nova_jax.models import t5
+from nova_jax.models.text import t5
 
 TINY = t5.T5Encoder(
     vocab_size=50, width=16, depth=2, num_heads=2, head_dim=6, mlp_width=24, num_buckets=8, max_distance=16
