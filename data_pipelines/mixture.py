@@ -81,6 +81,11 @@ class Mixture:
         """That of the first part."""
         return self.parts[0][0].codec()
 
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        """What reads the captions of the first part."""
+        return self.parts[0][0].text_encoder
+
     def with_text_encoder(self, encoder: TextEncoder) -> "Mixture":
         """The same parts, read by the encoder that a network trains."""
         parts = tuple((part[0].with_text_encoder(encoder), *part[1:]) for part in self.parts)

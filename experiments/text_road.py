@@ -100,6 +100,7 @@ ROADS: dict[str, Road] = {
     "today_byte_groups": Road(
         says="four bytes a token, all else as today", encoder=dataclasses.replace(BYTES, length=96)
     ),
+    "earlier_rates": Road(says="the optimizer as it was", rates=EARLIER["rates"]),
     "earlier_captions": Road(says="scenes and captions as they were", scene_world=world.QUICKSTART),
 }
 
@@ -117,6 +118,7 @@ class TextRoad:
         examined: pictures a task, at every point.
         folder: of all runs and the report.
         results: a JSON file for the curves beside it; "": none.
+        trains: roads without a curve; if not, only the runs that are there are reported, finished or not.
     """
 
     roads: tuple[str, ...] = tuple(ROADS)
@@ -127,6 +129,7 @@ class TextRoad:
     examined: int = 128
     folder: str = "runs/text_road"
     results: str = ""
+    trains: bool = True
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.roads if name not in ROADS]:
@@ -208,8 +211,11 @@ def main(settings: TextRoad) -> None:
     found: list[dict[str, Any]] = []
     for seed in settings.seeds:
         for name in settings.roads:
-            curve = run_road(settings, name, seed)
-            loss = training_loss(make_config(settings, name, seed).directory)
+            directory = make_config(settings, name, seed).directory
+            curve = run_road(settings, name, seed) if settings.trains else read_curve(directory / "curve.jsonl")
+            if not curve:
+                continue
+            loss = training_loss(directory)
             found.append({"road": name, "says": ROADS[name].says, "seed": seed, "loss": loss, "curve": curve})
             write(settings, found)
     print(f"report: {settings.folder}/report.html")

@@ -1,0 +1,1 @@
+"""Runs: what their folders say of them."""

@@ -1,0 +1,57 @@
+"""What a run folder says of its run: config.json, brought to today's form.
+
+    {"config": the resolved TrainConfig, "data": facts about the data, "parameters": .., "environment": .., ..}
+
+Runs of earlier versions keep loading. Classes that moved are known to `config.MOVED`; here is what changed in form:
+
+    text     the length of captions was a field of the data, in bytes, and the encoder had none; now the data names the
+             encoder that reads its captions, and the encoder knows its length
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from nova_jax import config as configs
+
+FILE = "config.json"
+
+
+def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        FileNotFoundError: the folder is not a run folder.
+    """
+    path = pathlib.Path(run_dir) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{run_dir} is not a run folder: it has no {FILE}; start a run first")
+    return upgrade(json.loads(path.read_text(encoding="utf-8")))
+
+
+def upgrade(record: dict[str, Any]) -> dict[str, Any]:
+    """A record in today's form; one that has it already is unchanged."""
+    config = configs.renamed(record["config"])
+    encoder = config["model"].get("text_encoder") if isinstance(config.get("model"), dict) else None
+    length = record.get("data", {}).get("text_length")
+    if encoder is None or length is None or not _has_length(config["data"]):
+        return record | {"config": config}
+    encoder = {"length": length} | encoder
+    model = config["model"] | {"text_encoder": encoder}
+    return record | {"config": config | {"model": model, "data": _with_encoder(config["data"], encoder)}}
+
+
+def _has_length(data: Any) -> bool:
+    if isinstance(data, dict):
+        return "text_length" in data or any(map(_has_length, data.values()))
+    return isinstance(data, list) and any(map(_has_length, data))
+
+
+def _with_encoder(data: Any, encoder: dict[str, Any]) -> Any:
+    """The data with the encoder wherever a length stood."""
+    if isinstance(data, list):
+        return [_with_encoder(item, encoder) for item in data]
+    if not isinstance(data, dict):
+        return data
+    found = {key: _with_encoder(item, encoder) for key, item in data.items() if key != "text_length"}
+    return found | {"text_encoder": encoder} if "text_length" in data else found

@@ -1,0 +1,159 @@
+"""Records of runs from before text encoders knew their length: brought to today's form, loaded, drawn from, resumed."""
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from nova_jax import config as configs
+from nova_jax import experiment, inference
+from nova_jax.models.text import ByteTextEncoder, WordTextEncoder
+from nova_jax.models.text.pretrained import T5TextEncoder
+from nova_jax.runs import record
+from tests import tiny_run
+
+OLD_ENCODER = {
+    "_class_name": "nova_jax.models.text:ByteTextEncoder",
+    "width": 8,
+    "depth": 1,
+    "num_heads": 2,
+    "byte_width": 64,
+    "downsample": 4,
+    "mlp_ratio": 4.0,
+    "dtype": {"_dtype": "float32"},
+}
+ENCODER = ByteTextEncoder(width=8, depth=1, num_heads=2, length=96)
+OLD_DATA = {
+    "_class_name": "data_pipelines.streams:CaptionedLatents",
+    "source": {"_class_name": "data_pipelines.scenes.source:Scenes", "seed": 0, "length": 32},
+    "codec_path": "vae",
+    "text_length": 96,
+    "size": None,
+}
+OTHER_DATA = OLD_DATA | {"_class_name": "data_pipelines.canvas:CanvasLatents", "num_frames": 1}
+
+
+def old_record(data):
+    """What config.json of an earlier version said, as far as it matters."""
+    model = {
+        "_class_name": "nova_jax.models.text_to_latent:TextToLatent",
+        "dit": {"_class_name": "nova_jax.models.dit:DiT", "width": 16, "text_dim": 8},
+        "text_encoder": OLD_ENCODER,
+    }
+    config = {"_class_name": "nova_jax.experiment:TrainConfig", "name": "old", "model": model, "data": data, "steps": 4}
+    return {"config": config, "data": {"latent_shape": [1, 4, 4, 4], "text_length": 96}, "flops_per_step": 1.0}
+
+
+def without(mapping, *names):
+    return {name: value for name, value in mapping.items() if name not in names}
+
+
+def test_the_encoder_of_an_old_run_gets_the_length_of_its_data_and_the_data_gets_the_encoder():
+    old = old_record(OLD_DATA)
+    before = copy.deepcopy(old)
+    new = record.upgrade(old)
+    assert configs.from_dict(new["config"]["model"]["text_encoder"]) == ENCODER
+    assert configs.from_dict(new["config"]["data"]["text_encoder"]) == ENCODER
+    assert without(new["config"]["data"], "text_encoder") == without(OLD_DATA, "text_length")
+    assert without(new["config"], "model", "data") == without(old["config"], "model", "data")
+    assert new["config"]["model"]["dit"] == old["config"]["model"]["dit"]
+    assert without(new, "config") == without(old, "config")
+    assert old == before, "the record that came in is as it was"
+
+
+def test_every_part_of_a_mixture_gets_the_encoder():
+    parts = [[OLD_DATA, 1], [OTHER_DATA, 2, 3.0]]
+    mixture = {"_class_name": "data_pipelines.mixture:Mixture", "parts": parts, "processes": 0}
+    new = record.upgrade(old_record(mixture))["config"]["data"]
+    assert without(new, "parts") == without(mixture, "parts")
+    assert [part[1:] for part in new["parts"]] == [[1], [2, 3.0]]
+    for part, old in zip(new["parts"], (OLD_DATA, OTHER_DATA), strict=True):
+        assert configs.from_dict(part[0]["text_encoder"]) == ENCODER
+        assert without(part[0], "text_encoder") == without(old, "text_length")
+
+
+def test_classes_that_moved_are_found_under_their_new_names():
+    t5 = {"_class_name": "nova_jax.models.t5:T5Encoder", "vocab_size": 9}
+    old = {"config": {"model": t5, "data": None}, "data": {}}
+    assert record.upgrade(old)["config"]["model"]["_class_name"] == "nova_jax.models.text.t5:T5Encoder"
+    for name in configs.MOVED.values():
+        assert configs.from_dict({"_class_name": name} | ({"width": 8} if "Byte" in name else T5_SIZES)) is not None
+
+
+T5_SIZES = {"vocab_size": 9, "width": 8, "depth": 1, "num_heads": 2, "head_dim": 4, "mlp_width": 8}
+
+
+@pytest.mark.parametrize("encoder", [WordTextEncoder(), ByteTextEncoder(), T5TextEncoder(path="t5")], ids=repr)
+def test_a_record_of_today_is_as_it_was(encoder):
+    trained = {} if encoder.is_frozen else {"text_encoder": configs.to_dict(encoder)}
+    data = without(OLD_DATA, "text_length") | {"text_encoder": configs.to_dict(encoder)}
+    today = old_record(data)
+    today["config"]["model"] = without(today["config"]["model"], "text_encoder") | trained
+    assert record.upgrade(copy.deepcopy(today)) == today
+
+
+def test_a_record_that_was_brought_to_todays_form_stays_in_it():
+    once = record.upgrade(old_record(OLD_DATA))
+    assert record.upgrade(copy.deepcopy(once)) == once
+
+
+def test_the_record_of_an_autoencoder_is_as_it_was():
+    model = configs.to_dict(tiny_run.TINY_VAE)
+    data = {"_class_name": "data_pipelines.streams:Pixels", "source": OLD_DATA["source"]}
+    given = {"config": {"model": model, "data": data}, "data": {"pixel_shape": [1, 8, 8, 3]}}
+    assert record.upgrade(copy.deepcopy(given)) == given
+
+
+def test_a_folder_without_a_record_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is not a run folder: it has no config\.json"):
+        record.read(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A run whose encoder reads bytes, as all did."""
+    plain = tiny_run.make_config(tmp_path_factory.mktemp("old"))
+    encoder = ByteTextEncoder(width=8, depth=1, num_heads=2, length=64)
+    return dataclasses.replace(plain, model=dataclasses.replace(plain.model, text_encoder=encoder), preview=None)
+
+
+def make_old(path):
+    """Writes a record as earlier versions did."""
+    saved = json.loads(path.read_text())
+    model, data = saved["config"]["model"], saved["config"]["data"]
+    encoder = without(model["text_encoder"], "length", "aligns_words")
+    encoder["_class_name"] = "nova_jax.models.text:ByteTextEncoder"
+    model |= {"text_encoder": encoder, "dit": without(model["dit"], "text_attention")}
+    data = without(data, "text_encoder", "caches_text") | {"text_length": saved["data"]["text_length"]}
+    saved["config"] |= {"model": model, "data": data}
+    path.write_text(json.dumps(saved))
+    return saved
+
+
+def test_an_old_run_draws_the_same_pictures_and_goes_on(config):
+    result = experiment.run(config)
+    path, prompts = result.directory / record.FILE, ["a red circle", "größe"]
+    settings = inference.SamplingSettings(num_steps=2)
+    today = inference.load_run(result.directory)
+    pixels = inference.generate(today, prompts, [3, 4], settings)
+    written = json.loads(path.read_text())
+
+    old = make_old(path)
+    assert "aligns_words" not in json.dumps(old)
+    assert '"length": 64' not in json.dumps(old["config"]["model"])
+    loaded = inference.load_run(result.directory)
+    assert loaded.text_encoder == loaded.network.text_encoder == today.text_encoder == config.model.text_encoder
+    np.testing.assert_array_equal(inference.generate(loaded, prompts, [3, 4], settings), pixels)
+    with pytest.raises(ValueError, match="trains its own text encoder"):
+        inference.load_run(result.directory, text_path="t5")
+
+    with pytest.raises(configs.ConfigError, match=r"length was 64 and is 32"):
+        encoder = config.model.text_encoder.clone(length=32)
+        experiment.run(dataclasses.replace(config, model=dataclasses.replace(config.model, text_encoder=encoder)))
+    longer = experiment.run(dataclasses.replace(config, steps=6))
+    assert int(longer.state.step) == 6
+    lines = [json.loads(line) for line in (result.directory / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert json.loads(path.read_text())["config"] == written["config"] | {"steps": 6}
