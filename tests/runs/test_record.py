@@ -149,9 +149,9 @@ def test_an_old_run_draws_the_same_pictures_and_goes_on(config):
     with pytest.raises(ValueError, match="trains its own text encoder"):
         inference.load_run(result.directory, text_path="t5")
 
+    shorter = dataclasses.replace(config.model, text_encoder=config.model.text_encoder.clone(length=32))
     with pytest.raises(configs.ConfigError, match=r"length was 64 and is 32"):
-        encoder = config.model.text_encoder.clone(length=32)
-        experiment.run(dataclasses.replace(config, model=dataclasses.replace(config.model, text_encoder=encoder)))
+        experiment.run(dataclasses.replace(config, model=shorter))
     longer = experiment.run(dataclasses.replace(config, steps=6))
     assert int(longer.state.step) == 6
     lines = [json.loads(line) for line in (result.directory / "log.jsonl").read_text().splitlines()]
