@@ -203,7 +203,8 @@ def from_dict(data: Any, packages: Sequence[str] = ("nova_jax",)) -> Any:
         return jnp.dtype(data[DTYPE_KEY]).type
     if CLASS_KEY not in data:
         return {key: from_dict(item, packages) for key, item in data.items()}
-    cls = _find_class(MOVED.get(data[CLASS_KEY], data[CLASS_KEY]), packages)
+    name: str = data[CLASS_KEY]
+    cls = _find_class(MOVED.get(name, name), packages)
     given = {key: from_dict(item, packages) for key, item in data.items() if key != CLASS_KEY}
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     if unknown := sorted(set(given) - known):

@@ -12,8 +12,8 @@ import tokenizers
 from nova_jax.models.text.t5 import T5Encoder
 from nova_jax.weights import safetensors, t5, tables
 
-TEXT = """a and on of the left right above below background red green blue yellow purple orange white black circle square
-star triangle large small"""
+TEXT = """a and on of the left right above below background red green blue yellow purple orange white black circle
+square star triangle large small"""
 WORDS = tuple(TEXT.split())
 LETTERS = "abcdefghijklmnopqrstuvwxyz, "
 NAMES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
