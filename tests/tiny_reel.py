@@ -27,6 +27,7 @@ def make_data(folder):
         weights=(1, 1, 1),
         image_rows=3.0,
         codec_path=str(folder / "vae"),
+        text_encoder=tiny_run.ENCODER,
         cache_path=str(folder / "cache"),
     )
 

@@ -26,6 +26,8 @@ TINY_VAE = VAE(
     has_attention=False,
 )
 
+ENCODER = WordTextEncoder(width=8, depth=1, num_heads=2, length=24)
+
 
 def make_config(folder) -> experiment.TrainConfig:
     """The run's config; its autoencoder, untrained, is written into the folder."""
@@ -34,7 +36,7 @@ def make_config(folder) -> experiment.TrainConfig:
         name="tiny",
         model=TextToLatent(
             dit=DiT(width=16, depth=1, num_heads=2, in_channels=4, patch_size=(1, 1, 1), text_dim=8),
-            text_encoder=WordTextEncoder(width=8, depth=1, num_heads=2, length=24),
+            text_encoder=ENCODER,
         ),
         objective=FlowMatching(),
         data=streams.CaptionedLatents(

@@ -203,6 +203,8 @@ class DiT(nn.Module):
         if self.text_attention == "cross":
             tokens, _ = blocks(tokens, Context(shared, text, text_mask, rotation))
             return tokens, self._predict(tokens, e, grid)
+        if shared.shape[1] > 1:
+            raise ValueError("text tokens have no frame whose time they share: use text_attention='cross' with them")
         joined, context = _join_text(tokens, text, text_mask, Context(shared, None, None, rotation))
         tokens = blocks(joined, context)[0][:, : tokens.shape[1]]
         return tokens, self._predict(tokens, e, grid)

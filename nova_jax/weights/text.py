@@ -67,11 +67,6 @@ def text_fingerprint(encoder: TextEncoder) -> str:
 @text_fingerprint.register
 def _(encoder: T5TextEncoder) -> str:
     """Hash of tokenizer, configuration and every byte of the weights."""
-    return _fingerprint_folder(encoder)
-
-
-@functools.lru_cache(maxsize=2)
-def _fingerprint_folder(encoder: T5TextEncoder) -> str:
     digest = hashlib.sha256(f"{encoder.length} {encoder.reads_padding} {jnp.dtype(encoder.dtype)}".encode())
     digest.update(encoder.tokenizer_file.read_bytes())
     for file in sorted(pathlib.Path(encoder.path).glob("*.json")):

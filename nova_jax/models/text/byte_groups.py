@@ -110,9 +110,10 @@ class ByteTextEncoder(nn.Module):
         Raises:
             CaptionTooLong: a caption has more than `length - 1` bytes and `truncate` is False.
         """
+        captions = [self.cut(caption) for caption in captions] if truncate else captions
         if self.aligns_words:
             captions = [align(caption, self.downsample).decode() for caption in captions]
-        return encode_bytes(captions, self.length, truncate=truncate)
+        return encode_bytes(captions, self.length)
 
     @nn.nowrap
     def cut(self, caption: str) -> str:

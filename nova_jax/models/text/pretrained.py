@@ -70,15 +70,23 @@ class T5TextEncoder:
             tokens = tokenizer.encode(caption, add_special_tokens=False).ids
             if len(tokens) >= self.length and not truncate:
                 raise encoder.too_long(caption, len(tokens), self.length - 1, "tokens")
-            tokens = [*tokens[: self.length - 1], end]
+            if len(tokens) >= self.length:
+                tokens = tokenizer.encode(self.cut(caption), add_special_tokens=False).ids
+            tokens = [*tokens, end]
             row[: len(tokens)] = tokens
             marked[: len(tokens)] = True
         return encoder.Tokens(ids, np.ones_like(mask) if self.reads_padding else mask)
 
     def cut(self, caption: str) -> str:
         """The longest beginning of a caption that fits."""
-        found = self._tokenizer[0].encode(caption, add_special_tokens=False)
-        return caption if len(found.ids) < self.length else caption[: found.offsets[self.length - 2][1]]
+        tokenizer, _ = self._tokenizer
+        found = tokenizer.encode(caption, add_special_tokens=False)
+        if len(found.ids) < self.length:
+            return caption
+        caption = caption[: found.offsets[self.length - 2][1]] if self.length > 1 else ""
+        while len(tokenizer.encode(caption, add_special_tokens=False).ids) >= self.length:
+            caption = caption[:-1]  # half a word may take more tokens than it took as a part of the whole one
+        return caption
 
     def null(self, batch_size: int) -> encoder.Tokens:
         """The null caption, one position; its state is zero, whatever the encoder would make of it."""

@@ -78,7 +78,11 @@ def _end_of_word(text: str, start: int) -> int:
     end = start + 1
     if _is_letter(text[start]):
         is_alone = IDEOGRAPHS.match(text, start) is not None
-        while end < len(text) and (_is_mark(text[end]) or (not is_alone and _is_letter(text[end]))):
+        while (
+            end < len(text)
+            and text[end - 1] != KEYCAP
+            and (_is_mark(text[end]) or (not is_alone and _is_letter(text[end])))
+        ):
             if not is_alone and IDEOGRAPHS.match(text, end):
                 break
             end += 1
@@ -159,7 +163,7 @@ class WordTextEncoder(nn.Module):
             tokens = self._spell(caption)
             if len(tokens) >= self.length and not truncate:
                 raise encoder.too_long(caption, len(tokens), self.length - 1, "words (long ones count twice)")
-            tokens = tokens[: self.length - 1]
+            tokens = self._spell(self.cut(caption)) if len(tokens) >= self.length else tokens
             row[1 : 1 + len(tokens)] = tokens
             marked[1 : 1 + len(tokens)] = True
         return encoder.Tokens(ids, mask)
