@@ -17,10 +17,10 @@ from PIL import Image
 from nova_jax import cli, inference, media, reel, tasks
 from nova_jax.diffusion import FlowMatching, GivenFrames
 from nova_jax.models.dit import DiT
-from nova_jax.models.text import WordTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.models.vae import VAE
 from nova_jax.types import Conditioning
+from tests import tiny_run
 
 av = pytest.importorskip("av")
 
@@ -55,12 +55,13 @@ def trained():
     """A model that has learnt nothing, of clips of 9 frames of 32 x 32 pixels."""
     network = TextToLatent(
         dit=DiT(width=16, depth=1, num_heads=2, in_channels=4, patch_size=(1, 1, 1), text_dim=8, num_frame_roles=1),
-        text_encoder=WordTextEncoder(width=8, depth=1, num_heads=2, length=24),
+        text_encoder=tiny_run.ENCODER,
     )
+    ids, mask = map(jnp.asarray, tiny_run.ENCODER.null(1))
     shape = CODEC.latent_shape(9, 32, 32)
     cond = Conditioning(
-        text_ids=jnp.ones((1, 64), jnp.int32),
-        text_mask=jnp.ones((1, 64), bool),
+        text_ids=ids,
+        text_mask=mask,
         frames=jnp.zeros((1, 3, *shape[1:])),
         frame_times=jnp.zeros((1, 3)),
     )
@@ -72,6 +73,7 @@ def trained():
         codec=CODEC,
         codec_params=filled(jax.eval_shape(CODEC.init, jax.random.key(1))),
         latent_shape=shape,
+        text_encoder=tiny_run.ENCODER,
         step=7,
     )
 
@@ -80,7 +82,7 @@ def trained():
 def generate(trained, tmp_path, monkeypatch, capsys):
     """Runs `nova generate` in an empty folder; the (path, frames, seconds) that it prints."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(inference, "load_run", lambda run: trained)
+    monkeypatch.setattr(inference, "load_run", lambda run, **options: trained)
     monkeypatch.setattr(reel, "draw_stream", shades)
 
     def run(line):
@@ -227,7 +229,7 @@ def test_a_request_for_pictures_is_refused_with_what_is_offered(refusal):
 @pytest.mark.parametrize(("line", "what"), [(VIDEO, "--task text-to-video"), ("a --output a.mp4", "--output")])
 def test_a_run_that_draws_pictures_draws_no_videos(refusal, trained, monkeypatch, line, what):
     still = trained._replace(latent_shape=(1, *trained.latent_shape[1:]))
-    monkeypatch.setattr(inference, "load_run", lambda run: still)
+    monkeypatch.setattr(inference, "load_run", lambda run, **options: still)
     assert f"nova: {what} is for videos, and this run draws pictures" in refusal(line)
 
 

@@ -100,8 +100,8 @@ def test_the_states_that_draw_are_those_that_trained(trained, config):
     cond, null = inference.encode(trained, captions)
     assert not null.text.any()
     assert null.text_mask.tolist() == [[True] + [False] * 23]
-    known = {np.round(states, 4).tobytes() for states in np.asarray(cond.text)}
-    assert all(np.round(states, 4).tobytes() in known for states in np.asarray(batch.cond.text))
+    for states in np.asarray(batch.cond.text):
+        assert np.abs(np.asarray(cond.text) - states).max((1, 2)).min() < 1e-4, "no caption has these states"
 
 
 def test_an_encoder_whose_folder_has_moved_is_named_when_the_run_is_loaded(finished, trained, config, tmp_path):

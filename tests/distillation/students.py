@@ -10,6 +10,7 @@ from nova_jax import distillation
 from nova_jax.diffusion import FlowMatching
 from nova_jax.inference import TrainedRun
 from nova_jax.models import dit
+from nova_jax.models.text import WordTextEncoder
 from nova_jax.training import optimizer
 from nova_jax.types import Batch, Conditioning
 
@@ -57,4 +58,4 @@ def make_teacher(**fields):
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch.x0, jnp.zeros(BATCH), batch.cond)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda a: rng.standard_normal(a.shape, np.float32) * a.shape[-1] ** -0.5, shapes["params"])
-    return TrainedRun(model, params, FlowMatching(), None, {}, SHAPE, 3)
+    return TrainedRun(model, params, FlowMatching(), None, {}, SHAPE, WordTextEncoder(length=3))

@@ -167,6 +167,11 @@ def test_a_caption_that_fits_is_not_cut_and_nothing_longer_than_a_cut_one_fits()
                 module.tokenize([caption[: len(cut) + 1]])
 
 
+def test_a_hex_colour_that_fits_is_kept_whole():
+    """Its first characters alone are two tokens, "#" and "f", and the whole of it is one."""
+    assert TINY.clone(length=3).cut("a #ff8800 b").strip() == "a #ff8800"
+
+
 def test_ids_are_the_same_in_another_process():
     again = pickle.loads(pickle.dumps(TINY))
     assert again == TINY
