@@ -43,6 +43,7 @@ NUM_TABLES = 2
 Positions = Literal["relative", "absolute", "none"]  # how the blocks tell the order of words
 
 HEX_COLOR = re.compile(r"#[0-9a-f]{3,8}(?![0-9a-z])")
+HEX_LENGTH = len("#ff8800ff")
 IDEOGRAPHS = re.compile(  # scripts that write no spaces: every character is a token
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -171,13 +172,15 @@ class WordTextEncoder(nn.Module):
     @nn.nowrap
     def cut(self, caption: str) -> str:
         """The longest beginning of a caption that fits."""
-        if len(self._spell(caption)) < self.length:
+        if self._fits(caption):
             return caption
         low, high = 0, len(caption)  # `low` characters fit, `high` do not
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if len(self._spell(caption[:middle])) < self.length else (low, middle)
-        return caption[:low]
+            low, high = (middle, high) if self._fits(caption[:middle]) else (low, middle)
+        # A hex colour is one word when it is whole, and several symbols and words on the way there.
+        whole = [end for end in range(high, min(high + HEX_LENGTH, len(caption)) + 1) if self._fits(caption[:end])]
+        return caption[: max(whole, default=low)]
 
     @nn.nowrap
     def null(self, batch_size: int) -> encoder.Tokens:
@@ -188,6 +191,10 @@ class WordTextEncoder(nn.Module):
     def num_states(self, length: int) -> int:
         """One state a token."""
         return length
+
+    @nn.nowrap
+    def _fits(self, caption: str) -> bool:
+        return len(self._spell(caption)) < self.length
 
     @nn.nowrap
     def _spell(self, caption: str) -> Int[np.ndarray, "p w"]:
