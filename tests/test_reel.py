@@ -133,7 +133,7 @@ def make_batch(rows, seed=0):
     rng = np.random.default_rng(seed)
     frames = rng.standard_normal((rows, 3, *tiny_reel.SHAPE[1:]), np.float32)
     shown = {"frames": frames, "frame_times": np.zeros((rows, 3), np.float32)}
-    cond = Conditioning(text_ids=rng.integers(3, 60, (rows, 64)), text_mask=np.ones((rows, 64), bool), **shown)
+    cond = Conditioning(text_ids=rng.integers(3, 60, (rows, 24, 12)), text_mask=np.ones((rows, 24), bool), **shown)
     return Batch(rng.standard_normal((rows, *tiny_reel.SHAPE), np.float32), cond)
 
 
