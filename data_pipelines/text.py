@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from nova_jax import weights
+from nova_jax import config, weights
 from nova_jax.models.text.encoder import TextEncoder
 
 Data = TypeVar("Data")
@@ -30,8 +30,11 @@ def bind(data: Data, encoder: TextEncoder) -> Data:
     """
     named = data.text_encoder  # pyright: ignore[reportAttributeAccessIssue]
     if named not in (None, encoder):
+        names = config.fields_of(encoder) if type(named) is type(encoder) else []
+        other = [name for name in names if getattr(named, name) != getattr(encoder, name)]
         raise ValueError(
-            f"the network trains {encoder} and the data names {named}: leave data.text_encoder out, or train a network "
+            f"the network trains {type(encoder).__name__} and the data names {type(named).__name__}"
+            f"{' with another ' + ', '.join(other) if other else ''}: leave data.text_encoder out, or train a network "
             "without an encoder of its own"
         )
     return dataclasses.replace(data, text_encoder=encoder)  # pyright: ignore[reportArgumentType]

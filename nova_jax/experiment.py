@@ -384,7 +384,7 @@ def make_trained_run(config: TrainConfig) -> Callable[[int, TrainState], inferen
     if codec is None:
         raise ValueError(f"{config.name} trains on pixels, without an autoencoder to draw through")
     shape = tuple(config.data.describe()["latent_shape"])
-    encoder = text_encoders.find(config.model) or config.data.text_encoder
+    encoder = config.data.text_encoder
 
     def make(step: int, state: TrainState) -> inference.TrainedRun:
         return inference.TrainedRun(

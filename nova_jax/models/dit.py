@@ -1,6 +1,6 @@
 """A diffusion transformer for images and video: the Wan block, grown by conditioning roads.
 
-    tokens  = patches(x) W + extra frames                        3D RoPE, one token per patch
+    tokens  = patches(x) W + places(row, column) P + extra frames      3D RoPE, one token per patch
     text    = text_embed(states), palette_embed(colours), task_embed(task)
     e       = time_embed(s t) + time_embed_r(s (t - r)) + guidance_embed(s w) + pooled_embed(pooled)    s = time_scale
     m       = time_modulation(silu(e)) + modulation_i            six of width d: shift, scale, gate, twice
@@ -8,6 +8,9 @@
               x += CrossAttention(LN(x), text)
               x += gate_2 MLP(LN(x) (1 + scale_2) + shift_2)
     head:     LN(x) (1 + scale) + shift,  (shift, scale) = head_modulation + e,  then a linear layer to patches
+
+With `text_attention="joint"` there is no cross-attention: text tokens stand beside those of the latents, as in MMDiT
+(Esser et al. 2024, arXiv:2403.03206), but share their weights.
 
 Full self-attention over all frames, RMS-normalised queries and keys, GELU-tanh MLP; modulation, norms and softmax in
 float32. `DiT(qk_norm="across_heads", gate_init="random", masks_text=False, ..)` is exactly the published Wan 2.1 and
@@ -204,7 +207,9 @@ class DiT(nn.Module):
             tokens, _ = blocks(tokens, Context(shared, text, text_mask, rotation))
             return tokens, self._predict(tokens, e, grid)
         if shared.shape[1] > 1:
-            raise ValueError("text tokens have no frame whose time they share: use text_attention='cross' with them")
+            raise ValueError(
+                "text tokens have no frame whose time they share: use text_attention='cross' with times per frame"
+            )
         joined, context = _join_text(tokens, text, text_mask, Context(shared, None, None, rotation))
         tokens = blocks(joined, context)[0][:, : tokens.shape[1]]
         return tokens, self._predict(tokens, e, grid)
@@ -233,13 +238,10 @@ class DiT(nn.Module):
             freq_dim=self.freq_dim,
             num_times=1 + self.has_second_time + self.has_guidance,
             pooled_dim=self.pooled_dim,
+            text_attention=self.text_attention,
         )
         rows = f + extra_frames if extra_frames else 1
-        tokens, text = (f + extra_frames) * h * w, max(text_length, 1) + extra_text
-        if self.text_attention == "cross":
-            return sizes.forward(tokens, text, rows)
-        blocks = self.depth * (sizes.block(tokens + text, is_joint=True) - sizes.block(tokens, text))
-        return sizes.forward(tokens, text, rows) + blocks
+        return sizes.forward((f + extra_frames) * h * w, max(text_length, 1) + extra_text, rows)
 
     def _embed_latents(self, x: Latents, cond: Conditioning) -> tuple[Float[Array, "b n d"], np.ndarray]:
         """Tokens of the latents, then of the extra frames, and the position of each frame on the time axis."""

@@ -65,10 +65,12 @@ class Transformer:
     num_times: int = 1  # embedded scalars: time, second time, guidance scale
     pooled_dim: int = 0
     modulation: Literal["single", "per_block"] = "single"
+    text_attention: Literal["cross", "joint"] = "cross"  # joint: text is among the tokens of a block
 
-    def block(self, tokens: int, text_tokens: int = 0, *, is_joint: bool = False) -> int:
-        """Forward FLOPs of the attention and MLP of one block; joint: text is among the tokens."""
-        n, l, d = tokens, text_tokens, self.width
+    def block(self, tokens: int, text_tokens: int = 0) -> int:
+        """Forward FLOPs of the attention and MLP of one block."""
+        is_joint = self.text_attention == "joint"
+        n, l, d = tokens + text_tokens * is_joint, text_tokens, self.width
         flops = 8 * n * d**2 + 4 * n**2 * d + 4 * n * d * self.mlp_dim
         return flops + 4 * (n + l) * d**2 + 4 * n * l * d if self.text_dim and not is_joint else flops
 

@@ -103,6 +103,11 @@ class Muon(Optimizer):
     b2: float = 0.999
     eps: float = 1e-8
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.matrices not in MATRICES or not self.adam_scale > 0:
+            raise ValueError(f"{self}: matrices is one of {', '.join(MATRICES)}, and adam_scale above 0")
+
     def make(self) -> optax.GradientTransformation:
         """Clips the global norm, then Muon or AdamW by the name of the parameter."""
         pattern = MATRICES[self.matrices]
@@ -114,11 +119,6 @@ class Muon(Optimizer):
         adam = _adamw(self, self.b1, self.b2, self.eps, self.adam_scale)
         parts: dict[Hashable, optax.GradientTransformation] = {"muon": muon, "adam": adam}
         return _clipped(self.clip_norm, optax.partition(parts, functools.partial(_label, pattern)))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.matrices not in MATRICES or not self.adam_scale > 0:
-            raise ValueError(f"{self}: matrices is one of {', '.join(MATRICES)}, and adam_scale above 0")
 
 
 class MuonState(NamedTuple):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from nova_jax.layers import linear, stack
+from nova_jax.layers import linear
 from nova_jax.models.text import encoder, t5, words
 
 NULL = 0  # padding, and the whole of the null caption
@@ -32,7 +32,7 @@ FIRST_BYTE = 2
 VOCAB_SIZE = FIRST_BYTE + 256
 
 
-def encode_bytes(captions: Sequence[str], length: int, *, truncate: bool = False) -> encoder.Tokens:
+def encode_bytes(captions: Sequence[str], length: int) -> encoder.Tokens:
     """UTF-8 ids and mask of `length` positions: a start token, the bytes, then padding.
 
     The start token is always unmasked, so the empty caption is text too (it differs from the null caption).
@@ -40,18 +40,15 @@ def encode_bytes(captions: Sequence[str], length: int, *, truncate: bool = False
     Args:
         captions: any Unicode text.
         length: positions, start token included.
-        truncate: cut a caption that is too long after its last whole character that fits, instead of raising.
 
     Raises:
-        CaptionTooLong: a caption has more than `length - 1` bytes and `truncate` is False.
+        CaptionTooLong: a caption has more than `length - 1` bytes.
     """
     ids = np.full((len(captions), length), NULL, np.int32)
     for row, caption in zip(ids, captions, strict=True):
         data = caption.encode()
         if len(data) > length - 1:
-            if not truncate:
-                raise encoder.too_long(caption, len(data), length - 1, "UTF-8 bytes")
-            data = data[: length - 1].decode(errors="ignore").encode()
+            raise encoder.too_long(caption, len(data), length - 1, "UTF-8 bytes")
         row[0] = START
         row[1 : 1 + len(data)] = np.frombuffer(data, np.uint8).astype(np.int32) + FIRST_BYTE
     return encoder.Tokens(ids, ids != NULL)
@@ -151,18 +148,10 @@ class ByteTextEncoder(nn.Module):
 
         x = GroupEmbed(self.width, self.dtype, name="group_embed")(groups)
         bias = t5.RelativeBias(self.num_heads, name="relative_bias")(x.shape[1])
-        x, _ = self._blocks()(x, t5.Context(bias, group_mask))
+        blocks = t5.make_blocks(self.width, self.depth, self.num_heads, self.mlp_ratio, self.dtype)
+        x, _ = blocks(x, t5.Context(bias, group_mask))
         x = nn.RMSNorm(dtype=jnp.float32, name="final_norm")(x)
         return jnp.where(group_mask[..., None], x, 0), group_mask
-
-    def _blocks(self) -> nn.Module:
-        return stack.scan_blocks(t5.Block, self.depth)(
-            num_heads=self.num_heads,
-            head_dim=self.width // self.num_heads,
-            mlp_width=round(self.mlp_ratio * self.width),
-            dtype=self.dtype,
-            name="blocks",
-        )
 
     @nn.nowrap
     def flops(self, length: int) -> int:

@@ -133,6 +133,17 @@ class Block(nn.Module):
         return x + GatedMLP(self.mlp_width, self.dtype, name="mlp")(h).astype(x.dtype), None
 
 
+def make_blocks(width: int, depth: int, num_heads: int, mlp_ratio: float, dtype: Any) -> nn.Module:
+    """The blocks of an encoder of our own, which share one relative bias; called inside the encoder's `__call__`."""
+    return stack.scan_blocks(Block, depth)(
+        num_heads=num_heads,
+        head_dim=width // num_heads,
+        mlp_width=round(mlp_ratio * width),
+        dtype=dtype,
+        name="blocks",
+    )
+
+
 class T5Encoder(nn.Module):
     """Token ids to states. `has_bias_per_block` False is T5 v1.1, True is umT5."""
 

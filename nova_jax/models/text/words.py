@@ -4,12 +4,13 @@ A caption is split into words, symbols and ideographs (`split`), and the embeddi
 that there is no vocabulary to keep and a word is the same wherever it stands:
 
     e_i = sum_k Table_k[hash_k(word_i)]  +  gelu([Embed(byte_1), .., Embed(byte_w)] In) Out
-    x   = RMSNorm(blocks(e))                   T5 blocks (models/text/t5.py): bidirectional, relative position bias
+    y_i = e_i  +  gelu([e_i-2, .., e_i+2] In') Out'          a convolution over `window` = 5 tokens
+    x   = RMSNorm(blocks(y))                   T5 blocks (models/text/t5.py): bidirectional, relative position bias
 
-The hashed rows give every word a direction of its own from the first step on, which is what the binding of attributes
-is learnt from; two tables make it unlikely that two words share both rows. The bytes, each at its place, tell apart
-those that do, and let spellings that resemble each other ("circle", "circles") share what they have in common. Words of
-more than `word_bytes` bytes go on in further tokens.
+The hashed rows give every word a direction of its own from the first step on; two tables make it unlikely that two
+words share both rows. The bytes, each at its place, tell apart those that do, and let similar spellings ("circle",
+"circles") share what they have in common. The convolution binds a colour to the noun beside it. Words of more than
+`word_bytes` bytes continue in further tokens.
 
 Captions are compared after Unicode normalisation (NFC) and in lower case.
 
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from nova_jax.layers import linear, stack
+from nova_jax.layers import linear
 from nova_jax.models.text import encoder, t5
 
 NULL = 0  # padding, and the whole of the null caption
@@ -49,7 +50,7 @@ IDEOGRAPHS = re.compile(  # scripts that write no spaces: every character is a t
     "\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 JOINER, KEYCAP = "\u200d", "\u20e3"
-PRESENTATION = ("\ufe0e", "\ufe0f")
+INSIDE = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")  # joiners, tags of flags: part of what they follow
 SKIN_TONES = ("\U0001f3fb", "\U0001f3ff")
 FLAG_LETTERS = ("\U0001f1e6", "\U0001f1ff")
 
@@ -60,7 +61,7 @@ def split(caption: str) -> tuple[str, ...]:
 
     A word is a run of letters, digits and the marks on them ("größe", "50"); a hex colour ("#ff8800") is one; so is
     every character of a script without spaces (Chinese, Japanese, Thai), every emoji with what modifies it, and every
-    other symbol ("-", ","). Spaces and control characters only separate.
+    other symbol ("-", ","). Spaces and what cannot be seen only separate, but for joiners inside words and emoji.
     """
     text = unicodedata.normalize("NFC", caption).lower()
     words, start = [], 0
@@ -87,7 +88,7 @@ def _end_of_word(text: str, start: int) -> int:
             if not is_alone and IDEOGRAPHS.match(text, end):
                 break
             end += 1
-        return _end_of_emoji(text, start, end) if end < len(text) and text[end] == KEYCAP else end
+        return end
     return end if _is_space(text[start]) else _end_of_emoji(text, start, end)
 
 
@@ -99,7 +100,7 @@ def _end_of_emoji(text: str, start: int, end: int) -> int:
     while end < len(text):
         if text[end] == JOINER and end + 1 < len(text):
             end += 2
-        elif _is_mark(text[end]) or text[end] in PRESENTATION or SKIN_TONES[0] <= text[end] <= SKIN_TONES[1]:
+        elif _is_mark(text[end]) or SKIN_TONES[0] <= text[end] <= SKIN_TONES[1]:
             end += 1
         else:
             break
@@ -111,11 +112,11 @@ def _is_letter(char: str) -> bool:
 
 
 def _is_mark(char: str) -> bool:
-    return unicodedata.category(char)[0] == "M" or char == KEYCAP
+    return unicodedata.category(char)[0] == "M" or INSIDE.match(char) is not None
 
 
 def _is_space(char: str) -> bool:
-    return char.isspace() or unicodedata.category(char) in ("Cc", "Zs", "Zl", "Zp")
+    return char.isspace() or unicodedata.category(char) in ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -223,7 +224,8 @@ class WordTextEncoder(nn.Module):
         if self.depth:
             bias = t5.RelativeBias(self.num_heads, name="relative_bias")(x.shape[1])
             bias = bias if self.positions == "relative" else jnp.zeros_like(bias)
-            x, _ = self._blocks()(x, t5.Context(bias, mask))
+            blocks = t5.make_blocks(self.width, self.depth, self.num_heads, self.mlp_ratio, self.dtype)
+            x, _ = blocks(x, t5.Context(bias, mask))
         x = nn.RMSNorm(dtype=jnp.float32, name="final_norm")(x)
         return jnp.where(mask[..., None], x, 0), mask
 
@@ -242,15 +244,6 @@ class WordTextEncoder(nn.Module):
         spelled = nn.Embed(VOCAB_SIZE, self.byte_width, embedding_init=init, name="embed")(ids)
         spelled = jnp.where((ids != NULL)[..., None], spelled, 0).reshape(*ids.shape[:2], -1)
         return Spelling(self.width, self.dtype, name="spelling_embed")(spelled)
-
-    def _blocks(self) -> nn.Module:
-        return stack.scan_blocks(t5.Block, self.depth)(
-            num_heads=self.num_heads,
-            head_dim=self.width // self.num_heads,
-            mlp_width=round(self.mlp_ratio * self.width),
-            dtype=self.dtype,
-            name="blocks",
-        )
 
     @nn.nowrap
     def flops(self, length: int) -> int:

@@ -37,7 +37,7 @@ def test_ids_hold_a_start_token_and_the_utf8_bytes():
 def test_a_caption_that_does_not_fit_is_an_error_or_cut_between_characters():
     with pytest.raises(encoder.CaptionTooLong, match=r"has 6 UTF-8 bytes and 4 fit"):
         byte_groups.encode_bytes(["猫猫"], 5)
-    ids, mask = byte_groups.encode_bytes(["猫猫", "abcdefgh"], 6, truncate=True)
+    ids, mask = TINY.clone(length=6).tokenize(["猫猫", "abcdefgh"], truncate=True)
     assert [decode(row) for row in ids] == ["猫", "abcde"]
     assert mask.sum(1).tolist() == [4, 6]
 

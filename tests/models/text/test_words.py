@@ -50,6 +50,12 @@ CAPTIONS = [
         ("красный круг", ["красный", "круг"]),
         ("50 t-shirts, 3.5", ["50", "t", "-", "shirts", ",", "3", ".", "5"]),
         ("#ff8800 #abc", ["#ff8800", "#abc"]),
+        (
+            "\u0645\u06cc\u200c\u062e\u0648\u0631\u0645 \u0628",
+            ["\u0645\u06cc\u200c\u062e\u0648\u0631\u0645", "\u0628"],
+        ),
+        ("क्\u200dष लाल", ["क्\u200dष", "लाल"]),
+        ("\ufeffa red\u200bcircle", ["a", "red", "circle"]),
         ("#12 #red c# #ff8800zz", ["#", "12", "#", "red", "c", "#", "#", "ff8800zz"]),
     ],
 )
@@ -68,6 +74,7 @@ def test_a_caption_is_split_into_words_ideographs_and_symbols(caption, expected)
         "#\ufe0f\u20e3",  # keycap #
         "\u2764\ufe0f",  # heart, as an emoji
         "\u261d\U0001f3fb",
+        "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",  # flag of England
     ],
     ids=ascii,
 )
