@@ -31,11 +31,12 @@ from experiments import image_vae, reports
 from nova_jax import experiment, inference
 from nova_jax.diffusion import DropRates, FlowMatching
 from nova_jax.models.dit import DiT
-from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text import WordTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.tasks import conditions
 from nova_jax.training import optimizer
 
+STEPS = 2800
 EDITING = ("add", "replace", "remove", "outpaint", "segment", "matte", "structure")
 VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=32)
 SHEET = ("generate", "add", "replace", "remove", "outpaint", "segment", "matte", "vary", "structure_edges", "colors")
@@ -43,7 +44,7 @@ PROMPTS = ("a red circle", "a blue square and a green triangle", "three yellow c
 
 
 def make_model(
-    width: int = 128, depth: int = 6, text_width: int = 96, text_length: int = 96, **fields: Any
+    width: int = 128, depth: int = 6, text_width: int = 96, text_length: int = 24, **fields: Any
 ) -> TextToLatent:
     """The network of pretraining; `fields` are the transformer's."""
     dit = DiT(
@@ -54,9 +55,10 @@ def make_model(
         patch_size=(1, 1, 1),
         text_dim=text_width,
         pooled_dim=text_width,
+        has_absolute_positions=True,
         scan_unroll=depth,
     )
-    encoder = ByteTextEncoder(width=text_width, depth=2, num_heads=2, downsample=4, length=text_length)
+    encoder = WordTextEncoder(width=text_width, depth=1, num_heads=2, length=text_length, window=7)
     return TextToLatent(dit=dataclasses.replace(dit, **fields), text_encoder=encoder)
 
 
@@ -122,8 +124,8 @@ PRETRAINING = experiment.TrainConfig(
     model=make_model(),
     objective=FlowMatching(),
     data=SceneTasks(),
-    optimizer=optimizer.Muon(peak=7e-3, warmup=100, b2=0.99, schedule="constant"),
-    steps=800,
+    optimizer=optimizer.Muon(peak=7e-3, matrices="hidden", adam_scale=0.25, warmup=100, b2=0.99, schedule="constant"),
+    steps=1600,
     batch_size=64,
     ema_decay=0.995,
     checkpoint_every=500,
@@ -135,8 +137,8 @@ CONFIG = dataclasses.replace(
     name="canvas",
     model=grown(PRETRAINING.model),
     objective=FlowMatching(drop_rates=DropRates(aligned=0.05, frames=0.05, palette=0.1)),
-    optimizer=optimizer.Muon(peak=6e-3, warmup=100, b2=0.99, schedule="linear", total_steps=3400),
-    steps=3400,
+    optimizer=dataclasses.replace(PRETRAINING.optimizer, peak=6e-3, schedule="linear", total_steps=STEPS),
+    steps=STEPS,
     ema_decay=0.998,
     preview=experiment.Preview(every=1000, prompts=PROMPTS),
 )

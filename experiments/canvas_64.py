@@ -26,9 +26,9 @@ VAE = dataclasses.replace(canvas.VAE, width=128, num_blocks=2)
 PRETRAINING = dataclasses.replace(
     canvas.PRETRAINING,
     name="canvas_64_pretraining",
-    model=canvas.make_model(width=256, depth=10, text_width=128, scan_unroll=1, dtype=jnp.bfloat16),
+    model=canvas.make_model(width=256, depth=10, text_width=128, text_length=32, scan_unroll=1, dtype=jnp.bfloat16),
     data=canvas.SceneTasks(world=world.CANVAS_64, length=48_000, processes=8),
-    optimizer=optimizer.Muon(peak=4e-3, warmup=200, b2=0.99, schedule="constant"),
+    optimizer=dataclasses.replace(canvas.PRETRAINING.optimizer, peak=4e-3, warmup=200),
     steps=2000,
     batch_size=256,
 )
@@ -38,7 +38,7 @@ CONFIG = dataclasses.replace(
     name="canvas_64",
     model=canvas.grown(PRETRAINING.model),
     data=PRETRAINING.data,
-    optimizer=optimizer.Muon(peak=4e-3, warmup=200, b2=0.99, schedule="linear", total_steps=6000),
+    optimizer=dataclasses.replace(canvas.CONFIG.optimizer, peak=4e-3, warmup=200, total_steps=6000),
     steps=6000,
     batch_size=256,
     ema_decay=0.999,

@@ -20,7 +20,7 @@ from experiments import image_vae, reports
 from nova_jax import experiment
 from nova_jax.diffusion import FlowMatching
 from nova_jax.models.dit import DiT
-from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text import WordTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.training import optimizer
 
@@ -48,13 +48,16 @@ CONFIG = experiment.TrainConfig(
             patch_size=(1, 1, 1),
             text_dim=96,
             pooled_dim=96,
+            has_absolute_positions=True,
             scan_unroll=8,
         ),
-        text_encoder=ByteTextEncoder(width=96, depth=2, num_heads=2, downsample=4, length=48),
+        text_encoder=WordTextEncoder(width=96, depth=1, num_heads=2, length=16),
     ),
     objective=FlowMatching(),
     data=streams.CaptionedLatents(source=WebDataset("emoji.tar"), codec_path="", size=SIZE),
-    optimizer=optimizer.Muon(peak=5e-3, warmup=100, b2=0.99, schedule="linear", total_steps=STEPS),
+    optimizer=optimizer.Muon(
+        peak=5e-3, matrices="hidden", adam_scale=0.25, warmup=100, b2=0.99, schedule="linear", total_steps=STEPS
+    ),
     steps=STEPS,
     batch_size=64,
     ema_decay=0.998,

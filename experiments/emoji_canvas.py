@@ -37,7 +37,6 @@ from nova_jax import experiment, inference, tasks
 from nova_jax.diffusion import DropRates, FlowMatching
 from nova_jax.evaluation import intervals, pictures, task_report
 from nova_jax.tasks import color
-from nova_jax.training import optimizer
 
 STEPS = 8000
 PROMPTS = ("grinning face", "red heart", "pizza", "dog face", "sun", "evergreen tree", "red apple", "soccer ball")
@@ -67,10 +66,10 @@ class CutoutTar:
 
 CONFIG = experiment.TrainConfig(
     name="emoji_canvas",
-    model=canvas.grown(canvas.make_model(text_length=48)),
+    model=canvas.grown(canvas.make_model(text_length=16)),
     objective=FlowMatching(drop_rates=DropRates(aligned=0.05, frames=0.05, palette=0.1)),
     data=CutoutTar(source=WebDataset("emoji.tar", decoder=images.WITH_ALPHA)),
-    optimizer=optimizer.Muon(peak=6e-3, warmup=100, b2=0.99, schedule="linear", total_steps=STEPS),
+    optimizer=dataclasses.replace(canvas.CONFIG.optimizer, total_steps=STEPS),
     steps=STEPS,
     batch_size=64,
     ema_decay=0.998,

@@ -26,7 +26,7 @@ from experiments import image_vae, reports, video_vae
 from nova_jax import experiment, inference
 from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames, TimeNoise, time_sampling
 from nova_jax.models.dit import DiT
-from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text import WordTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.training import optimizer
 
@@ -45,9 +45,10 @@ def make_model(width: int = 128, depth: int = 6, text_width: int = 128, **fields
         text_dim=text_width,
         pooled_dim=text_width,
         num_frame_roles=1,
+        has_absolute_positions=True,
         scan_unroll=depth,
     )
-    encoder = ByteTextEncoder(width=text_width, depth=2, num_heads=2, downsample=4, length=128)
+    encoder = WordTextEncoder(width=text_width, depth=1, num_heads=2, length=28, window=7)
     return TextToLatent(dit=dataclasses.replace(dit, **fields), text_encoder=encoder)
 
 
@@ -92,7 +93,9 @@ CONFIG = experiment.TrainConfig(
         drop_rates=DropRates(frames=0.1),
     ),
     data=Moving(),
-    optimizer=optimizer.Muon(peak=4e-3, warmup=200, b2=0.99, schedule="linear", total_steps=STEPS),
+    optimizer=optimizer.Muon(
+        peak=4e-3, matrices="hidden", adam_scale=0.25, warmup=200, b2=0.99, schedule="linear", total_steps=STEPS
+    ),
     steps=STEPS,
     batch_size=8,  # a loss of 0.39 on clips took a quarter of the rows that batches of 64 took
     ema_decay=0.999,

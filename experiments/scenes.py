@@ -20,12 +20,12 @@ from experiments import emoji, image_vae, quickstart, reports
 from nova_jax import experiment
 from nova_jax.diffusion import FlowMatching, time_sampling
 from nova_jax.models.dit import DiT
-from nova_jax.models.text import ByteTextEncoder
+from nova_jax.models.text import WordTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
-from nova_jax.training import optimizer
 
 STEPS = 14_000
-SCENES = source.Scenes(world.SHAPES_64, length=100_000)
+WORLD = dataclasses.replace(world.SHAPES_64, kinds=(0.32, 0.46, 0.18, 0.04), wording=quickstart.WORLD.wording)
+SCENES = source.Scenes(WORLD, length=100_000)
 VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=8)
 
 CONFIG = dataclasses.replace(
@@ -40,14 +40,15 @@ CONFIG = dataclasses.replace(
             patch_size=(1, 2, 2),  # sixteen tokens a picture, as in the quickstart
             text_dim=128,
             pooled_dim=128,
+            has_absolute_positions=True,
             scan_unroll=6,
         ),
-        text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4, length=96),
+        text_encoder=WordTextEncoder(width=128, depth=1, num_heads=2, length=24, window=7),
     ),
     # Four times the quickstart's latents show the same layout through twice the noise.
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),
     data=streams.CaptionedLatents(source=SCENES, codec_path=""),
-    optimizer=optimizer.Muon(peak=7e-3, warmup=100, b2=0.99, schedule="linear", total_steps=STEPS),
+    optimizer=dataclasses.replace(quickstart.CONFIG.optimizer, warmup=100, total_steps=STEPS),
     steps=STEPS,
     ema_decay=0.998,
     preview=experiment.Preview(every=1000, prompts=(*quickstart.PROMPTS, "a purple star", "a heart below a ring")),

@@ -19,9 +19,7 @@ from nova_jax import experiment
 from nova_jax.diffusion import FlowMatching, time_sampling
 from nova_jax.evaluation import step_benchmark, step_report
 from nova_jax.models import presets
-from nova_jax.models.text import ByteTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
-from nova_jax.training import optimizer
 
 STEPS = 4000
 VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=32, width=128)
@@ -32,13 +30,19 @@ CONFIG = dataclasses.replace(
     name="students_64",
     model=TextToLatent(
         dit=presets.dit(
-            "S/2", in_channels=32, patch_size=(1, 1, 1), text_dim=128, pooled_dim=128, dtype=jnp.bfloat16
+            "S/2",
+            in_channels=32,
+            patch_size=(1, 1, 1),
+            text_dim=128,
+            pooled_dim=128,
+            has_absolute_positions=True,
+            dtype=jnp.bfloat16,
         ),  # sixty-four tokens a picture
-        text_encoder=ByteTextEncoder(width=128, depth=2, num_heads=2, downsample=4, length=96),
+        text_encoder=scenes.CONFIG.model.text_encoder,
     ),
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),
     data=streams.CaptionedLatents(source=scenes.SCENES, codec_path="", processes=8),
-    optimizer=optimizer.Muon(peak=3e-3, warmup=200, b2=0.99, schedule="linear", total_steps=STEPS),
+    optimizer=dataclasses.replace(scenes.CONFIG.optimizer, peak=3e-3, warmup=200, total_steps=STEPS),
     steps=STEPS,
     batch_size=256,
 )
