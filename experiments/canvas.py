@@ -1,7 +1,7 @@
 """One model for every editing task, on scenes in which every answer is known: text to picture first, then all of it.
 
     python -m experiments.canvas                          autoencoder, pretraining, editing: one after the other
-    python -m experiments.canvas steps=20000 optimizer.total_steps=20000 run_dir=runs/longer
+    python -m experiments.canvas steps=20000 run_dir=runs/longer
 
 Two configs share this file. `PRETRAINING` learns pictures from captions. `CONFIG` starts from it, grown by the inputs
 that editing needs (aligned channels, reference frames, palette and task tokens, all silent at first), and learns a
@@ -137,7 +137,7 @@ CONFIG = dataclasses.replace(
     name="canvas",
     model=grown(PRETRAINING.model),
     objective=FlowMatching(drop_rates=DropRates(aligned=0.05, frames=0.05, palette=0.1)),
-    optimizer=dataclasses.replace(PRETRAINING.optimizer, peak=6e-3, schedule="linear", total_steps=STEPS),
+    optimizer=dataclasses.replace(PRETRAINING.optimizer, peak=6e-3, schedule="linear"),
     steps=STEPS,
     ema_decay=0.998,
     preview=experiment.Preview(every=1000, prompts=PROMPTS),

@@ -38,7 +38,7 @@ CONFIG = dataclasses.replace(
     name="canvas_64",
     model=canvas.grown(PRETRAINING.model),
     data=PRETRAINING.data,
-    optimizer=dataclasses.replace(canvas.CONFIG.optimizer, peak=4e-3, warmup=200, total_steps=6000),
+    optimizer=dataclasses.replace(canvas.CONFIG.optimizer, peak=4e-3, warmup=200),
     steps=6000,
     batch_size=256,
     ema_decay=0.999,
@@ -52,9 +52,7 @@ def make_codec_config(data: canvas.SceneTasks, steps: int = 3000) -> experiment.
     config = image_vae.make_config(
         streams.Pixels(source=pictures), name="canvas_vae", steps=steps, batch_size=256, kl=0.01, vae=vae
     )
-    return dataclasses.replace(
-        config, optimizer=optimizer.AdamW(peak=2e-3, warmup=200, b2=0.99, schedule="linear", total_steps=steps)
-    )
+    return dataclasses.replace(config, optimizer=optimizer.AdamW(peak=2e-3, warmup=200, b2=0.99, schedule="linear"))
 
 
 prepare = functools.partial(canvas.prepare, pretraining=PRETRAINING, make_codec_config=make_codec_config)

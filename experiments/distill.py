@@ -92,7 +92,7 @@ def make_config(teacher: str, method: str) -> experiment.TrainConfig:
         model=dataclasses.replace(model, dit=dataclasses.replace(model.dit, has_second_time=True)),
         objective=preset.method,
         data=data,
-        optimizer=dataclasses.replace(preset.optimizer, schedule="linear", total_steps=preset.steps),
+        optimizer=dataclasses.replace(preset.optimizer, schedule="linear"),
         steps=preset.steps,
         batch_size=saved["batch_size"],
         ema_decay=0.99,

@@ -55,9 +55,7 @@ CONFIG = experiment.TrainConfig(
     ),
     objective=FlowMatching(),
     data=streams.CaptionedLatents(source=WebDataset("emoji.tar"), codec_path="", size=SIZE),
-    optimizer=optimizer.Muon(
-        peak=5e-3, matrices="hidden", adam_scale=0.25, warmup=100, b2=0.99, schedule="linear", total_steps=STEPS
-    ),
+    optimizer=optimizer.Muon(peak=5e-3, matrices="hidden", adam_scale=0.25, warmup=100, b2=0.99, schedule="linear"),
     steps=STEPS,
     batch_size=64,
     ema_decay=0.998,

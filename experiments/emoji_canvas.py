@@ -1,7 +1,7 @@
 """Background removal and colour guidance, learnt from any tar of cut-outs: an autoencoder, then one run for all tasks.
 
     python -m experiments.emoji_canvas data.source.paths=/data/emoji.tar
-    python -m experiments.emoji_canvas data.source.paths=/data/emoji.tar steps=20000 optimizer.total_steps=20000
+    python -m experiments.emoji_canvas data.source.paths=/data/emoji.tar steps=20000
 
 The tar holds `KEY.png` (or .webp) with alpha and `KEY.txt`; it is read in place. A mixture of text to picture, mattes
 and palettes (`data_pipelines.cutouts`) is learnt from nothing, without a stage before it but the autoencoder's, which
@@ -69,7 +69,7 @@ CONFIG = experiment.TrainConfig(
     model=canvas.grown(canvas.make_model(text_length=16)),
     objective=FlowMatching(drop_rates=DropRates(aligned=0.05, frames=0.05, palette=0.1)),
     data=CutoutTar(source=WebDataset("emoji.tar", decoder=images.WITH_ALPHA)),
-    optimizer=dataclasses.replace(canvas.CONFIG.optimizer, total_steps=STEPS),
+    optimizer=canvas.CONFIG.optimizer,
     steps=STEPS,
     batch_size=64,
     ema_decay=0.998,

@@ -56,9 +56,7 @@ def make_config(
         model=vae,
         objective=reconstruction.Reconstruction(l2=2.0, ssim=0.0, levels=2, kl=kl),  # SSIM costs too much here
         data=data,
-        optimizer=optimizer.AdamW(
-            peak=3e-3, warmup=min(200, steps // 10), b2=0.99, schedule="cosine", total_steps=steps
-        ),
+        optimizer=optimizer.AdamW(peak=3e-3, warmup=200, b2=0.99, schedule="cosine"),
         steps=steps,
         batch_size=batch_size,
         ema_decay=0.995,

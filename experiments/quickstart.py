@@ -68,9 +68,7 @@ CONFIG = experiment.TrainConfig(
     data=streams.CaptionedLatents(source=source.Scenes(WORLD, length=32_000), codec_path=CODEC),
     # A wider network after 300 steps: loss 0.88 with AdamW at 1.5e-3, 0.77 with Muon at 2e-3, 0.68 with Muon at 6e-3.
     # At the rate that Muon needs, AdamW shakes the text path: words are bound to objects late or never (docs/text.md).
-    optimizer=optimizer.Muon(
-        peak=7e-3, matrices="hidden", adam_scale=0.25, warmup=50, b2=0.99, schedule="linear", total_steps=STEPS
-    ),
+    optimizer=optimizer.Muon(peak=7e-3, matrices="hidden", adam_scale=0.25, warmup=50, b2=0.99, schedule="linear"),
     steps=STEPS,
     batch_size=64,
     ema_decay=0.995,

@@ -93,9 +93,7 @@ CONFIG = experiment.TrainConfig(
         drop_rates=DropRates(frames=0.1),
     ),
     data=Moving(),
-    optimizer=optimizer.Muon(
-        peak=4e-3, matrices="hidden", adam_scale=0.25, warmup=200, b2=0.99, schedule="linear", total_steps=STEPS
-    ),
+    optimizer=optimizer.Muon(peak=4e-3, matrices="hidden", adam_scale=0.25, warmup=200, b2=0.99, schedule="linear"),
     steps=STEPS,
     batch_size=8,  # a loss of 0.39 on clips took a quarter of the rows that batches of 64 took
     ema_decay=0.999,

@@ -48,7 +48,7 @@ CONFIG = dataclasses.replace(
     # Four times the quickstart's latents show the same layout through twice the noise.
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),
     data=streams.CaptionedLatents(source=SCENES, codec_path=""),
-    optimizer=dataclasses.replace(quickstart.CONFIG.optimizer, warmup=100, total_steps=STEPS),
+    optimizer=dataclasses.replace(quickstart.CONFIG.optimizer, warmup=100),
     steps=STEPS,
     ema_decay=0.998,
     preview=experiment.Preview(every=1000, prompts=(*quickstart.PROMPTS, "a purple star", "a heart below a ring")),

@@ -1,7 +1,7 @@
 """A teacher of DiT-S/2's size on 64 px scenes and its few-step students, on one GPU.
 
     python -m experiments.students_64
-    python -m experiments.students_64 data.codec_path=CODEC steps=2000 optimizer.total_steps=2000
+    python -m experiments.students_64 data.codec_path=CODEC steps=2000
 
 Trains the autoencoder unless a codec is named, then the teacher, then from it a consistency student and from that one a
 student by distribution matching; ends with the step benchmark of all three. Students learn for a quarter of the
@@ -42,7 +42,7 @@ CONFIG = dataclasses.replace(
     ),
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),
     data=streams.CaptionedLatents(source=scenes.SCENES, codec_path="", processes=8),
-    optimizer=dataclasses.replace(scenes.CONFIG.optimizer, peak=3e-3, warmup=200, total_steps=STEPS),
+    optimizer=dataclasses.replace(scenes.CONFIG.optimizer, peak=3e-3, warmup=200),
     steps=STEPS,
     batch_size=256,
 )
@@ -54,14 +54,14 @@ def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
     steps, before, students = max(1, config.steps // 4), None, []
     for method in STUDENTS:
         student = distill.make_config(str(result.directory), method)
-        schedule = dataclasses.replace(student.optimizer, peak=student.optimizer.peak / 3, total_steps=steps)
+        schedule = dataclasses.replace(student.optimizer, peak=student.optimizer.peak / 3)
         student = dataclasses.replace(student, steps=steps, optimizer=schedule, start_from=before)
         before = str(experiment.run(student).directory)
         students.append(before)
     grid = step_benchmark.Grid(
         samplers=("euler", "unipc_2"), steps=(2, 4, 8, 16), students=tuple(students), student_steps=(1, 2, 4)
     )
-    command = f"python -m experiments.{config.name} steps={config.steps} optimizer.total_steps={config.steps}"
+    command = f"python -m experiments.{config.name} steps={config.steps}"
     print(f"report: {step_report.write(step_benchmark.run(result.directory, grid, command=command))}")
 
 

@@ -156,7 +156,7 @@ def make_config(settings: TextRoad, name: str, seed: int) -> experiment.TrainCon
         name=f"text_road_{name}",
         model=model,
         data=dataclasses.replace(base.data, source=dataclasses.replace(source, world=shown)),
-        optimizer=dataclasses.replace(base.optimizer, **dict(road.rates), total_steps=settings.steps),
+        optimizer=dataclasses.replace(base.optimizer, **dict(road.rates)),
         steps=settings.steps,
         checkpoint_every=settings.steps // settings.points,
         preview=None,

@@ -1,7 +1,7 @@
 """The small autoencoder of clips: 4 x 4 x 4 pixels per latent, 16 channels, 3.2 M parameters, in two stages.
 
     python -m experiments.video_vae                                             pictures first, then clips
-    python -m experiments.video_vae steps=20000 optimizer.total_steps=20000 batch_size=32 model.dtype=bfloat16
+    python -m experiments.video_vae steps=20000 batch_size=32 model.dtype=bfloat16
     python -m experiments.video_vae model.patch_size=2 "model.halves_space=(True, False)"      `vae.small_video()`
     python -m experiments.video_vae --images                                    the first stage alone
     python -m experiments.video_vae start_from=runs/video_vae_images            the second stage alone
@@ -106,7 +106,7 @@ def make_video_config(
 
 
 def _optimizer(peak: float, steps: int) -> optimizer.Optimizer:
-    return optimizer.AdamW(peak=peak, warmup=min(200, steps // 10), b2=0.99, schedule="cosine", total_steps=steps)
+    return optimizer.AdamW(peak=peak, warmup=200, b2=0.99, schedule="cosine")
 
 
 CONFIG = make_video_config(

@@ -6,7 +6,8 @@ An experiment file is a `TrainConfig` and ends in `main(CONFIG)`:
     python -m experiments.NAME steps=1000 mesh.fsdp=8     changes values by dotted paths
 
 The run folder holds everything: `config.json` (resolved, with versions and devices), `log.jsonl`, `events.jsonl`,
-`checkpoints/`, `codec/`, `samples/`. Running the same command again resumes it.
+`checkpoints/`, `codec/`, `samples/`. Running the same command again resumes it; with more `steps` it goes on.
+A learning rate that falls reaches zero with the last step, so that of a finished run rises again when it goes on.
 """
 
 import dataclasses
@@ -150,19 +151,29 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
         RunLocked, CheckpointError, NonFiniteLoss, SystemExit(75): see `training`.
     """
     distributed.initialize()
-    config = with_text_encoder(config)
+    config = with_schedule(with_text_encoder(config))
     devices = config.mesh.make()
     for size in _batch_sizes(config):
         meshes.check_batch_size(devices, size, config.accumulate)
     with lock.RunLock(config.directory):
         _check_channels(config)
         record = _record(config)
+        notes: list[str] = []
         if distributed.is_main():
-            _write_record(config, record)
+            notes = _write_record(config, record)
             _write_codec(config)
         distributed.barrier("nova_jax run folder")
         with jax.set_mesh(devices):
-            return Result(_train(config, devices, record, callbacks), config.directory)
+            return Result(_train(config, devices, record, callbacks, notes), config.directory)
+
+
+def with_schedule(config: TrainConfig) -> TrainConfig:
+    """The config whose learning rate falls to zero with the last step, unless the optimizer names another one.
+
+    Raises:
+        ValueError: the optimizer's schedule ends before the run does.
+    """
+    return dataclasses.replace(config, optimizer=config.optimizer.ending_at(config.steps))
 
 
 def with_text_encoder(config: TrainConfig) -> TrainConfig:
@@ -183,7 +194,9 @@ def with_text_encoder(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _train(config: TrainConfig, devices: Any, record: dict[str, Any], callbacks: Sequence[loop.Callback]) -> TrainState:
+def _train(
+    config: TrainConfig, devices: Any, record: dict[str, Any], callbacks: Sequence[loop.Callback], notes: Sequence[str]
+) -> TrainState:
     """Restores or initialises the state, then hands it to the loop."""
     made = _recipe(config)
     metadata = {"data": config.data.fingerprint()}
@@ -196,6 +209,8 @@ def _train(config: TrainConfig, devices: Any, record: dict[str, Any], callbacks:
             folder, throughput, total_steps=config.steps, start_step=first, tensorboard=config.tensorboard
         ) as log:
             state = _start(config, restored, made, devices, log)
+            for note in notes:
+                log.event(note)
             if first >= config.steps:
                 return state
             return loop.fit(
@@ -317,11 +332,13 @@ def flops_per_step(config: TrainConfig, example: Batch) -> float | None:
     return float(cost["flops"]) * config.batch_size / example.x0.shape[0] if cost else None
 
 
-def _write_record(config: TrainConfig, record: dict[str, Any]) -> None:
-    """Writes config.json, after checking that the folder belongs to this experiment."""
-    path = config.directory / records.FILE
+def _write_record(config: TrainConfig, record: dict[str, Any]) -> list[str]:
+    """Writes config.json, after checking that the folder belongs to this experiment; returns what is to be said."""
+    path, notes = config.directory / records.FILE, []
     if path.is_file():
-        differences = _differences(_completed(records.read(config.directory)["config"]), record["config"])
+        before = _completed(records.read(config.directory)["config"])
+        notes = _follow_steps(before, config)
+        differences = _differences(before, record["config"])
         if differences:
             raise ConfigError(
                 f"{config.directory} belongs to a run with another config: {'; '.join(differences)}. Give the values "
@@ -330,6 +347,16 @@ def _write_record(config: TrainConfig, record: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1) + "\n")
     partial.replace(path)
+    return notes
+
+
+def _follow_steps(saved: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Moves the end of a saved schedule that ended with its run to the new end of the run; says so where it moves."""
+    rates, end = saved["optimizer"], config.optimizer.total_steps
+    if rates["total_steps"] != saved["steps"] or end != config.steps or end == rates["total_steps"]:
+        return []
+    rates["total_steps"] = end
+    return [f"steps was {saved['steps']} and is {end}: the {config.optimizer.schedule} schedule now ends there"]
 
 
 def _completed(saved: Any) -> Any:
@@ -436,7 +463,7 @@ def main(
     try:
         config = configs.override(config, [text for text in arguments if text != "--print"])
         if "--print" in arguments:
-            print(json.dumps(configs.to_dict(config), indent=2))
+            print(json.dumps(configs.to_dict(with_schedule(config)), indent=2))
             return
         config = prepare(config) if prepare else config
         result = run(config)

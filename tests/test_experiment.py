@@ -50,6 +50,22 @@ def test_the_same_command_with_more_steps_continues(tiny, finished):
     assert read_log(longer)[:4] == before
 
 
+def test_a_schedule_that_falls_ends_with_the_run_and_moves_when_the_run_goes_on(tiny, tmp_path):
+    falling = dataclasses.replace(tiny.optimizer, schedule="linear")
+    config = dataclasses.replace(tiny, optimizer=falling, steps=2, log_every=1, preview=None, run_dir=str(tmp_path))
+    result = experiment.run(config)
+    longer = experiment.run(dataclasses.replace(config, steps=4))
+    rates = [line["learning_rate"] for line in read_log(longer)]
+    np.testing.assert_allclose(rates, [falling.ending_at(end).learning_rate(n) for n, end in enumerate((2, 2, 4, 4))])
+    assert rates[1] == rates[3] == 0 < rates[2]
+    events = (result.directory / "events.jsonl").read_text()
+    assert "steps was 2 and is 4: the linear schedule now ends there" in events
+    saved = json.loads((result.directory / "config.json").read_text())["config"]
+    assert saved["optimizer"]["total_steps"] == 4
+    with pytest.raises(ValueError, match=r"steps=6, but the linear schedule ends at optimizer.total_steps=4"):
+        experiment.run(dataclasses.replace(config, steps=6, optimizer=falling.ending_at(4)))
+
+
 def test_a_picture_depends_on_its_prompt_and_seed_alone(finished):
     trained = inference.load_run(finished.directory)
     settings = inference.SamplingSettings(num_steps=3)

@@ -41,6 +41,14 @@ class Optimizer(abc.ABC):
     """Learning rate, clipping and decay, common to all; `make()` gives the optax transformation.
 
     The rate climbs linearly over `warmup` steps to `peak`, then follows `schedule` down to zero at `total_steps`.
+
+    Attributes:
+        peak: the highest learning rate.
+        warmup: steps of the climb; of a schedule that falls, at most half of `total_steps`.
+        schedule: what follows the climb.
+        total_steps: where the rate is zero; None: at the last step of the run (`ending_at`).
+        weight_decay: of kernels and embeddings.
+        clip_norm: largest global norm of the gradients.
     """
 
     peak: float = 1e-4
@@ -55,16 +63,41 @@ class Optimizer(abc.ABC):
             raise ValueError(f"{self}: peak must be positive and warmup at least 0")
         if self.schedule not in ("constant", "cosine", "linear"):
             raise ValueError(f"schedule {self.schedule!r} is unknown: use constant, cosine or linear")
-        if self.schedule != "constant" and (self.total_steps is None or self.total_steps <= self.warmup):
-            raise ValueError(f"schedule {self.schedule!r} needs total_steps larger than warmup={self.warmup}")
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ValueError(f"total_steps is {self.total_steps}; give 1 or more, or None for the steps of the run")
+
+    def ending_at(self, steps: int) -> "Optimizer":
+        """The same optimizer for a run of `steps`: a schedule without an end of its own ends there.
+
+        Raises:
+            ValueError: the schedule's own end comes before that of the run.
+        """
+        if self.schedule == "constant" or self.total_steps == steps:
+            return self
+        if self.total_steps is None:
+            return dataclasses.replace(self, total_steps=steps)
+        if self.total_steps < steps:
+            raise ValueError(
+                f"steps={steps}, but the {self.schedule} schedule ends at optimizer.total_steps={self.total_steps}, "
+                "and the learning rate would be 0 from there on: leave optimizer.total_steps out (or none), and the "
+                f"schedule ends with the run; or give steps={self.total_steps}"
+            )
+        return self
 
     def learning_rate(self, step: Any) -> Float[Array, ""]:
-        """The rate of update number `step`, counted from 0; the first one is peak / warmup."""
+        """The rate of update number `step`, counted from 0; the first one is peak / warmup.
+
+        Raises:
+            ValueError: a schedule that falls has no end.
+        """
         step = jnp.asarray(step, jnp.float32)
-        warm = jnp.minimum(1.0, (step + 1) / max(self.warmup, 1))
-        if self.total_steps is None or self.schedule == "constant":
-            return self.peak * warm
-        progress = jnp.clip((step + 1 - self.warmup) / (self.total_steps - self.warmup), 0.0, 1.0)
+        if self.schedule == "constant":
+            return self.peak * jnp.minimum(1.0, (step + 1) / max(self.warmup, 1))
+        if self.total_steps is None:
+            raise ValueError(f"the schedule {self.schedule!r} has no end: give total_steps, or use ending_at(steps)")
+        warmup = min(self.warmup, self.total_steps // 2)
+        warm = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
+        progress = jnp.clip((step + 1 - warmup) / (self.total_steps - warmup), 0.0, 1.0)
         decay = 1 - progress if self.schedule == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * progress))
         return self.peak * warm * decay
 

@@ -154,13 +154,35 @@ def test_muon_momentum_is_nesterov():
     ("fields", "message"),
     [
         ({"peak": 0.0}, "peak must be positive"),
-        ({"schedule": "cosine"}, "needs total_steps larger than warmup=1000"),
-        ({"schedule": "linear", "total_steps": 1000}, "needs total_steps larger than warmup=1000"),
+        ({"warmup": -1}, "warmup at least 0"),
+        ({"schedule": "linear", "total_steps": 0}, "total_steps is 0; give 1 or more"),
     ],
 )
 def test_impossible_schedules_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         optimizer.AdamW(**fields)
+
+
+def test_a_schedule_without_an_end_ends_with_the_run_and_one_that_falls_needs_an_end():
+    choice = optimizer.Muon(peak=1.0, warmup=0, schedule="linear")
+    with pytest.raises(ValueError, match=r"'linear' has no end: give total_steps, or use ending_at\(steps\)"):
+        choice.learning_rate(0)
+    assert [float(choice.ending_at(4).learning_rate(step)) for step in range(5)] == [0.75, 0.5, 0.25, 0.0, 0.0]
+    constant = optimizer.AdamW()
+    assert constant.ending_at(4) is constant
+
+
+def test_a_schedule_may_end_after_the_run_and_not_before():
+    choice = optimizer.AdamW(schedule="cosine", total_steps=8)
+    assert choice.ending_at(4) is choice
+    with pytest.raises(ValueError, match=r"steps=9, but the cosine schedule ends at optimizer.total_steps=8, .* leave optimizer.total_steps out"):
+        choice.ending_at(9)
+
+
+def test_a_run_shorter_than_the_warmup_climbs_for_half_of_it():
+    choice = optimizer.AdamW(peak=1.0, warmup=1000, schedule="linear", total_steps=8)
+    rates = [float(choice.learning_rate(step)) for step in range(8)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 def test_muon_refuses_a_rate_of_zero_for_adam():
