@@ -60,7 +60,7 @@ def make_image_config(
         model=vae,
         objective=reconstruction.Reconstruction(l2=2.0, ssim=0.0, levels=2, kl=kl),
         data=pictures,
-        optimizer=_optimizer(2.5e-3, steps),
+        optimizer=_optimizer(2.5e-3),
         steps=steps,
         batch_size=batch_size,
         ema_decay=0.995,
@@ -96,7 +96,7 @@ def make_video_config(
         model=vae,
         objective=reconstruction.Reconstruction(l2=2.0, ssim=0.0, motion=1.0, levels=2, kl=kl),
         data=Mixture(parts=((clips, 3), (pictures, 1))),
-        optimizer=_optimizer(3e-4, steps),
+        optimizer=_optimizer(3e-4),
         steps=steps,
         batch_size=batch_size,
         ema_decay=0.998,
@@ -105,7 +105,7 @@ def make_video_config(
     )
 
 
-def _optimizer(peak: float, steps: int) -> optimizer.Optimizer:
+def _optimizer(peak: float) -> optimizer.Optimizer:
     return optimizer.AdamW(peak=peak, warmup=200, b2=0.99, schedule="cosine")
 
 
