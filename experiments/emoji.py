@@ -63,22 +63,26 @@ CONFIG = experiment.TrainConfig(
 )
 
 
-def with_codec(config: experiment.TrainConfig, held_out: Any = None, **fields: Any) -> experiment.TrainConfig:
-    """Trains the autoencoder on the same pictures unless a codec is given by `data.codec_path`.
+def with_codec(
+    config: experiment.TrainConfig, source: Any = None, held_out: Any = None, **fields: Any
+) -> experiment.TrainConfig:
+    """Trains the autoencoder unless a codec is given by `data.codec_path`.
 
     Args:
         config: of the text-to-image run.
-        held_out: pictures to measure the autoencoder on; None: those it was trained on.
+        source: images that the autoencoder learns from; None: those of the run.
+        held_out: images to measure the autoencoder on; None: those it was trained on.
         fields: of `image_vae.make_config`.
     """
     data = config.data
     if data.codec_path:
         return config
-    pixels = streams.Pixels(source=data.source, size=data.size)
+    source = source or data.source
+    pixels = streams.Pixels(source=source, size=data.size)
     vae_config = dataclasses.replace(
         image_vae.make_config(pixels, name=f"{config.name}_vae", **fields), run_dir=f"{config.directory}_vae"
     )
-    folder = image_vae.train(vae_config, held_out or data.source)
+    folder = image_vae.train(vae_config, held_out or source)
     return dataclasses.replace(config, data=dataclasses.replace(data, codec_path=folder))
 
 

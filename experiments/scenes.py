@@ -26,6 +26,7 @@ from nova_jax.models.text_to_latent import TextToLatent
 STEPS = 14_000
 WORLD = dataclasses.replace(world.SHAPES_64, kinds=(0.32, 0.46, 0.18, 0.04), wording=quickstart.WORLD.wording)
 SCENES = source.Scenes(WORLD, length=100_000)
+CODEC_SCENES = source.Scenes(world.SHAPES_64, length=100_000)
 VAE = dataclasses.replace(image_vae.SMALL_VAE, latent_channels=8)
 
 CONFIG = dataclasses.replace(
@@ -55,7 +56,13 @@ CONFIG = dataclasses.replace(
 )
 
 prepare = functools.partial(
-    emoji.with_codec, held_out=image_vae.under_another_seed(SCENES), steps=5000, batch_size=16, kl=0.02, vae=VAE
+    emoji.with_codec,
+    source=CODEC_SCENES,
+    held_out=image_vae.under_another_seed(CODEC_SCENES),
+    steps=5000,
+    batch_size=16,
+    kl=0.02,
+    vae=VAE,
 )
 
 if __name__ == "__main__":

@@ -66,7 +66,12 @@ def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
 
 
 prepare = functools.partial(
-    emoji.with_codec, held_out=image_vae.under_another_seed(scenes.SCENES), steps=5000, kl=0.02, vae=VAE
+    emoji.with_codec,
+    source=scenes.CODEC_SCENES,
+    held_out=image_vae.under_another_seed(scenes.CODEC_SCENES),
+    steps=5000,
+    kl=0.02,
+    vae=VAE,
 )
 
 if __name__ == "__main__":
