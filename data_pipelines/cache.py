@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import logging
 import multiprocessing
@@ -63,6 +64,13 @@ class Options:
     processes: int = 0
     max_corrupt: int = 8
 
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.shard_size, self.threads) < 1 or self.processes < 0:
+            raise ValueError(
+                f"batch_size={self.batch_size}, shard_size={self.shard_size} and threads={self.threads} must be at "
+                f"least 1, and processes={self.processes} at least 0"
+            )
+
 
 def fingerprint(params: Any) -> str:
     """SHA-256 of a model's parameters: paths, dtypes, shapes and values."""
@@ -72,6 +80,11 @@ def fingerprint(params: Any) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\0".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def max_corrupt_of_all(source: base.RandomAccess, per_shard: int) -> int:
+    """How many corrupt records the shards of a source may leave out together."""
+    return per_shard * -(-len(source) // Options.shard_size)
 
 
 def encode_source(
@@ -95,7 +108,8 @@ def encode_source(
         shards: which shards to make, for example `range(process, number, processes)`; each by one process. None: all.
 
     Raises:
-        DatasetError: the folder holds shards of another model or source, or a shard has too many corrupt records.
+        DatasetError: the folder holds shards of another model or source, or a shard has too many corrupt records; or
+            the transform is a lambda or such, which another one could not be told from.
     """
     folder = os.fspath(path)
     os.makedirs(folder, exist_ok=True)
@@ -117,10 +131,20 @@ def encode_source(
 
 
 def _describe(transform: Any) -> str:
-    """A transform as text: the fields of a dataclass, the name of a function."""
+    """A transform as text: the fields of a dataclass, the name of a function.
+
+    Raises:
+        DatasetError: the text would not tell it from another one.
+    """
     if transform is None or dataclasses.is_dataclass(transform):
         return repr(transform)
-    return f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}"
+    name = f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}"
+    if not inspect.isfunction(transform) or "<" in name:
+        raise base.DatasetError(
+            f"the transform {name} cannot be told from others like it, so stored samples could be another one's: give "
+            "a function of a module, or a frozen dataclass with __call__ whose fields are the choices"
+        )
+    return name
 
 
 def _sweep(folder: str) -> None:

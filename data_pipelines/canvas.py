@@ -16,7 +16,6 @@ references, are drawn when a batch is made.
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -29,7 +28,6 @@ from data_pipelines.scenes import canvas_exam, reel_exam
 from data_pipelines.scenes.canvas import CanvasScenes
 from data_pipelines.scenes.reel_source import Reels
 from data_pipelines.sources import base
-from nova_jax import config, weights
 from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.tasks import color, conditions
 from nova_jax.types import Batch, Params
@@ -57,6 +55,7 @@ class CanvasLatents:
         seed: of the order and of what is drawn.
         threads: that read.
         processes: that draw the pictures to encode; 0: threads do.
+        max_corrupt: unreadable records left out of the cache, per shard.
     """
 
     sources: tuple[Any, ...]
@@ -71,6 +70,7 @@ class CanvasLatents:
     seed: int = 0
     threads: int = 2
     processes: int = 0
+    max_corrupt: int = 8
 
     def describe(self) -> dict[str, Any]:
         """What drawing needs to know: shape of the latents, length of the text."""
@@ -179,21 +179,27 @@ def _as_float32(value: Any) -> Any:
     return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float16 else value
 
 
-@functools.lru_cache(maxsize=32)
 def _encoded(source: Any, data: CanvasLatents) -> base.Source:
     """A source of one task with its pictures as latents, from the cache or into it; held in memory."""
+    return _encode(source, data, base.fingerprint(source), streams.codec_digests(data.codec_path))
+
+
+@functools.lru_cache(maxsize=32)
+def _encode(source: Any, data: CanvasLatents, fingerprint: str, autoencoder: tuple[str, ...]) -> base.Source:
+    """The same for a source of this fingerprint and an autoencoder of these files."""
+    del autoencoder
     codec, params = data.codec()
-    stored = "" if data.stored_as == "float32" else data.stored_as
     encoder = text.cached_encoder(data)
-    identity = json.dumps(config.to_dict(codec)) + cache.fingerprint(params) + stored
-    identity += weights.text_fingerprint(encoder) if encoder else ""
-    model = hashlib.sha256(identity.encode()).hexdigest()
-    name = hashlib.sha256((model + base.fingerprint(source)).encode()).hexdigest()[:16]
-    folder = pathlib.Path(data.cache_path) / name
+    task = conditions.TASKS.index(TOLD.get(source.task, source.task))
+    example = next(loader.readable(source, range(len(source)), data.max_corrupt))
+    choices = ["" if data.stored_as == "float32" else data.stored_as, f" task {task}" if task else ""]
+    choices += [f" references {data.num_frames}"] if "references" in example else []
+    model = streams.model_identity(codec, params, encoder, *choices)
+    name = hashlib.sha256((model + fingerprint).encode()).hexdigest()[:16]
+    folder = pathlib.Path(data.cache_path).expanduser() / name
     encode = functools.partial(  # one program for every training of this autoencoder
         jax.jit(lambda params, pixels: codec.normalize(codec.encode(params, pixels / 127.5 - 1.0)[0])), params
     )
-    task = conditions.TASKS.index(TOLD.get(source.task, source.task))
 
     def rows(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         shown = {name: a[:, : data.num_frames] if name == "references" else a for name, a in batch.items()}
@@ -202,8 +208,10 @@ def _encoded(source: Any, data: CanvasLatents) -> base.Source:
         states = text.states_of(encoder, batch["caption"]) if encoder else {}
         return encoded | latents | states | {"task": np.full(len(batch["pixels"]), task)}
 
-    clips = min(len(source), max(1, PICTURES_PER_CALL // len(source[0]["pixels"])))
-    options = cache.Options(batch_size=clips, threads=data.threads, processes=data.processes)
+    clips = min(len(source), max(1, PICTURES_PER_CALL // len(example["pixels"])))
+    options = cache.Options(
+        batch_size=clips, threads=data.threads, processes=data.processes, max_corrupt=data.max_corrupt
+    )
     cache.encode_source(source, rows, folder, model=model, options=options)
     return InMemory(cache.LatentCache(str(folder), model=model))
 

@@ -1,7 +1,7 @@
 """Encoded pictures to arrays: what is allowed in, how transparency and size are settled, and the range networks see.
 
-    decode     bytes -> uint8 (1, h, w, 3), or (1, h, w, 4) where transparency is kept
-    composite  out = (alpha * rgb + (255 - alpha) * background) / 255, rounded to nearest, on the stored values
+    decode     bytes -> sRGB, uint8 (1, h, w, 3), or (1, h, w, 4) where transparency is kept; see `media.image_files`
+    composite  out = (alpha * rgb + (255 - alpha) * background) / 255, rounded to nearest, on the sRGB values
     fit        the largest centred box of the wanted shape, resampled once with Lanczos
     transform  uint8 0 .. 255 -> float32 -1 .. 1, as x / 127.5 - 1
 
@@ -9,13 +9,14 @@ The header is checked before a single pixel is decoded, so a small file that cla
 """
 
 import dataclasses
-import io
 from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from jaxtyping import Float32, UInt8
+
+from nova_jax import git_lfs
+from nova_jax.media import image_files
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 REDUCING_GAP = 2.0  # shrink by whole factors first, down to twice the wanted size, then resample
@@ -27,7 +28,7 @@ class Undecodable(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """Encoded PNG, JPEG or WebP to one RGB or RGBA frame.
+    """Encoded PNG, JPEG (MPO: its first picture) or WebP to one RGB or RGBA frame, upright and in sRGB.
 
     Attributes:
         size: (h, w) to fit the picture into while decoding, or None for its own size. Large JPEGs are then decoded at a
@@ -55,15 +56,23 @@ class Decoder:
             Undecodable: not a still PNG, JPEG or WebP, damaged, or larger than `max_pixels`.
         """
         try:
-            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with image_files.opened(data, FORMATS) as image:
                 self._check_header(image)
                 if self.size is not None:  # twice the longer side, since EXIF may still swap the sides
                     image.draft(None, (2 * max(self.size), 2 * max(self.size)))
-                PIL.ImageOps.exif_transpose(image, in_place=True)
-                frame = to_rgba(image) if self.background is None else to_rgb(image, self.background)
+                frame = image_files.to_srgb(image_files.upright(image))
+                if self.background is None:
+                    frame = frame.convert("RGBA")
+                elif frame.mode == "RGBA":
+                    frame = composite(frame, self.background)
                 return np.asarray(frame if self.size is None else fit(frame, self.size))[None]
         except (Undecodable, MemoryError):
             raise
+        except PIL.UnidentifiedImageError as error:
+            what = git_lfs.POINTER if git_lfs.is_pointer(data) else f"none of {', '.join(FORMATS)}"
+            raise Undecodable(f"UnidentifiedImageError: {what}") from error
+        except image_files.UnreadableImage as error:
+            raise Undecodable(str(error)) from error
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
             raise Undecodable(f"the header claims more than the {self.max_pixels} pixels allowed") from None
         except Exception as error:  # the bytes are in memory, so whatever fails in the codec is their fault
@@ -74,28 +83,12 @@ class Decoder:
             raise Undecodable(
                 f"the header claims {image.width} x {image.height} pixels; at most {self.max_pixels} are allowed"
             )
-        if getattr(image, "n_frames", 1) != 1:
+        if image_files.is_animated(image):
             raise Undecodable("an animation, not a still picture")
 
 
 ON_WHITE = Decoder()
 WITH_ALPHA = Decoder(background=None)
-
-
-def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int]) -> PIL.Image.Image:
-    """Any mode to RGB: transparency is composited, 16-bit grey keeps its high byte."""
-    if image.mode.startswith("I"):
-        return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        return composite(image.convert("RGBA"), background)
-    return image.convert("RGB")
-
-
-def to_rgba(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Any mode to RGBA; without transparency it is opaque."""
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return to_rgb(image, (0, 0, 0)).convert("RGBA")
 
 
 def composite(rgba: PIL.Image.Image, background: tuple[int, int, int]) -> PIL.Image.Image:

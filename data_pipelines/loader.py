@@ -22,7 +22,7 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -39,8 +39,8 @@ Batch = dict[str, np.ndarray]
 logger = logging.getLogger(__name__)
 
 
-class TooManyCorruptRecords(RuntimeError):
-    """More corrupt records than the loader may replace."""
+class TooManyCorruptRecords(base.DatasetError):
+    """More corrupt records than may be replaced or left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +157,7 @@ class Loader:
     @functools.cached_property
     def budget(self) -> int:
         """Corrupt records that may be replaced."""
-        if isinstance(self.max_corrupt, float):
-            return math.floor(self.max_corrupt * len(self.source))
-        return self.max_corrupt
+        return allowed(self.source, self.max_corrupt)
 
     def _record_at(self, position: int) -> int:
         index: Any = self._order[position]
@@ -231,10 +229,40 @@ class Batches(Iterator[Batch]):
         known = len(self._known - self.corrupt.keys())
         more = f" and {known} more in {self._loader.quarantine}" if known else ""
         rest = f"; ... {len(found) - 20} others" if len(found) > 20 else ""
-        allowed = f"max_corrupt={self._loader.max_corrupt} allows {self._loader.budget} of {len(self._loader.source)}"
+        limit = f"max_corrupt={self._loader.max_corrupt} allows {self._loader.budget} of {len(self._loader.source)}"
         return (
-            f"{len(found)} corrupt records{more}, but {allowed}: repair the data or raise max_corrupt. They are: "
+            f"{len(found)} corrupt records{more}, but {limit}: repair the data or raise max_corrupt. They are: "
             f"{'; '.join(found[:20])}{rest}"
+        )
+
+
+def allowed(source: base.RandomAccess, max_corrupt: int | float) -> int:
+    """How many corrupt records a limit allows: a number, or a fraction of the source when a float."""
+    return math.floor(max_corrupt * len(source)) if isinstance(max_corrupt, float) else max_corrupt
+
+
+def readable(source: base.RandomAccess, indices: Iterable[int], max_corrupt: int | float) -> Iterator[base.Sample]:
+    """The samples at these places, such as those to measure a model on; corrupt ones are said and left out.
+
+    Raises:
+        TooManyCorruptRecords: more than `max_corrupt` of them are corrupt, or all.
+    """
+    count, faults, limit = 0, [], allowed(source, max_corrupt)
+    for index in indices:
+        try:
+            sample = source[index]
+        except base.CorruptRecord as fault:
+            logger.warning("corrupt record left out: sample %d, %s", index, fault)
+            faults.append(f"sample {index}, {fault}")
+            if len(faults) > limit:
+                break
+        else:
+            count += 1
+            yield sample
+    if faults and (len(faults) > limit or not count):
+        raise TooManyCorruptRecords(
+            f"{len(faults)} corrupt records beside {count} others, and max_corrupt={max_corrupt} allows {limit}: "
+            f"repair the data or raise it. They are: {'; '.join(faults[:20])}"
         )
 
 

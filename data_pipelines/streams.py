@@ -18,7 +18,7 @@ import numpy as np
 from data_pipelines import cache, images, loader, text, workers
 from data_pipelines.scenes import scoring
 from data_pipelines.scenes.source import Scenes
-from data_pipelines.sources import arrays, base
+from data_pipelines.sources import arrays, base, digests
 from data_pipelines.sources.held import Held
 from nova_jax import config, weights
 from nova_jax.models.text.encoder import TextEncoder
@@ -37,7 +37,7 @@ class Pixels:
         seed: of the order.
         threads: that read and transform.
         processes: that make the batches, each with its threads; 0: this one does.
-        max_corrupt: unreadable records to replace: a number, or a fraction of the source.
+        max_corrupt: unreadable records to replace: a number, or a fraction of the source when a float.
     """
 
     source: Any
@@ -45,7 +45,7 @@ class Pixels:
     seed: int = 0
     threads: int = 2
     processes: int = 0
-    max_corrupt: float = 0.001
+    max_corrupt: int | float = 0.001
 
     def describe(self) -> dict[str, Any]:
         """Shape of a sample and number of samples."""
@@ -74,7 +74,8 @@ class Pixels:
             alone = dataclasses.replace(self, processes=0)
             return workers.join(alone, self.processes, start, batch_size, shard_index, shard_count)
         shard, order = {"shard_index": shard_index, "shard_count": shard_count}, self._loader(batch_size)
-        if isinstance(self.source, Held) and self.size is None:  # twice as fast as sample by sample
+        is_held = isinstance(self.source, Held) and self.size is None and not self.source.faults
+        if is_held:  # twice as fast as sample by sample
             batches = (images.to_float(self.source.pixels[records]) for records in order.records(start, **shard))
         else:
             batches = (rows["pixels"] for rows in order.batches(start, **shard))
@@ -143,6 +144,11 @@ class CaptionedLatents:
         """The autoencoder and its parameters."""
         return load_codec(self.codec_path)
 
+    def pixels_of(self, source: Any) -> Pixels:
+        """Pictures to train an autoencoder on, such as its own: of the same size, and as many may be corrupt."""
+        limit = cache.max_corrupt_of_all(source, self.max_corrupt)
+        return Pixels(source=source, size=self.size, max_corrupt=limit)
+
     def scorer(self, per_task: int) -> scoring.Scorer | None:
         """What judges pictures of such data: GenEval's tasks for scenes; None where nothing can."""
         return scoring.Scorer(self.source.world, per_task) if isinstance(self.source, Scenes) else None
@@ -150,7 +156,7 @@ class CaptionedLatents:
     @property
     def latents(self) -> base.Source:
         """The encoded source; encodes what is not in the cache yet."""
-        return _open_latents(self)
+        return _open_latents(self, base.fingerprint(self.source), codec_digests(self.codec_path))
 
     def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
         """Rows of one shard, from a position on."""
@@ -168,22 +174,44 @@ class CaptionedLatents:
         )
 
 
-@functools.lru_cache(maxsize=4)
 def load_codec(path: str) -> tuple[Any, Params]:
-    """An autoencoder and its parameters, read once."""
-    return weights.load(path)
+    """An autoencoder and its parameters, read again when its files have changed."""
+    return _load_codec(path, codec_digests(path))
 
 
 @functools.lru_cache(maxsize=4)
-def _open_latents(data: CaptionedLatents) -> base.Source:
-    """Encodes a source into its folder of the cache, or finds it there."""
+def _load_codec(path: str, content: tuple[str, ...]) -> tuple[Any, Params]:
+    del content
+    return weights.load(pathlib.Path(path).expanduser())
+
+
+def codec_digests(path: str) -> tuple[str, ...]:
+    """What the files of an autoencoder's folder hold; none where there is no folder."""
+    return tuple(digests.digests(sorted(pathlib.Path(path).expanduser().glob("*"))))
+
+
+def model_identity(codec: Any, params: Params, encoder: TextEncoder | None, *choices: Any) -> str:
+    """Hash of all that shapes what is stored beside the source itself: the `model` of `cache.encode_source`.
+
+    Args:
+        codec: the autoencoder.
+        params: its parameters.
+        encoder: the frozen text encoder whose states are stored, if any.
+        choices: whatever else decides shape, dtype or values of a stored array.
+    """
+    identity = json.dumps(config.to_dict(codec)) + cache.fingerprint(params) + "".join(map(str, choices))
+    identity += weights.text_fingerprint(encoder) if encoder else ""
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=4)
+def _open_latents(data: CaptionedLatents, source: str, autoencoder: tuple[str, ...]) -> base.Source:
+    """Encodes a source of this fingerprint by this autoencoder into its folder of the cache, or finds it there."""
+    del autoencoder
     codec, params = data.codec()
     encoder = text.cached_encoder(data)
-    identity = json.dumps(config.to_dict(codec)) + cache.fingerprint(params) + repr(data.size)
-    identity += weights.text_fingerprint(encoder) if encoder else ""
-    model = hashlib.sha256(identity.encode()).hexdigest()
-    name = hashlib.sha256((model + base.fingerprint(data.source)).encode()).hexdigest()[:16]
-    folder = pathlib.Path(data.cache_path) / name
+    model = model_identity(codec, params, encoder, repr(data.size))
+    folder = pathlib.Path(data.cache_path).expanduser() / hashlib.sha256((model + source).encode()).hexdigest()[:16]
     encode = functools.partial(  # one program for every training of this autoencoder
         jax.jit(lambda params, pixels: codec.normalize(codec.encode(params, pixels)[0])), params
     )

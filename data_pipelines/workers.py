@@ -34,9 +34,11 @@ def join(
         shard_count: number of parts.
 
     Raises:
-        ValueError: the shards do not divide the rows.
+        ValueError: fewer than one process, or the shards do not divide the rows.
         RuntimeError: a process failed; its error is on standard error.
     """
+    if processes < 1:
+        raise ValueError(f"processes is {processes}; it must be a whole number of 1 or more, or 0 for this one alone")
     sizes = data.batch_sizes(batch_size) if hasattr(data, "batch_sizes") else (batch_size,)
     rows, rest = divmod(math.gcd(*sizes), shard_count)
     if rest:

@@ -115,7 +115,7 @@ def split_arguments(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     for text in arguments:
         name, _, value = text.partition("=")
         if name in chosen:
-            chosen[name] = value
+            chosen[name] = configs.expand_home(value)
         else:
             rest.append(text)
     return chosen, rest

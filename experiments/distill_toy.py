@@ -250,4 +250,7 @@ def _print_row(name: str, found: dict[int, dict[str, float]], seconds: float | N
 
 
 if __name__ == "__main__":
-    main(config.override(Settings(), sys.argv[1:]))
+    try:
+        main(config.override(Settings(), sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        sys.exit(f"distill_toy: {error}")

@@ -78,7 +78,7 @@ def with_codec(
     if data.codec_path:
         return config
     source = source or data.source
-    pixels = streams.Pixels(source=source, size=data.size)
+    pixels = data.pixels_of(source)
     vae_config = dataclasses.replace(
         image_vae.make_config(pixels, name=f"{config.name}_vae", **fields), run_dir=f"{config.directory}_vae"
     )

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipelines import cutouts, images, streams
+from data_pipelines import cache, cutouts, images, loader, streams
 from data_pipelines.canvas import CanvasLatents, InMemory
 from data_pipelines.cutouts import CutoutPictures, Cutouts
 from data_pipelines.mixture import Mixture
@@ -57,11 +57,13 @@ class CutoutTar:
         source: captioned pictures with alpha.
         size: (h, w) that pictures are fitted into.
         codec_path: folder of an autoencoder; "" trains one.
+        max_corrupt: unreadable elements left out, for every 4,096. One picture that cannot be read is part of many.
     """
 
     source: WebDataset
     size: tuple[int, int] = (32, 32)
     codec_path: str = ""
+    max_corrupt: int = 8
 
 
 CONFIG = experiment.TrainConfig(
@@ -88,7 +90,7 @@ def make_mixture(data: CutoutTar, codec_path: str) -> Mixture:
 
     def of_task(task: str, **inputs: Any) -> CanvasLatents:
         source = Cutouts(data.source, task, data.size)
-        return CanvasLatents(sources=(source,), codec_path=codec_path, **inputs)
+        return CanvasLatents(sources=(source,), codec_path=codec_path, max_corrupt=data.max_corrupt, **inputs)
 
     return Mixture(
         parts=(
@@ -101,7 +103,9 @@ def make_mixture(data: CutoutTar, codec_path: str) -> Mixture:
 
 def train_codec(data: CutoutTar, run_dir: str, steps: int = 4000) -> str:
     """The autoencoder of all pictures that the tasks show or ask for; returns its folder."""
-    pixels = streams.Pixels(source=InMemory(CutoutPictures(data.source, data.size, seed=1)))
+    shown = CutoutPictures(data.source, data.size, seed=1)
+    limit = cache.max_corrupt_of_all(shown, data.max_corrupt)
+    pixels = streams.Pixels(source=InMemory(shown), max_corrupt=limit)
     config = image_vae.make_config(pixels, name="emoji_canvas_vae", steps=steps, kl=0.005, vae=canvas.VAE)
     held_out = CutoutPictures(data.source, data.size, seed=1, held_out=True)
     return image_vae.train(dataclasses.replace(config, run_dir=run_dir), held_out)
@@ -110,8 +114,8 @@ def train_codec(data: CutoutTar, run_dir: str, steps: int = 4000) -> str:
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
     """Scores the run on held-out pictures: scores.json, tasks.png, and the numbers on the terminal."""
     trained = inference.load_run(result.directory)
-    learnt: Cutouts = config.data.parts[0][0].sources[0]
-    scores, sheet = evaluate(trained, learnt)
+    part = config.data.parts[0][0]
+    scores, sheet = evaluate(trained, part.sources[0], max_corrupt=part.max_corrupt)
     (result.directory / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     path = inference.save_grid(result.directory / "tasks.png", sheet, columns=3 * ACROSS, upscale=2)
     print_scores(scores)
@@ -119,7 +123,7 @@ def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
 
 
 def evaluate(
-    trained: inference.TrainedRun, learnt: Cutouts, count: int = MAX_SCORED
+    trained: inference.TrainedRun, learnt: Cutouts, count: int = MAX_SCORED, *, max_corrupt: int = 8
 ) -> tuple[dict[str, Scores], UInt8[np.ndarray, "n 1 h w 3"]]:
     """Scores of both tasks, and the first answers, three tiles each.
 
@@ -127,11 +131,12 @@ def evaluate(
         trained: the run.
         learnt: the source of any of its tasks.
         count: at most so many held-out elements of each task, one of each picture.
+        max_corrupt: so many of them may be unreadable; they are left out.
     """
     scores, tiles = {}, []
     for task, score in (("matte", score_mattes), ("colors", score_colors)):
         elements = Cutouts(learnt.source, task, learnt.size, seed=1, held_out=True)
-        shown = [elements[i] for i in range(min(count, elements.num_pictures))]
+        shown = list(loader.readable(elements, range(min(count, elements.num_pictures)), max_corrupt))
         scores[task], strips = score(trained, shown)
         tiles += strips[: SHOWN - SHOWN % ACROSS]
     return scores, np.concatenate(tiles)[:, None]

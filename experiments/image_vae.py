@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import images, streams
+from data_pipelines import images, loader, streams
 from data_pipelines.scenes import scoring, source
 from data_pipelines.sources.held import Held
 from nova_jax import environment, experiment, inference, weights
@@ -87,7 +87,8 @@ def export(
     weights.save(vae, result.state.ema, folder, dtype="float16")
     vae, params = weights.load(folder)  # what is measured is what was written
     fit, rng = images.Transform(size=config.data.size), np.random.default_rng(0)
-    fitted = [fit(held_out[i], rng)["pixels"] for i in range(min(samples, len(held_out)))]
+    shown = loader.readable(held_out, range(min(samples, len(held_out))), config.data.max_corrupt)
+    fitted = [fit(sample, rng)["pixels"] for sample in shown]
     truth = np.asarray(inference.to_uint8(jnp.asarray(fitted)))
     rebuilt = reconstruct(vae, params, truth)
     error = (truth.astype(np.float64) - rebuilt) ** 2

@@ -84,7 +84,8 @@ def finish_exam(config: experiment.TrainConfig, result: experiment.Result, *, sh
         result: of the run.
         sheet: the parts of the exam that sheet.png shows.
     """
-    found = task_evaluation.run(result.directory, command=f"nova evaluate --run {result.directory}")
+    command = f"nova evaluate --run {result.directory}"
+    found = task_evaluation.run(result.directory, overwrite=True, command=command)
     print(task_evaluation.table(found))
     task_report.save_sheet(found, found.folder / "sheet.png", sheet)
     print(f"\nreport: {task_report.write(found)}")

@@ -141,10 +141,16 @@ def compare(
     }
 
 
-if __name__ == "__main__":
-    settings = config.override(CONFIG, sys.argv[1:])
-    folder = step_benchmark.run(
-        settings.run, settings.grid, command=" ".join(["python -m experiments.sampler_steps", *sys.argv[1:]])
-    )
-    print(step_report.write(folder))
+def main(arguments: list[str]) -> None:
+    """Measures the samplers, writes the report, and fits the grids."""
+    settings = config.override(CONFIG, arguments)
+    command = " ".join(["python -m experiments.sampler_steps", *arguments])
+    print(step_report.write(step_benchmark.run(settings.run, settings.grid, command=command)))
     fit_grids(settings)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        sys.exit(f"sampler_steps: {error}")

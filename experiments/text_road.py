@@ -259,5 +259,5 @@ def _series(run: dict[str, Any], task: str) -> plots.Series:
 if __name__ == "__main__":
     try:
         main(configs.override(TextRoad(), sys.argv[1:]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"text_road: {error}")

@@ -136,5 +136,5 @@ def _read(path: pathlib.Path) -> str:
 if __name__ == "__main__":
     try:
         main(config.override(Settings(), sys.argv[1:]))
-    except ConfigError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"training_curve: {error}")

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import images, streams
+from data_pipelines import images, loader, streams
 from data_pipelines.mixture import Mixture
 from data_pipelines.scenes.reel_source import Reels
 from data_pipelines.sources.frames import Frames
@@ -165,7 +165,8 @@ def export(
     weights.save(vae, result.state.ema, folder, dtype="float16")
     vae, params = weights.load(folder)  # what is measured is what was written
     fit, rng = images.Transform(size=clips.size), np.random.default_rng(0)
-    fitted = np.stack([fit(held_out[i], rng)["pixels"] for i in range(min(samples, len(held_out)))])
+    shown = loader.readable(held_out, range(min(samples, len(held_out))), clips.max_corrupt)
+    fitted = np.stack([fit(sample, rng)["pixels"] for sample in shown])
     truth = np.asarray(inference.to_uint8(jnp.asarray(fitted)))
     rebuilt = image_vae.reconstruct(vae, params, truth, batch_size)
     still = image_vae.reconstruct(vae, params, truth[:, -1:], batch_size)

@@ -93,6 +93,8 @@ class Generate:
     """Guide only at times within (low, high]: 1 is noise, 0 is data."""
     upscale: int = 1
     """Whole-number enlargement of what is saved, by repeated pixels."""
+    overwrite: bool = False
+    """Replace files of the same name; else what is there stays, and another drawing gets a number behind its name."""
     text_encoder: pathlib.Path | None = None
     """Folder of the run's frozen text encoder (T5, umT5), if it has moved since the run was trained."""
 
@@ -102,6 +104,7 @@ class Generate:
 
         options = cli_canvas.given(self, "seed", "count") | cli_canvas.given(self.options)
         cli_canvas.check_source(self.prompts, self.request, self.task, options)
+        cli_canvas.check_numbers(self.upscale, *((self.seed, self.count) if self.prompts else ()))
         sampling = cli_canvas.given(self, "sampler", "num_steps", "time_grid", "guidance_scale", "guidance_interval")
         trained = inference.load_run(self.run, text_path=self.text_encoder)
         out = self.out or self.run / "generated"
@@ -116,18 +119,19 @@ class Generate:
         else:
             request = cli_canvas.read_request(trained, self.request, self.task, options)
             settings = cli_canvas.settings_of(request, sampling)
-            paths = cli_canvas.draw(trained, request, settings, out=out, run=self.run, upscale=self.upscale)
+            saving = {"out": out, "run": self.run, "upscale": self.upscale, "overwrite": self.overwrite}
+            paths = cli_canvas.draw(trained, request, settings, **saving)
         print("\n".join(map(str, paths)))
 
     def _draw_videos(self, trained: Any, out: pathlib.Path, options: dict[str, Any], sampling: dict[str, Any]) -> None:
         from nova_jax import cli_reel, inference
 
         requests = cli_reel.read_requests(trained, self.prompts, self.request, self.task, options)
-        cli_reel.check_output(requests, self.output)
+        cli_reel.check_output(requests, self.output, overwrite=self.overwrite)
         settings = dataclasses.replace(inference.settings_for(trained), **sampling)
-        places = {"run": self.run, "out": out, "output": self.output}
+        saving = {"upscale": self.upscale, "overwrite": self.overwrite}
         for request in requests:
-            for video in cli_reel.draw(trained, request, settings, **places, upscale=self.upscale):
+            for video in cli_reel.draw(trained, request, settings, run=self.run, out=out, output=self.output, **saving):
                 print(f"{video.path}  {video.frames} frames  {video.seconds:.2f} s")
 
     def _draw_prompts(self, trained: Any, out: pathlib.Path, sampling: dict[str, Any]) -> list[pathlib.Path]:
@@ -138,7 +142,7 @@ class Generate:
         seeds = [(self.seed or 0) + i for _ in self.prompts for i in range(count)]
         settings = dataclasses.replace(inference.settings_for(trained), **sampling)
         pixels = inference.generate(trained, prompts, seeds, settings)
-        return inference.save_pngs(out, pixels, prompts, seeds, settings, self.upscale)
+        return inference.save_pngs(out, pixels, prompts, seeds, settings, self.upscale, overwrite=self.overwrite)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +153,8 @@ class Evaluate:
     """The run folder of a trained editing or video experiment."""
     out: pathlib.Path | None = None
     """Where scores.json and report.html go; RUN/evaluation when not given."""
+    overwrite: bool = False
+    """Replace the scores in that folder; else they stay, and these go beside it, to a folder with a number."""
     per_task: int = 64
     """Questions in each part of the exam, 2 or more."""
     guidance: float = 2.0
@@ -160,7 +166,12 @@ class Evaluate:
 
         command = " ".join(["nova", *sys.argv[1:]])
         found = task_evaluation.run(
-            self.run, per_task=self.per_task, guidance=self.guidance, folder=self.out, command=command
+            self.run,
+            per_task=self.per_task,
+            guidance=self.guidance,
+            folder=self.out,
+            overwrite=self.overwrite,
+            command=command,
         )
         print(task_evaluation.table(found))
         print(task_report.write(found))
@@ -182,6 +193,8 @@ class Bench:
     """uniform, shifted:3, cosine, ..., or fitted grids: a path with {num_steps} in it."""
     guidance: tuple[float, ...] = (2.0,)
     """Which guidance scales; 1 is none."""
+    prompts: tuple[str, ...] = ()
+    """What to draw where the run's data brings no prompts of its own. Default: those of the run's preview."""
     pictures: int = 192
     """Pictures to draw in each cell."""
     batch_size: int = 64
@@ -254,10 +267,14 @@ class Weights:
         import jax
 
         from nova_jax import weights
+        from nova_jax.weights import tables
 
+        if self.out and self.out.resolve() == self.folder.resolve():
+            raise ValueError(f"--out {self.out} is the folder that is read: give another one, so that nothing is lost")
         module, params = weights.load(self.folder)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         print(f"{type(module).__name__}: {count:,} parameters in {len(jax.tree.leaves(params))} arrays")
+        tables.check_finite(tables.flatten(params))
         if self.out:
             weights.save(module, params, self.out, dtype=self.dtype)
             print(self.out)
@@ -277,7 +294,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _execute(command: Any) -> None:
+    from nova_jax import config
+    from nova_jax.parallel import distributed
+
     try:
-        command.execute()
+        if not isinstance(command, Compare):
+            distributed.check_devices()
+        config.expand_home(command).execute()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         sys.exit(f"nova: {error}")

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
 
-from nova_jax import canvas, inference
-from nova_jax.tasks import InvalidRequest, Limits, Problem, json_form
+from nova_jax import canvas, files, inference
+from nova_jax.tasks import InvalidRequest, Limits, Problem, checks, json_form
 from nova_jax.tasks.json_form import CONFIG, SETTINGS, TASK
+from nova_jax.tasks.limits import Range
+from nova_jax.tasks.problems import refuse
 from nova_jax.tasks.request import Request
 
 TASKS = {
@@ -30,6 +31,7 @@ TASKS = {
     "color-guided": "COLOR_GUIDED_GENERATION",
 }
 STANDARD_INPUT = pathlib.Path("-")
+UPSCALE = Range(1, 64)
 
 Options = Mapping[str, Any]  # by the field of the request or of its settings
 
@@ -57,6 +59,19 @@ def check_source(prompts: Sequence[str], request: Any, task: str | None, options
         raise ValueError(f"{', '.join(idle)} says nothing about prompts: name the --task")
     if idle:
         raise ValueError(f"{', '.join(idle)} beside --request: write it into the request, which holds everything")
+
+
+def check_numbers(upscale: int, seed: int | None = None, count: int | None = None) -> None:
+    """Refuses an enlargement, and a seed and number of pictures of prompts, that cannot be drawn.
+
+    Raises:
+        InvalidRequest: with every number out of range.
+    """
+    problems = checks.whole("--upscale", upscale, UPSCALE)
+    problems += [] if count is None else checks.whole("--count", count, Range(1, inference.SEEDS.high + 1))
+    last = inference.SEEDS.high - max(0, (count or 1) - 1)  # of the first picture; the others count up
+    problems += [] if seed is None else checks.whole("--seed", seed, Range(0, max(0, last)))
+    refuse(problems)
 
 
 def read_request(
@@ -132,13 +147,14 @@ def draw(
     out: pathlib.Path,
     run: pathlib.Path,
     upscale: int = 1,
+    overwrite: bool = False,
 ) -> list[pathlib.Path]:
     """Draws a request and saves its pictures; returns their paths."""
     pictures = canvas.draw(trained, request, settings)
     said = {"request": json.dumps(describe(request)), "run": str(run), "step": str(trained.step)}
     if settings is not None:
         said["sampling"] = json.dumps(dataclasses.asdict(settings))
-    return save(out, pictures, request, said, upscale)
+    return save(out, pictures, request, said, upscale=upscale, overwrite=overwrite)
 
 
 def save(
@@ -146,27 +162,21 @@ def save(
     pictures: canvas.Pictures,
     request: Request,
     said: Mapping[str, str],
+    *,
     upscale: int = 1,
+    overwrite: bool = False,
 ) -> list[pathlib.Path]:
     """Writes each picture as PNG, with what is said of all and its own seed in its text chunks.
 
-    A file's name holds the task, the text, a digest of what is said, and the seed: other requests never overwrite it.
+    A file's name holds the task, the text, a digest of what is said, and the seed, see `files`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     task = next(name for name, form in TASKS.items() if json_form.FORMS[form].request is type(request))
-    digest = hashlib.sha256(json.dumps(dict(said)).encode()).hexdigest()[:8]
-    stem = "-".join(filter(None, (task, inference.slug(getattr(request, "text", None) or ""), digest)))
-    first = getattr(request, "settings", None)
+    settings, text = getattr(request, "settings", None), getattr(request, "text", None) or ""
     paths = []
-    for number, picture in enumerate(pictures):
-        seed = number if first is None else first.seed + number
-        info = PngImagePlugin.PngInfo()
-        for key, value in {**said, "seed": str(seed)}.items():
-            info.add_itxt(key, value)
-        image = Image.fromarray(picture)
-        image = image.resize((image.width * upscale, image.height * upscale), Image.Resampling.NEAREST)
-        paths.append(folder / f"{stem}-seed{seed}.png")
-        image.save(paths[-1], pnginfo=info)
+    for seed, picture in enumerate(pictures, start=0 if settings is None else settings.seed):
+        place = folder / f"{files.name(text, seed, kind=task, facts=said)}.png"
+        metadata = {**said, "seed": str(seed)}
+        paths.append(files.save_png(place, picture, metadata, upscale=upscale, overwrite=overwrite))
     return paths
 
 
@@ -237,6 +247,6 @@ def read_text(path: pathlib.Path) -> str:
         ValueError: there is no such file, or it is not UTF-8.
     """
     try:
-        return sys.stdin.read() if path == STANDARD_INPUT else path.read_text(encoding="utf-8")
+        return sys.stdin.read() if path == STANDARD_INPUT else path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise ValueError(f"--request {path} is no file that can be read; it must be JSON in UTF-8") from None

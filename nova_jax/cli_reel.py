@@ -5,7 +5,6 @@ Frames go to the file as they are drawn.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import pathlib
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from nova_jax import cli_canvas, inference, media, reel
+from nova_jax import cli_canvas, files, inference, media, reel
 from nova_jax.cli_canvas import Options, flag
 from nova_jax.tasks import (
     InvalidRequest,
@@ -25,6 +24,7 @@ from nova_jax.tasks import (
     TextToVideo,
     VideoLimits,
     VideoRequest,
+    checks,
     json_form,
     read_picture,
 )
@@ -56,7 +56,7 @@ def read_requests(
     if prompts:
         first, count = options.get("seed", 0), options.get("count", 1)
         seeds = range(first, first + count)
-        requests: list[Any] = [TextToVideo(text=p, seed=seed, limits=limits) for p in prompts for seed in seeds]
+        requests: list[Any] = [_prompt(prompt, seed, limits) for prompt in prompts for seed in seeds]
     elif path is not None:
         requests = [json_form.parse_request(cli_canvas.read_text(path), limits)]
     elif task in TASKS:
@@ -66,6 +66,15 @@ def read_requests(
     for request in requests:
         reel.check(trained, request)
     return requests
+
+
+def _prompt(text: str, seed: int, limits: VideoLimits) -> TextToVideo:
+    """The request of one prompt."""
+    try:
+        return TextToVideo(text=text, seed=seed, limits=limits)
+    except InvalidRequest as error:
+        typed = {"text": f"the prompt {checks.show(text)}", "seed": "--seed"}
+        raise InvalidRequest([p._replace(field=typed.get(p.field, p.field)) for p in error.problems]) from None
 
 
 def from_options(task: str, options: Options, limits: VideoLimits) -> VideoRequest:
@@ -95,11 +104,11 @@ def from_options(task: str, options: Options, limits: VideoLimits) -> VideoReque
     return request
 
 
-def check_output(requests: Sequence[VideoRequest], output: pathlib.Path | None) -> None:
-    """Refuses a name that does not fit what is written.
+def check_output(requests: Sequence[VideoRequest], output: pathlib.Path | None, *, overwrite: bool = False) -> None:
+    """Refuses a name that does not fit what is written, or that holds something already.
 
     Raises:
-        ValueError: one name for several videos, no MP4 for one shot, or no folder for a film.
+        ValueError: one name for several videos, no MP4 for one shot, no folder for a film, or a name that is taken.
     """
     if output is None:
         return
@@ -110,6 +119,8 @@ def check_output(requests: Sequence[VideoRequest], output: pathlib.Path | None) 
         raise ValueError(f"--output {output} must be a folder: a film is a file for each shot, and {FILM}")
     if not is_film and not is_mp4:
         raise ValueError(f"--output {output} must end in .mp4")
+    if output.exists() and not overwrite and (not is_film or any(output.iterdir())):
+        raise ValueError(f"--output {output} is there already: give another name, or --overwrite to replace it")
 
 
 def draw(
@@ -121,6 +132,7 @@ def draw(
     out: pathlib.Path,
     output: pathlib.Path | None = None,
     upscale: int = 1,
+    overwrite: bool = False,
 ) -> list[media.Written]:
     """Draws a request into MP4 files, which know their prompt, seed and request.
 
@@ -132,24 +144,44 @@ def draw(
         out: the folder for a video, or for the folder of a film, that is named after its task, text and seed.
         output: the file of a video, or the folder of a film, in its place.
         upscale: each pixel becomes a square of so many.
+        overwrite: whether to replace a video, or the files of a film, of that name.
     """
     sampling = json.dumps(dataclasses.asdict(settings))
     body = json.dumps(describe(request))
     said = {"request": body, "run": str(run), "step": str(trained.step), "sampling": sampling}
-    place = output or out / _name(request, said)
+    is_film = isinstance(request, MultiShot)
+    name = files.name(_text(request), request.seed, kind="multi-shot" if is_film else "text-to-video", facts=said)
     frames = _frames(reel.draw_stream(trained, request, settings), upscale)
-    if not isinstance(request, MultiShot):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        said = {"prompt": request.storyboard[0].text or "", "seed": str(request.seed)} | said
-        return [media.write_mp4(place, frames, request.fps, said)]
-    place.mkdir(parents=True, exist_ok=True)
+    said = {"seed": str(request.seed)} | said
+    if is_film:
+        with files.folder(output or out / name, overwrite=overwrite or output is not None) as folder:
+            return _write_film(folder, request, frames, said)
+    return [_write_video(output or out / f"{name}.mp4", request, frames, said, overwrite=overwrite)]
+
+
+def _write_video(
+    place: pathlib.Path, request: VideoRequest, frames: Iterator[Any], said: Mapping[str, str], *, overwrite: bool
+) -> media.Written:
+    """Writes the one shot of a request."""
+    written: list[media.Written] = []
+    told = {"prompt": request.storyboard[0].text or "", **said}
+    path = files.save(
+        place, lambda path: written.append(media.write_mp4(path, frames, request.fps, told)), overwrite=overwrite
+    )
+    return written[0]._replace(path=path)
+
+
+def _write_film(
+    folder: pathlib.Path, request: VideoRequest, frames: Iterator[Any], said: Mapping[str, str]
+) -> list[media.Written]:
+    """Writes each shot, and all of them joined."""
     shots = []
     for number, shot in enumerate(request.storyboard):
-        told = {"prompt": shot.text or "", "seed": str(request.seed), "shot": str(number + 1)} | said
+        told = {"prompt": shot.text or "", "shot": str(number + 1), **said}
         kept = itertools.islice(frames, request.limits.frames_kept)
-        shots.append(media.write_mp4(place / SHOT.format(number + 1), kept, request.fps, told))
-    told = {"prompt": _text(request), "seed": str(request.seed)} | said
-    return [*shots, media.join_mp4([shot.path for shot in shots], place / FILM, told)]
+        shots.append(media.write_mp4(folder / SHOT.format(number + 1), kept, request.fps, told))
+    told = {"prompt": _text(request), **said}
+    return [*shots, media.join_mp4([shot.path for shot in shots], folder / FILM, told)]
 
 
 def describe(request: VideoRequest) -> dict[str, Any]:
@@ -174,11 +206,3 @@ def _frames(stream: Iterator[UInt8[np.ndarray, "_ h w 3"]], upscale: int) -> Ite
 def _text(request: VideoRequest) -> str:
     """All that a request says."""
     return getattr(request, "text", None) or " ".join(shot.text or "" for shot in request.storyboard)
-
-
-def _name(request: VideoRequest, said: Mapping[str, str]) -> str:
-    """Task, text, a digest of what is said, and the seed: other requests never overwrite it."""
-    is_film = isinstance(request, MultiShot)
-    digest = hashlib.sha256(json.dumps(dict(said)).encode()).hexdigest()[:8]
-    parts = ("multi-shot" if is_film else "text-to-video", inference.slug(_text(request)), digest)
-    return "-".join(filter(None, parts)) + f"-seed{request.seed}" + ("" if is_film else ".mp4")

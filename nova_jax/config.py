@@ -8,6 +8,8 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import os
+import pathlib
 import sys
 import types
 import typing
@@ -24,6 +26,7 @@ MOVED = {  # names in the configs of earlier versions -> today's
     "nova_jax.models.t5:T5Encoder": "nova_jax.models.text.t5:T5Encoder",
 }
 LINEN_FIELDS = ("parent", "name")  # bookkeeping of flax.linen, never part of a config
+PROSE = ("prompts", "text", "negative_text", "mask_prompt")  # fields whose `~` is a sign like any other
 
 
 T = TypeVar("T")
@@ -31,6 +34,10 @@ T = TypeVar("T")
 
 class ConfigError(ValueError):
     """A path that does not exist, a value of the wrong type, or a class that may not be loaded."""
+
+
+class NotInstalled(ConfigError):
+    """A class of a package that is not installed here."""
 
 
 def fields_of(node: Any) -> list[str]:
@@ -44,12 +51,35 @@ def _fields(cls: Any) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(cls) if f.init and f.name not in skip]
 
 
+def expand_home(value: T) -> T:
+    """A config, its JSON form or a part of it, where a `~` that starts a text or path is the user's home folder.
+
+    Whatever a config or the command line holds passes through here once: fields of any name may be paths, `PROSE` not.
+    """
+    found: Any = value
+    if isinstance(value, str):
+        found = os.path.expanduser(value)
+    elif isinstance(value, pathlib.Path):
+        found = value.expanduser()
+    elif type(value) in (tuple, list):
+        found = type(found)(map(expand_home, found))
+    elif isinstance(value, dict):
+        found = {key: item if key in PROSE else expand_home(item) for key, item in value.items()}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {name: getattr(value, name) for name in fields_of(value)}
+        expanded = expand_home(fields)
+        changed = {name: new for name, new in expanded.items() if new is not fields[name] and new != fields[name]}
+        found = dataclasses.replace(value, **changed) if changed else value
+    return found
+
+
 def override(config: T, assignments: Sequence[str]) -> T:
     """Applies `dotted.path=value` assignments to nested frozen dataclasses, Linen modules included.
 
     Values are Python literals; bare words are strings, `a,b` a tuple of them where one is wanted; `true`, `false`,
-    `none` are understood in any case. All take effect together, so fields that only fit each other may come in any
-    order; a path given twice has its last value.
+    `none` are understood in any case; `~` is the user's home folder (`expand_home`). All take effect together, so
+    fields that only fit each other may come in any order; a path given twice has its last value, or all of them where
+    the field takes one text or several (a shell makes many arguments of `data.source.paths=a-{0..9}.tar`).
 
     Raises:
         ConfigError: the assignment has no `=`, the field does not exist (its siblings are listed) or the type is wrong.
@@ -65,8 +95,11 @@ def override(config: T, assignments: Sequence[str]) -> T:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{path}: {key} is given as a value as well; give one or the other")
-        node[last] = text.strip()
-    return _replace(config, changes, "")
+        earlier = node.get(last, ())
+        if isinstance(earlier, dict):
+            raise ConfigError(f"{path}: its field {next(iter(earlier))} is given as well; give one or the other")
+        node[last] = (*earlier, text.strip())
+    return expand_home(_replace(config, changes, ""))
 
 
 def _replace(node: Any, changes: Mapping[str, Any], prefix: str) -> Any:
@@ -81,15 +114,28 @@ def _replace(node: Any, changes: Mapping[str, Any], prefix: str) -> Any:
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"{path}: {type(node).__name__} has no field {key!r}; it has {', '.join(names)}.{hint}")
         old = getattr(node, key)
-        if isinstance(change, str):
-            new[key] = _parse(change, old, _annotation(node, key), path)
+        if isinstance(change, tuple):
+            text = _last_or_all(change, _annotation(node, key))
+            new[key] = None if _is_emptied(node, key, text) else _parse(text, old, _annotation(node, key), path)
         else:
             new[key] = _replace(old, change, path + ".")
     try:
         return dataclasses.replace(node, **new)
     except (ValueError, TypeError) as error:
-        given = ", ".join(f"{prefix}{key}={change}" for key, change in changes.items() if isinstance(change, str))
+        given = ", ".join(f"{prefix}{key}={texts[-1]}" for key, texts in changes.items() if isinstance(texts, tuple))
         raise ConfigError(f"{given or prefix.rstrip('.')}: {error}") from error
+
+
+def _last_or_all(texts: tuple[str, ...], annotation: Any) -> str:
+    """The value of a path given several times."""
+    takes_several = {str, tuple[str, ...]} <= set(_allowed_types(annotation))
+    return ",".join(dict.fromkeys(texts)) if takes_several else texts[-1]
+
+
+def _is_emptied(node: Any, name: str, text: str) -> bool:
+    """Whether a text is `none`, and the field may hold nothing: its annotation or its default says so."""
+    is_default = any(field.name == name and field.default is None for field in _fields(type(node)))
+    return text.lower() == "none" and (is_default or type(None) in _allowed_types(_annotation(node, name)))
 
 
 def _annotation(node: Any, name: str) -> Any:
@@ -106,7 +152,8 @@ def _parse(text: str, old: Any, annotation: Any, path: str) -> Any:
             raise ConfigError(f"{path}: expected a dtype such as float32 or bfloat16, got {text!r}") from None
     value = _literal(text)
     allowed = _allowed_types(annotation) or (() if old is None else (type(old),))
-    for kind in allowed:
+    # A value of a kind that is allowed stays of it: 5 is an int where fractions are allowed too.
+    for kind in sorted(allowed, key=lambda kind: type(value) is not (typing.get_origin(kind) or kind)):
         ok, converted = _convert(value, text, kind)
         if ok:
             return converted
@@ -242,8 +289,26 @@ def _find_class(name: str, packages: Sequence[str]) -> type:
         found = importlib.import_module(module_name)
         for part in class_name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except ModuleNotFoundError as error:
+        raise _explain_missing(name, module_name, error.name or "") from error
+    except AttributeError as error:
         raise ConfigError(f"class {name!r} does not exist in this version of nova_jax") from error
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ConfigError(f"{name!r} is not a config class")
     return found
+
+
+def _explain_missing(name: str, module: str, missing: str) -> ConfigError:
+    """Why a class cannot be imported: its package, its module or something that its module needs is not there."""
+    package = module.partition(".")[0]
+    if missing == package:
+        return NotInstalled(
+            f"class {name!r} is part of the repository of nova_jax, not of the installed package: run this in a "
+            f"checkout of the repository, or put its folder on PYTHONPATH"
+        )
+    if module == missing or module.startswith(f"{missing}."):
+        return ConfigError(f"class {name!r} does not exist in this version of nova_jax")
+    return NotInstalled(
+        f"class {name!r} needs the package {missing!r}, which is not installed: pip install 'nova-jax[data]', or "
+        f"{missing} alone"
+    )

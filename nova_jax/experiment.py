@@ -46,7 +46,12 @@ CHANGEABLE = (
     "preview",
     "teacher",
     "start_from",
+    "data.max_corrupt",
+    "optimizer.peak",
+    "optimizer.clip_norm",
 )
+SEEDS = 2**32
+CHECKPOINTS = "checkpoints"
 
 
 @runtime_checkable
@@ -87,6 +92,20 @@ class Preview:
     per_prompt: int = 2
     settings: inference.SamplingSettings = inference.SamplingSettings(sampler="euler", num_steps=20)
     upscale: int = 3
+
+    def __post_init__(self) -> None:
+        _check_least(self, every=1, per_prompt=1, upscale=1)
+
+
+def _check_least(config: Any, **least: int) -> None:
+    """Refuses a field below its least value.
+
+    Raises:
+        ValueError: the field, its value, and what is allowed.
+    """
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be a whole number of {low} or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,6 +148,13 @@ class TrainConfig:
     teacher: str | None = None
     start_from: str | None = None
 
+    def __post_init__(self) -> None:
+        _check_least(self, steps=0, batch_size=1, accumulate=1, seed=0, log_every=1, checkpoint_every=1, keep=1)
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed is {self.seed}; it must be a whole number from 0 to {SEEDS - 1:,}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), and 0 keeps the newest parameters")
+
     @property
     def directory(self) -> pathlib.Path:
         """The run folder."""
@@ -151,7 +177,8 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
         RunLocked, CheckpointError, NonFiniteLoss, SystemExit(75): see `training`.
     """
     distributed.initialize()
-    config = with_schedule(with_text_encoder(config))
+    distributed.check_devices()
+    config = with_schedule(with_text_encoder(configs.expand_home(config)))
     devices = config.mesh.make()
     for size in _batch_sizes(config):
         meshes.check_batch_size(devices, size, config.accumulate)
@@ -202,7 +229,7 @@ def _train(
     metadata = {"data": config.data.fingerprint()}
     throughput = logging.Throughput(record["samples_per_step"], record["flops_per_step"], record["peak_flops"])
     folder = config.directory
-    with checkpoint.Checkpoints(folder / "checkpoints", keep=config.keep, metadata=metadata) as checkpoints:
+    with checkpoint.Checkpoints(folder / CHECKPOINTS, keep=config.keep, metadata=metadata) as checkpoints:
         restored = checkpoints.restore(step.plan(made.make_state, *made.arguments, mesh=devices))
         first = restored.step if restored else 0
         with logging.RunLog(
@@ -253,7 +280,8 @@ def _start(
     if restored.metadata["data"] != config.data.fingerprint():
         raise ConfigError(
             f"{config.directory}: the data changed since step {restored.step} was saved, so the run would not continue "
-            "but become another one: restore the data, or choose another run_dir"
+            "but become another one: restore the data, or choose another run_dir (also where an earlier version, which "
+            "did not look at files whole, saved it)"
         )
     log.event(f"{config.name}: resumed at step {restored.step} of {config.steps}", step=restored.step)
     return restored.state
@@ -336,10 +364,10 @@ def _write_record(config: TrainConfig, record: dict[str, Any]) -> list[str]:
     """Writes config.json, after checking that the folder belongs to this experiment; returns what is to be said."""
     path, notes = config.directory / records.FILE, []
     if path.is_file():
-        before = _completed(records.read(config.directory)["config"])
+        before = records.completed(records.read(config.directory)["config"])
         notes = _follow_steps(before, config)
-        differences = _differences(before, record["config"])
-        if differences:
+        notes += records.differences(before["optimizer"], record["config"]["optimizer"], path="optimizer")
+        if differences := records.differences(before, record["config"], CHANGEABLE):
             raise ConfigError(
                 f"{config.directory} belongs to a run with another config: {'; '.join(differences)}. Give the values "
                 "it was started with, or another run_dir"
@@ -357,26 +385,6 @@ def _follow_steps(saved: dict[str, Any], config: TrainConfig) -> list[str]:
         return []
     rates["total_steps"] = end
     return [f"steps was {saved['steps']} and is {end}: the {config.optimizer.schedule} schedule now ends there"]
-
-
-def _completed(saved: Any) -> Any:
-    """A saved config with the defaults of the fields that its classes have got since."""
-    if isinstance(saved, list):
-        return [_completed(item) for item in saved]
-    if not isinstance(saved, dict):
-        return saved
-    filled = {key: _completed(item) for key, item in saved.items()}
-    return configs.defaults(saved) | filled
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two configs in JSON form differ, but for what may change."""
-    old, new = (json.loads(json.dumps(value)) for value in (old, new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in {**old, **new} if path or key not in CHANGEABLE]
-        prefix = path + "." if path else ""
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), prefix + key)]
-    return [] if old == new else [f"{path} was {json.dumps(old)} and is {json.dumps(new)}"]
 
 
 def _check_channels(config: TrainConfig) -> None:
@@ -407,7 +415,8 @@ def make_trained_run(config: TrainConfig) -> Callable[[int, TrainState], inferen
     Raises:
         ValueError: the run does not draw: its data has no autoencoder.
     """
-    config, codec = with_text_encoder(config), config.data.codec()
+    config = with_text_encoder(configs.expand_home(config))
+    codec = config.data.codec()
     if codec is None:
         raise ValueError(f"{config.name} trains on pixels, without an autoencoder to draw through")
     shape = tuple(config.data.describe()["latent_shape"])
@@ -469,5 +478,14 @@ def main(
         result = run(config)
         if then is not None:
             then(config, result)
-    except (ValueError, OSError, lock.RunLocked, checkpoint.CheckpointError, loop.NonFiniteLoss) as error:
+    except loop.NonFiniteLoss as error:
+        sys.exit(f"{config.name}: {error} {_advise(config, error)}")
+    except (ValueError, OSError, ImportError, lock.RunLocked, checkpoint.CheckpointError) as error:
         sys.exit(f"{config.name}: {error}")
+
+
+def _advise(config: TrainConfig, error: loop.NonFiniteLoss) -> str:
+    """What to type after a loss that is not finite; nothing where the run was not this one, but one before it."""
+    if error.directory != (config.directory / CHECKPOINTS).absolute():
+        return f"It is a run that {config.name} needs first, whose optimizer is set in Python."
+    return f"Run the same command again with optimizer.peak={config.optimizer.peak / 2:g}: half of what it was."

@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from nova_jax import config, distillation, drawing, sampling, weights
+from nova_jax import config, distillation, drawing, files, sampling, weights
 from nova_jax.diffusion import conditioning
 from nova_jax.models.text import encoder as text_encoders
 from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.runs import record
 from nova_jax.sampling import named, noise, time_grids
+from nova_jax.tasks.limits import Range
 from nova_jax.training import checkpoint
 from nova_jax.types import Conditioning, Params
 
@@ -30,6 +31,7 @@ CHUNK = 16  # pictures per call: a fixed size, so that a picture does not depend
 CHUNK_LATENTS = 4096  # of clips, as many per call as have so many latents (places, not channels), but at least one
 ROOM = 32  # steps that a compiled program has room for, at least; fewer cost nothing more
 CODEC_FOLDER = "codec"
+SEEDS = Range(0, 2**32 - 1)
 
 Given = tuple[Float[np.ndarray, "b f h w c"], Bool[np.ndarray, "b f"]]  # known latents, and which of the frames are
 
@@ -58,8 +60,11 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         named.get(self.sampler, self.num_steps)
-        if not self.guidance_scale >= 0:
+        if not 0 <= self.guidance_scale < np.inf:
             raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be 0 or more (1 is no guidance)")
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1:
+            low, high = self.guidance_interval
+            raise ValueError(f"guidance_interval is {low} {high}; it must be two times, 0 <= low < high <= 1")
         if not (0 < self.start <= 1 and 0 <= self.given_noise <= 1):
             raise ValueError(f"start={self.start} must lie in (0, 1] and given_noise={self.given_noise} in [0, 1]")
 
@@ -186,8 +191,8 @@ def generate(
         uint8 pixels (b, f, h, w, 3).
 
     Raises:
-        ValueError: not one seed for each prompt, a prompt too long, a time grid that there is not, settings that a
-            student has not learnt.
+        ValueError: no prompts, not one seed for each, a seed out of `SEEDS`, a prompt too long, a time grid that there
+            is not, settings that a student has not learnt.
         FloatingPointError: a walk ended in NaN or infinity; at which step.
     """
     decode = make_decode(trained.codec)
@@ -226,8 +231,10 @@ def _draw_chunks(
     given: Given | None,
 ) -> Iterator[tuple[jax.Array, int]]:
     """Latents of `rows_per_call` samples at a time, and how many of them were asked for."""
-    if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt")
+    if len(prompts) != len(seeds) or not prompts:
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one or more prompts, each with its seed")
+    if wrong := [seed for seed in seeds if not SEEDS.low <= seed <= SEEDS.high]:
+        raise ValueError(f"seed is {wrong[0]}; it must be a whole number {SEEDS}")
     settings = settings_for(trained) if settings is None else settings
     check_settings(trained, settings)
     times = time_grids.pad(_grid(trained, settings), max(settings.num_steps, ROOM))
@@ -379,22 +386,21 @@ def save_pngs(
     seeds: Sequence[int],
     settings: SamplingSettings,
     upscale: int = 1,
+    *,
+    overwrite: bool = False,
 ) -> list[pathlib.Path]:
-    """Writes the first frame of each picture as PNG, with prompt, seed and settings in its text chunks."""
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for picture, prompt, seed in zip(pixels, prompts, seeds, strict=True):
-        info = PngImagePlugin.PngInfo()
-        for key, value in {"prompt": prompt, "seed": seed, **dataclasses.asdict(settings)}.items():
-            info.add_itxt(key, str(value))
-        image = Image.fromarray(picture[0])
-        image = image.resize((image.width * upscale, image.height * upscale), Image.Resampling.NEAREST)
-        paths.append(folder / f"{slug(prompt) or 'empty'}-seed{seed}.png")
-        image.save(paths[-1], pnginfo=info)
-    return paths
+    """Writes the first frame of each picture as PNG, with prompt, seed and settings in its text chunks.
 
-
-def slug(prompt: str) -> str:
-    """The letters and digits of a prompt as part of a file name, 60 characters at most."""
-    return "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60]
+    What is there already stays, unless `overwrite` says otherwise: see `files`, which makes the names.
+    """
+    said = {key: str(value) for key, value in dataclasses.asdict(settings).items()}
+    return [
+        files.save_png(
+            pathlib.Path(folder) / f"{files.name(prompt, seed)}.png",
+            picture[0],
+            {"prompt": prompt, "seed": str(seed), **said},
+            upscale=upscale,
+            overwrite=overwrite,
+        )
+        for picture, prompt, seed in zip(pixels, prompts, seeds, strict=True)
+    ]

@@ -16,13 +16,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 Params = Mapping[str, Any]
 Metrics = Mapping[str, Array]
 Pixels = Float[Array, "b f h w c"]
 Latents = Float[Array, "b f h w c"]
 Times = Float[Array, " b"] | Float[Array, "b f"]
+Mask = Bool[Array | np.ndarray, "b l"] | Integer[Array | np.ndarray, "b l"]  # True or 1: real; see `as_mask`
 
 
 class Conditioning(NamedTuple):
@@ -36,14 +40,14 @@ class Conditioning(NamedTuple):
 
     text: Float[Array, "b l d"] | None = None
     text_ids: Int[Array, "b l"] | Int[Array, "b l w"] | None = None
-    text_mask: Bool[Array, "b l"] | None = None
+    text_mask: Mask | None = None
     pooled: Float[Array, "b p"] | None = None
     aligned: Float[Array, "b f h w a"] | None = None
     frames: Float[Array, "b g h w c"] | None = None
     frame_roles: Int[Array, "b g"] | None = None
     frame_times: Float[Array, "b g"] | None = None
     palette: Float[Array, "b p 3"] | None = None  # CIE Lab over 100
-    palette_mask: Bool[Array, "b p"] | None = None
+    palette_mask: Bool[Array, "b p"] | Integer[Array, "b p"] | None = None
     task: Int[Array, " b"] | None = None
     r: Float[Array, " b"] | None = None  # second time of a flow map, r <= t
     guidance_scale: Float[Array, " b"] | None = None  # as a network input
@@ -124,3 +128,24 @@ class Codec(Protocol):
     def encode(self, params: Params, pixels: Array, key: jax.Array | None = None) -> Array: ...
 
     def decode(self, params: Params, latents: Array) -> Array: ...
+
+
+def as_mask(mask: Any) -> Bool[Array, "b l"]:
+    """A mask of True (real) and False (padding), from one of these or of the integers 1 and 0 of public tokenizers.
+
+    Raises:
+        TypeError: numbers of another kind, such as the 0 and -inf that are added to attention scores.
+        ValueError: integers other than 0 and 1; not seen while a function is traced.
+    """
+    is_known = not isinstance(mask, jax.core.Tracer)
+    mask = mask if isinstance(mask, (jax.Array, np.ndarray)) else np.asarray(mask)
+    if mask.dtype == bool:
+        return jnp.asarray(mask)
+    if not jnp.issubdtype(mask.dtype, jnp.integer):
+        raise TypeError(
+            f"a mask of {mask.dtype}: give booleans, or the integers 1 (real) and 0 (padding) as tokenizers do; of a "
+            "mask that is added to attention scores, 0 for real positions, give `mask == 0`"
+        )
+    if is_known and (other := np.setdiff1d(np.asarray(mask), (0, 1))).size:
+        raise ValueError(f"a mask with the value {other[0]}: its integers are 1 (real) and 0 (padding)")
+    return jnp.asarray(mask != 0)

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nova_jax import cli, experiment, weights
+from nova_jax import canvas, cli, experiment, inference, weights
 from nova_jax.models.text import ByteTextEncoder
 from nova_jax.training import checkpoint
 from tests import tiny_canvas
@@ -41,6 +42,31 @@ def test_doctor_prints_versions_and_devices(capsys):
     assert facts["versions"]["jax"] == jax.__version__
 
 
+def test_doctor_without_the_device_that_is_asked_for_says_what_to_do():
+    command = [sys.executable, "-c", "from nova_jax import cli; cli.main(['doctor'])"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "rocm"})
+    assert done.returncode == 1
+    assert re.fullmatch("nova: JAX finds no device of JAX_PLATFORMS=rocm.*", done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "x", "--run", "~/runs/x"],
+        ["evaluate", "--run", "~/runs/x"],
+        ["bench", "--run", "~/runs/x"],
+        ["bench", "compare", "~/runs/x", "~/runs/y"],
+        ["weights", "~/runs/x"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_tilde_in_any_option_is_the_home_folder(arguments, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"^nova: {tmp_path}/runs/x"):
+        cli.main(arguments)
+
+
 def test_weights_counts_parameters_and_converts(tmp_path, capsys):
     encoder = ByteTextEncoder(width=8, depth=1, num_heads=2, downsample=4)
     variables = encoder.init(jax.random.key(0), jax.numpy.zeros((1, 4), int), jax.numpy.ones((1, 4), bool))
@@ -49,6 +75,31 @@ def test_weights_counts_parameters_and_converts(tmp_path, capsys):
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
     assert f"ByteTextEncoder: {count:,} parameters" in capsys.readouterr().out
     assert (tmp_path / "half" / "model.safetensors").stat().st_size < 3 * count
+
+
+def save_encoder(folder, value):
+    """A model folder whose embedding begins with `value`."""
+    encoder = ByteTextEncoder(width=8, depth=1, num_heads=2, downsample=4)
+    params = encoder.init(jax.random.key(0), jax.numpy.zeros((1, 4), int), jax.numpy.ones((1, 4), bool))["params"]
+    params["embed"]["embedding"] = params["embed"]["embedding"].at[0, 0].set(value)
+    weights.save(encoder, params, folder)
+
+
+def test_weights_refuses_a_dtype_that_makes_a_value_infinite(tmp_path):
+    save_encoder(tmp_path / "encoder", 1e5)
+    command = ["weights", str(tmp_path / "encoder"), "--out", str(tmp_path / "out"), "--dtype"]
+    with pytest.raises(SystemExit, match=r"embed/embedding' holds a value of size 100000.*take the dtype bfloat16"):
+        cli.main([*command, "float16"])
+    assert not list(tmp_path.glob("out/*"))
+    cli.main([*command, "bfloat16"])
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_weights_names_parameters_that_are_not_finite(tmp_path):
+    save_encoder(tmp_path / "encoder", float("nan"))
+    with pytest.raises(SystemExit, match=r"1 with NaN or infinity: embed/embedding \(1 values\); the file is damaged"):
+        cli.main(["weights", str(tmp_path / "encoder"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -151,12 +202,93 @@ def test_a_request_from_a_file_from_standard_input_and_from_options_is_one(runs,
     np.testing.assert_array_equal(pixels[mask == 255], source[mask == 255])
 
 
+@pytest.mark.usefixtures("sketches")
+def test_a_byte_order_mark_is_no_part_of_a_request(runs, files, tmp_path, capsys, monkeypatch):
+    text = pathlib.Path(files["request.json"]).read_text()
+    (tmp_path / "marked.json").write_text("\ufeff" + text, encoding="utf-8")
+    plain = generate(runs[1], f"--request request.json --out {tmp_path}", files, capsys)
+    assert generate(runs[1], f"--request {tmp_path}/marked.json --out {tmp_path}", files, capsys) == plain
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff" + text))
+    assert generate(runs[1], f"--request - --out {tmp_path}", files, capsys) == plain
+
+
 def test_prompts_are_drawn_as_ever(runs, files, capsys):
     (path,) = generate(runs[0], "circle --seed 3 --num-steps 2 --upscale 2", files, capsys)
     assert path == pathlib.Path(runs[0]) / "generated" / "circle-seed3.png"
     picture = Image.open(path)
     assert picture.size == (64, 64)
     assert (picture.text["prompt"], picture.text["seed"], picture.text["num_steps"]) == ("circle", "3", "2")
+
+
+@pytest.fixture
+def sketches(monkeypatch):
+    """In place of a model's pictures: random ones that differ with prompt or request, seed and settings."""
+
+    def sketch(*facts):
+        return np.random.default_rng(list(repr(facts).encode())).integers(0, 256, (8, 8, 3), np.uint8)
+
+    def generate(trained, prompts, seeds, settings):
+        return np.stack([sketch(*facts, settings)[None] for facts in zip(prompts, seeds, strict=True)])
+
+    monkeypatch.setattr(inference, "generate", generate)
+    monkeypatch.setattr(canvas, "draw", lambda trained, request, settings: sketch(request, settings)[None])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("🦊", "🐋"),
+        (f"{'red ' * 15}circle", f"{'red ' * 15}square"),
+        ("red circle", "Red, circle!"),
+        ("red circle", "red-circle"),
+        ("red circle --num-steps 1", "red circle --num-steps 2"),
+        ("red circle --sampler euler", "red circle --guidance-scale 1"),
+        ("red circle --upscale 2", "red circle"),
+        ("red circle --seed 1", "red circle"),
+    ],
+)
+@pytest.mark.usefixtures("sketches")
+def test_another_drawing_never_takes_the_name_of_an_earlier_one(first, second, runs, files, tmp_path, capsys):
+    def draw(line):
+        words, _, options = line.partition(" --")
+        options = f"--{options}" * bool(options)
+        (path,) = generate(runs[0], f"'{words}' --num-steps 1 --out {tmp_path} {options}", files, capsys)
+        return path, path.read_bytes()
+
+    (path, data), (other, _) = draw(first), draw(second)
+    assert path != other
+    assert path.read_bytes() == data
+    assert sorted(tmp_path.iterdir()) == sorted([path, other])
+    assert draw(first) == (path, data), "the same picture is not written twice"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("sketches")
+def test_all_prompts_of_one_call_have_files_of_their_own(runs, files, tmp_path, capsys):
+    prompts = ["'🦊'", "'🐋'", f"'{'red ' * 20}'", f"'{'red ' * 19}'", "circle", "Circle"]
+    for option in ("", "--overwrite"):
+        paths = generate(
+            runs[0], f"{' '.join(prompts)} --count 2 --num-steps 1 {option} --out {tmp_path}", files, capsys
+        )
+        assert len(set(paths)) == 12
+        assert sorted(paths) == sorted(tmp_path.iterdir())
+    read = [Image.open(path).text for path in paths]
+    assert [(text["prompt"], text["seed"]) for text in read] == [
+        (*shlex.split(prompt), seed) for prompt in prompts for seed in ("0", "1")
+    ]
+
+
+@pytest.mark.usefixtures("sketches")
+@pytest.mark.parametrize(("run", "line"), [(0, "circle"), (1, TASKS["IMAGE_VARIATION"])], ids=["prompt", "task"])
+def test_a_file_that_is_there_is_replaced_only_when_asked(run, line, runs, files, tmp_path, capsys):
+    (path,) = generate(runs[run], f"{line} --num-steps 1 --out {tmp_path}", files, capsys)
+    drawn = path.read_bytes()
+    path.write_bytes(b"mine")
+    (other,) = generate(runs[run], f"{line} --num-steps 1 --out {tmp_path}", files, capsys)
+    assert other.name == f"{path.stem}-2.png"
+    assert (path.read_bytes(), other.read_bytes()) == (b"mine", drawn)
+    assert generate(runs[run], f"{line} --num-steps 1 --overwrite --out {tmp_path}", files, capsys) == [path]
+    assert path.read_bytes() == drawn
 
 
 def test_all_problems_of_a_task_are_named_at_once_by_their_options(runs, files, capsys):
@@ -188,6 +320,19 @@ def test_all_problems_of_a_task_are_named_at_once_by_their_options(runs, files, 
         (1, "x --text y", "--text says nothing about prompts"),
         (1, "x --request request.json", "prompts and --request given"),
         (1, "", "nothing given"),
+        (0, "x --seed -1", "--seed is -1; it must be a whole number from 0 to 4,294,967,295"),
+        (0, "x --seed 4294967296", "--seed is 4294967296; it must be a whole number from 0 to 4,294,967,295"),
+        (0, "x --seed 4294967295 --count 2", "--seed is 4294967295; .* from 0 to 4,294,967,294"),
+        (0, "x --count 0", "--count is 0; it must be a whole number from 1"),
+        (0, "x --upscale 0", "--upscale is 0; it must be a whole number from 1 to 64"),
+        (1, "--task text-to-image --text x --upscale -2", "--upscale is -2; it must be a whole number from 1 to 64"),
+        (1, "--task text-to-image --text x --seed 2147483647", "--seed is 2147483647; .* from 0 to 2,147,483,646"),
+        (1, "--task text-to-image --text x --count 6", "--count is 6; it must be a whole number from 1 to 5"),
+        (0, "x --num-steps 0", "num_steps is 0; it must be at least 1"),
+        (0, "x --guidance-scale nan", "guidance_scale is nan; it must be 0 or more"),
+        (0, "x --guidance-scale inf", "guidance_scale is inf; it must be 0 or more"),
+        (0, "x --guidance-interval 0.7 0.2", "guidance_interval is 0.7 0.2; it must be two times"),
+        (0, "x --guidance-interval -1 nan", "guidance_interval is -1.0 nan; it must be two times"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(run, line, sentence, runs, files, capsys):

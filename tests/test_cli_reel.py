@@ -190,6 +190,34 @@ def test_prompts_become_a_video_for_each_seed(generate):
     ]
 
 
+def test_a_video_or_film_that_is_there_is_replaced_only_when_asked(generate, refusal):
+    ((path, _, _),) = generate(VIDEO)
+    drawn = path.read_bytes()
+    assert generate(VIDEO)[0][0] == path, "the same video is not kept twice"
+    path.write_bytes(b"mine")
+    ((other, _, _),) = generate(VIDEO)
+    assert other.name == f"{path.stem}-2.mp4"
+    assert (path.read_bytes(), other.read_bytes()) == (b"mine", drawn)
+    assert generate(f"{VIDEO} --overwrite")[0][0] == path
+    assert path.read_bytes() == drawn
+    films = [generate(FILM)[0][0].parent.name for _ in range(2)]
+    assert films[1] == f"{films[0]}-2"
+    for line, output in ((VIDEO, "a.mp4"), (FILM, "film")):
+        generate(f"{line} --output {output}")
+        assert f"--output {output} is there already" in refusal(f"{line} --output {output}")
+        generate(f"{line} --output {output} --overwrite")
+
+
+def test_numbers_out_of_range_are_named_as_they_were_typed(refusal):
+    assert refusal("a --seed -1") == "nova: --seed is -1; it must be a whole number from 0 to 4,294,967,295."
+    assert (
+        refusal("a --seed 2147483647")
+        == "nova: --seed is 2147483647; it must be a whole number from 0 to 2,147,483,646."
+    )
+    assert "--count is 0; it must be a whole number from 1" in refusal("a --count 0 --output a.mp4")
+    assert "--upscale is 0; it must be a whole number from 1 to 64" in refusal(f"{FILM} --upscale 0")
+
+
 def test_all_problems_of_the_options_are_named_by_what_was_typed(refusal):
     Image.fromarray(np.zeros((16, 32, 3), np.uint8)).save("small.png")
     said = refusal("--task text-to-video --image small.png --seed -1 --count 2 --colors '#000000'")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import pathlib
 from typing import Literal
 
 import flax.linen as nn
@@ -74,6 +76,103 @@ def test_bare_words_make_a_tuple_where_names_are_wanted():
     assert config.override(Config(), ["names=one"]).names == ("one",)
     with pytest.raises(config.ConfigError, match="patch: expected tuple, got 'one,two'"):
         config.override(Config(), ["patch=one,two"])
+
+
+def test_a_whole_number_stays_one_where_fractions_are_allowed_too():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Limit:
+        either: int | float = 0.001
+        other_way_round: float | int = 0.001
+        fraction: float = 0.5
+
+    changed = config.override(Limit(), ["either=5", "other_way_round=5", "fraction=1"])
+    assert [type(value) for value in (changed.either, changed.other_way_round, changed.fraction)] == [int, int, float]
+    assert config.override(Limit(), ["either=0.01"]).either == 0.01
+
+
+def test_what_a_shell_makes_of_braces_names_all_files_and_other_paths_keep_their_last_value():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Files:
+        paths: str | os.PathLike[str] | tuple[str, ...] = ""
+        name: str = ""
+
+    changed = config.override(Files(), ["paths=a-0.tar", "paths=a-1.tar", "name=x", "name=y"])
+    assert changed == Files(paths="a-0.tar,a-1.tar", name="y")
+    assert config.override(Files(), ["paths=('a.tar', 'b.tar')"]).paths == ("a.tar", "b.tar")
+    assert config.override(Files(), ["paths=a.tar", "paths=a.tar"]).paths == "a.tar"
+    with pytest.raises(config.ConfigError, match="its field peak is given as well"):
+        config.override(Config(), ["optimizer.peak=1", "optimizer=x"])
+
+
+def test_none_empties_every_field_that_may_hold_nothing_and_no_other():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Holder:
+        optional: Optimizer | None = Optimizer()
+        anything: object = None
+        needed: Optimizer = Optimizer()
+        dtype: type | None = jnp.float32
+
+    full = Holder(anything=Optimizer())
+    changed = config.override(full, ["optional=none", "anything=None", "dtype=NONE"])
+    assert (changed.optional, changed.anything, changed.dtype) == (None, None, None)
+    with pytest.raises(config.ConfigError, match="needed is a Optimizer; set one of its fields: peak, decay"):
+        config.override(full, ["needed=none"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Places:
+    place: str = ""
+    file: pathlib.Path = pathlib.Path()
+    several: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moves:
+    first: Places = Places()
+    second: Places = Places()
+    place: str | None = None
+    model: Layer = Layer(width=4)  # noqa: RUF009  Linen modules are frozen
+
+
+def test_a_tilde_is_the_home_folder_in_every_field_but_prose(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places = Places(place="~/a", file=pathlib.Path("~/b"), several=("~/c", "d~", "~"), prompts=("~/e",))
+    home = Places(
+        place=f"{tmp_path}/a", file=tmp_path / "b", several=(f"{tmp_path}/c", "d~", f"{tmp_path}"), prompts=("~/e",)
+    )
+    moves = Moves(first=places, place="~")
+    found = config.expand_home(moves)
+    assert found == Moves(first=home, place=f"{tmp_path}")
+    assert (found.second, found.model) == (moves.second, moves.model)
+    assert config.expand_home(found) is found
+    assert config.override(moves, ["place=~/x", "second.several=~/y,z"]) == Moves(
+        first=home, place=f"{tmp_path}/x", second=Places(several=(f"{tmp_path}/y", "z"))
+    )
+    plain = {"place": "~/a", "parts": [{"several": ["~/c"], "prompts": ["~/e"]}], "length": 3}
+    assert config.expand_home(plain) == {
+        "place": f"{tmp_path}/a",
+        "parts": [{"several": [f"{tmp_path}/c"], "prompts": ["~/e"]}],
+        "length": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("missing", "error", "sentence"),
+    [
+        ("data_pipelines", config.NotInstalled, "is part of the repository of nova_jax"),
+        ("grain", config.NotInstalled, "needs the package 'grain', which is not installed"),
+        ("data_pipelines.streams", config.ConfigError, "does not exist in this version"),
+    ],
+)
+def test_a_class_that_cannot_be_imported_says_whose_fault_it_is(missing, error, sentence, monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(config.importlib, "import_module", fail)
+    with pytest.raises(error, match=f"class 'data_pipelines.streams:Pixels' {sentence}") as caught:
+        config.from_dict({"_class_name": "data_pipelines.streams:Pixels"}, packages=("data_pipelines",))
+    assert type(caught.value) is error
 
 
 def test_overrides_take_effect_together():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import jax
@@ -13,6 +14,7 @@ from nova_jax import config as configs
 from nova_jax import experiment, inference, weights
 from nova_jax.models.text import encoder
 from nova_jax.parallel.mesh import MeshConfig
+from nova_jax.training import loop
 from tests import tiny_run
 
 
@@ -148,3 +150,90 @@ def test_print_shows_the_resolved_config(tiny, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tiny", "--print", "optimizer.peak=0.5"])
     experiment.main(tiny)
     assert json.loads(capsys.readouterr().out)["optimizer"]["peak"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            "steps=-1",
+            "batch_size=0",
+            "accumulate=0",
+            "seed=-1",
+            "seed=4294967296",
+            "log_every=0",
+            "checkpoint_every=0",
+        ),
+        *("keep=0", "ema_decay=1", "ema_decay=-0.1", "preview.every=0", "preview.per_prompt=0", "preview.upscale=0"),
+    ],
+)
+def test_a_number_out_of_range_is_named_with_what_is_allowed(tiny, change, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tiny", change])
+    path, _, value = change.partition("=")
+    name = path.rpartition(".")[2]
+    with pytest.raises(SystemExit, match=rf"^tiny: {change}: {name} is {value}\S*; it must (be a whole|lie)"):
+        experiment.main(tiny)
+
+
+def test_a_run_goes_on_with_the_learning_rate_that_is_advised_after_a_loss_that_is_not_finite(
+    tiny, tmp_path, monkeypatch
+):
+    def diverge(state, *arguments, checkpoints, **options):
+        raise loop.NonFiniteLoss("step 3: loss nan.", checkpoints.directory)
+
+    config = dataclasses.replace(tiny, run_dir=str(tmp_path / "run"))
+    monkeypatch.setattr(sys, "argv", ["tiny"])
+    monkeypatch.setattr(loop, "fit", diverge)
+    with pytest.raises(SystemExit, match=r"^tiny: step 3: loss nan\. Run the same command again with") as caught:
+        experiment.main(config)
+    (advised,) = re.findall(r"optimizer\.\S+=[^\s:]+", str(caught.value.code))
+    assert advised == f"optimizer.peak={config.optimizer.peak / 2:g}"
+    monkeypatch.setattr(sys, "argv", ["tiny", advised, "optimizer.clip_norm=0.5"])
+    monkeypatch.setattr(loop, "fit", lambda state, *arguments, **options: state)
+    experiment.main(config)
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["config"]["optimizer"]["peak"] == config.optimizer.peak / 2
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert "optimizer.peak was 0.001 and is 0.0005" in events
+    assert "optimizer.clip_norm was 1.0 and is 0.5" in events
+    monkeypatch.setattr(sys, "argv", ["tiny", advised, "optimizer.clip_norm=0.5", "optimizer.warmup=7"])
+    with pytest.raises(SystemExit, match=r"optimizer\.warmup was 2 and is 7"):
+        experiment.main(config)
+
+
+def test_a_loss_of_a_run_that_this_one_needs_first_is_not_blamed_on_this_one(tiny, tmp_path, monkeypatch):
+    def prepare(config):
+        raise loop.NonFiniteLoss("step 3: loss nan.", tmp_path / "vae" / "checkpoints")
+
+    monkeypatch.setattr(sys, "argv", ["tiny"])
+    with pytest.raises(SystemExit, match="a run that tiny needs first, whose optimizer is set in Python"):
+        experiment.main(tiny, prepare=prepare)
+
+
+def test_a_missing_optional_package_is_one_sentence(tiny, monkeypatch):
+    def prepare(config):
+        raise ImportError("reading Parquet needs pyarrow: pip install 'nova-jax[data]'")
+
+    monkeypatch.setattr(sys, "argv", ["tiny"])
+    with pytest.raises(SystemExit, match=r"^tiny: reading Parquet needs pyarrow: pip install"):
+        experiment.main(tiny, prepare=prepare)
+
+
+def test_a_tilde_is_the_home_folder_on_writing_as_on_reading(tmp_path, monkeypatch):
+    home, work = tmp_path / "home", tmp_path / "work"
+    monkeypatch.setenv("HOME", str(home))
+    work.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    config = tiny_run.make_config(home)  # which writes the autoencoder
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, codec_path="~/vae", cache_path="~/cache"),
+        run_dir="~/run",
+        steps=0,
+    )
+    experiment.run(config)
+    assert sorted(path.name for path in home.iterdir()) == ["cache", "run", "vae"]
+    assert list(work.iterdir()) == []
+    monkeypatch.setattr(sys, "argv", ["tiny", "data.cache_path=~/cache", "run_dir=~/run"])
+    experiment.main(config)  # the same run
+    assert list(work.iterdir()) == []

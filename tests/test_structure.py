@@ -17,23 +17,24 @@ MAX_LINES = 500
 LONGER = {"nova_jax/weights/wan_dit.py", "nova_jax/weights/wan_vae.py", "nova_jax/weights/t5.py"}  # key tables
 
 # Part of nova_jax -> the parts it may import, beside itself. Parts that are not listed stand on top and may import all.
-MODELS = {"types", "config", "parallel", "layers"}
+MODELS = {"types", "config", "git_lfs", "parallel", "layers"}
 SAMPLING = {"types", "diffusion"}
 MAY_IMPORT = {
     "types": set(),
     "config": set(),
+    "git_lfs": set(),
     "parallel": {"types", "config"},
     "layers": {"types", "config", "parallel"},
     "models": MODELS,
     "weights": MODELS | {"models"},
     "diffusion": {"types"},
     "sampling": SAMPLING,
-    "tasks": SAMPLING | {"sampling"},
-    "media": set(),
+    "tasks": SAMPLING | {"sampling", "media"},
+    "media": {"git_lfs"},
     "distillation": SAMPLING | {"sampling", "training"},
     "evaluation": SAMPLING
     | {"sampling", "tasks", "distillation", "inference", "drawing", "canvas", "reel", "config", "environment"}
-    | {"models", "runs"},
+    | {"files", "models", "runs"},
     "training": {"types", "config", "parallel"},
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}

@@ -19,7 +19,13 @@ class Captioned(TypedDict):
 
 
 def make_rng(seed: int, index: int) -> np.random.Generator:
-    """A generator for element `index` of stream `seed`: counter-based, so streams are independent and cheap to open."""
+    """A generator for element `index` of stream `seed`: counter-based, so streams are independent and cheap to open.
+
+    Raises:
+        ValueError: a seed that is negative, or of more than 64 bits.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; it must be a whole number from 0 to {2**64 - 1:,}")
     return np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import images, records
-from data_pipelines.sources import base
+from data_pipelines.sources import base, digests
 
 SUFFIX = ".array_record"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
@@ -22,7 +22,7 @@ class ArrayRecords(base.Source):
     A sample is what was written, except that the byte string `image` (an encoded picture) is decoded to `pixels`.
 
     Attributes:
-        paths: a file, a folder of .array_record files, a glob, a range, or a tuple of those.
+        paths: a file, a folder of .array_record files, a glob, a range, or several; see `base.find_files`.
         decoder: how encoded pictures become arrays.
     """
 
@@ -41,13 +41,15 @@ class ArrayRecords(base.Source):
             sample = records.decode(self._readers[shard].read([row])[0])
             if isinstance(data := sample.pop("image", None), bytes):
                 sample["pixels"] = self.decoder(data)
+            if isinstance(sample.get("caption"), str):
+                sample["caption"] = base.check_caption(sample["caption"])
         except (ValueError, RuntimeError) as error:  # the reader raises RuntimeError on a damaged chunk
             raise base.CorruptRecord(self._files[shard], row, str(error)) from error
         return sample
 
     def fingerprint(self) -> str:
-        """Hash of each file's name, size, head and tail (its index)."""
-        return base.fingerprint_files(self._files, self.decoder)
+        """Hash of each file's name and content."""
+        return digests.fingerprint(self._files, self.decoder)
 
     @functools.cached_property
     def _files(self) -> tuple[str, ...]:

@@ -11,22 +11,39 @@ another one.
 
 import abc
 import dataclasses
+import errno
 import glob
 import hashlib
 import importlib
 import operator
 import os
 import re
+import reprlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, ClassVar, Protocol, SupportsIndex, runtime_checkable
+
+from nova_jax import git_lfs
 
 Sample = dict[str, Any]
 Paths = str | os.PathLike[str] | tuple[str, ...]
 
+COMMA = re.compile(r",(?![^{}]*\})")  # outside braces
+BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<list>[^{}]*,[^{}]*))\}")
+UNOPENABLE = (  # what the path is, rather than how the disk feels
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+HIDDEN = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders of thumbnails, metadata and waste without a leading dot
+NOT_READ = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff")  # pictures all the same
+MAX_NAME = 300  # characters of a name in a sentence; a path is rarely longer
 MAX_CAPTION_BYTES = 64 * 1024
-ENDS_BYTES = 64 * 1024  # how much of a file's head and tail enters its fingerprint
 
 
 class DatasetError(ValueError):
@@ -47,7 +64,7 @@ class CorruptRecord(ValueError):
         self.shard, self.key, self.reason = shard, key, reason
 
     def __str__(self) -> str:
-        return f"{self.shard}, record {self.key}: {self.reason}"
+        return f"{self.shard}, record {show(self.key)}: {self.reason}"
 
 
 @runtime_checkable
@@ -102,9 +119,10 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A cheap hash that changes with the files (added, removed, resized, rewritten) and with how they are read.
+        """A hash that changes whenever a sample would, be it by one letter of a caption; see `digests` for files.
 
-        It is no proof of equal content.
+        What a source has read of its files (names, captions of a metadata file, places in a tar) stays as it was: to
+        see files that changed since, make a new one.
         """
 
     def __getitem__(self, index: SupportsIndex, /) -> Sample:
@@ -117,63 +135,94 @@ class Source(abc.ABC):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
+def show(name: Any) -> str:
+    """A name that a file gives, fit for a sentence: one that is long or cannot be printed is quoted and cut."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= MAX_NAME else reprlib.repr(text)
+
+
 def find_files(paths: Paths, suffix: str) -> tuple[str, ...]:
-    """The files named by a path, a folder (every `*suffix` in it), a glob, a range `a-{000..012}`, or a tuple of those.
+    """The files named by a path, a folder (every `*suffix` in it), a glob, or several of those.
+
+    Several are a tuple, a text with commas (`a.tar,b.tar`), or braces as in a shell: `a-{000..127}.tar`,
+    `{train,extra}/*.tar`. A file whose very name has commas or braces is itself.
 
     Raises:
-        DatasetError: one of them names nothing.
+        DatasetError: one of them names nothing, or a file that git-lfs has not downloaded.
     """
-    if not isinstance(paths, tuple):
-        return tuple(_expand(os.path.expanduser(paths), suffix))
-    return tuple(file for path in paths for file in _expand(os.path.expanduser(path), suffix))
+    if isinstance(paths, tuple):
+        return tuple(file for path in paths for file in find_files(path, suffix))
+    path = os.path.expanduser(os.fspath(paths))
+    if os.path.exists(path):
+        return tuple(map(_whole, _expand(path, suffix)))
+    parts = [part.strip() for part in COMMA.split(path)]
+    return tuple(_whole(file) for part in parts if part for file in _expand(os.path.expanduser(part), suffix))
 
 
 def _expand(path: str, suffix: str) -> list[str]:
+    """The files named by one path; those of a folder without the hidden ones."""
     if os.path.isdir(path):
         found = sorted(glob.glob(os.path.join(glob.escape(path), "*" + suffix)))
-    elif numbers := re.search(r"\{(\d+)\.\.(\d+)\}", path):
-        first, last = numbers.groups()
-        names = [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
-        return [
-            file for name in names for file in _expand(path[: numbers.start()] + name + path[numbers.end() :], suffix)
-        ]
+    elif os.path.isfile(path):
+        return [path]
+    elif braces := BRACES.search(path):
+        before, after = path[: braces.start()], path[braces.end() :]
+        return [file for choice in _choices(braces) for file in _expand(before + choice + after, suffix)]
     else:
-        found = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+        found = sorted(glob.glob(path))
     if not found:
         what = f"the folder {path} holds no {suffix} file" if os.path.isdir(path) else f"there is no file {path}"
         raise DatasetError(
-            f"{what}: give a file, a folder of {suffix} files, a glob or a range such as a-{{000..012}}.tar"
+            f"{what}: give a file, a folder of {suffix} files, a glob, a range such as a-{{000..012}}{suffix}, or "
+            "several with commas between them"
         )
     return found
 
 
-def fingerprint_files(files: Sequence[str], *choices: Any) -> str:
-    """Hash of the name, size, head and tail of each file, and of the choices that decide what is read from them.
+def _whole(path: str) -> str:
+    """The path of a file that is there as a whole."""
+    if os.path.isfile(path) and git_lfs.is_pointer_file(path):
+        raise DatasetError(f"{path} is {git_lfs.POINTER}")
+    return path
 
-    Moving the whole dataset does not change it.
-    """
-    digest = hashlib.sha256(repr(choices).encode())
-    for path in files:
-        size = os.path.getsize(path)
-        digest.update(f"{os.path.basename(path)}\0{size}\0".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(ENDS_BYTES))
-            file.seek(max(size - ENDS_BYTES, 0))
-            digest.update(file.read(ENDS_BYTES))
-    return digest.hexdigest()
+
+def _choices(braces: re.Match[str]) -> Iterator[str]:
+    """What stands for braces: each of a list, or each number of a range, of one width where an end begins with 0."""
+    if braces["list"] is not None:
+        yield from braces["list"].split(",")
+        return
+    first, last = braces["first"], braces["last"]
+    is_padded = any(end.startswith("0") and len(end) > 1 for end in (first, last))
+    width, step = max(len(first), len(last)) if is_padded else 0, 1 if int(first) <= int(last) else -1
+    yield from (f"{i:0{width}d}" for i in range(int(first), int(last) + step, step))
 
 
 def fingerprint(source: Any) -> str:
     """A source's own fingerprint; that of a frozen dataclass without one, such as a procedural source, is its fields.
 
     Raises:
-        DatasetError: the source has no fingerprint.
+        DatasetError: the source has no fingerprint, or its fields hold what a text does not tell whole.
     """
     if hasattr(source, "fingerprint"):
         return source.fingerprint()
     if dataclasses.is_dataclass(source) and not isinstance(source, type):
+        hidden = [field.name for field in dataclasses.fields(source) if not field.repr or _holds_array(source, field)]
+        if hidden:
+            raise DatasetError(
+                f"{type(source).__name__} has no fingerprint() and its field {hidden[0]} is an array or hidden from "
+                "repr(): add a fingerprint() that changes when its samples change"
+            )
         return hashlib.sha256(repr(source).encode()).hexdigest()
     raise DatasetError(f"{type(source).__name__} has no fingerprint(): add one that changes when its samples change")
+
+
+def _holds_array(source: Any, field: dataclasses.Field[Any]) -> bool:
+    return hasattr(getattr(source, field.name), "__array__")  # repr() of a long one leaves out its middle
+
+
+def status_of(status: os.stat_result) -> str:
+    """What stays the same as long as a file does: size, number (inode), times of modification and of change."""
+    return f"{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def partial_name(path: str | os.PathLike[str]) -> str:
@@ -182,14 +231,50 @@ def partial_name(path: str | os.PathLike[str]) -> str:
 
 
 def decode_caption(data: bytes) -> str:
-    """Text of a caption file.
+    """Text of a caption file, without a byte-order mark and the space around it.
 
     Raises:
         ValueError: it is not UTF-8, or far too long to be a caption.
     """
     if len(data) > MAX_CAPTION_BYTES:
         raise ValueError(f"the caption has {len(data)} bytes, more than {MAX_CAPTION_BYTES}")
-    return data.decode("utf-8").strip()  # a UnicodeDecodeError is a ValueError
+    return check_caption(data.decode("utf-8")).strip()  # a UnicodeDecodeError is a ValueError
+
+
+def check_caption(text: str) -> str:
+    """A caption from a table or JSON, without a byte-order mark.
+
+    Raises:
+        ValueError: it holds half a character (of two code units, JSON may give one), or what a file that is not UTF-8
+            leaves; or it is far too long.
+    """
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(f"the caption is not Unicode: {half} at place {error.start} is half a character") from error
+    if size > MAX_CAPTION_BYTES:
+        raise ValueError(f"the caption has {size} bytes, more than {MAX_CAPTION_BYTES}")
+    return text.removeprefix("\ufeff")
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be stored and shown, with `?` for bytes on disk that are not UTF-8."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def left_out(count: int, first: str, decoder: Decoder) -> str:
+    """What to say of files that look like pictures and are not read."""
+    return (
+        f"{count} files are left out, the first {printable(first)!r}: {decoder.kind}s are read from names that end in "
+        f"{', '.join(decoder.suffixes)}, and in a tar have no other dot; convert or rename them"
+    )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this relative name is one that nobody put there: `._0.png`, `.thumbnails/0.png`."""
+    parts = name.split("/")
+    return any((part.startswith(".") and part not in (".", "..")) or part in HIDDEN for part in parts)
 
 
 def require(module: str, purpose: str, extra: str = "data") -> ModuleType:

@@ -5,21 +5,26 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from data_pipelines import images
-from data_pipelines.sources import base
+from data_pipelines.sources import base, digests
+
+MAX_COLUMNS = 20  # of a metadata file in a sentence
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder(base.Source):
-    """Pictures, or whatever the decoder reads, below `path`, in the order of their names.
+    """Pictures, or whatever the decoder reads, below `path`, in the order of their names; hidden ones are left out.
 
     Captions come from `metadata.jsonl` or `metadata.csv` in `path` when there is one: a row per picture with
     `file_name` (relative to `path`) and the column `caption`. Otherwise the caption of `a/b.png` is the text of
-    `a/b.txt`.
+    `a/b.txt`. A row that cannot be used is one corrupt record.
 
     Attributes:
         path: the folder.
@@ -37,29 +42,34 @@ class Folder(base.Source):
 
     def read(self, index: int) -> base.Sample:
         """The sample at 0 <= index < len: pixels uint8 (f, h, w, 3), caption, key."""
-        name, caption = self._entries[index]
+        name, caption, fault = self._entries[index]
         try:
+            if fault:
+                raise ValueError(fault)
             with open(os.path.join(self._root, name), "rb") as file:
                 pixels = self.decoder(_read(file, self.decoder))
             if caption is None and self.caption is not None:
-                with open(os.path.join(self._root, os.path.splitext(name)[0] + ".txt"), "rb") as file:
+                with open(os.path.join(self._root, _sidecar(name)), "rb") as file:
                     caption = base.decode_caption(file.read(base.MAX_CAPTION_BYTES + 1))
-        except FileNotFoundError as error:
-            raise base.CorruptRecord(self._root, name, f"there is no {os.path.basename(error.filename)}") from error
+        except OSError as error:
+            if error.errno not in base.UNOPENABLE:
+                raise
+            path = base.show(os.path.basename(error.filename))
+            is_absent = isinstance(error, FileNotFoundError)
+            reason = f"there is no {path}" if is_absent else f"{path} cannot be opened: {error.strerror}"
+            raise base.CorruptRecord(self._root, base.printable(name), reason) from error
         except ValueError as error:
-            raise base.CorruptRecord(self._root, name, str(error)) from error
-        return {"pixels": pixels, "caption": caption or "", "key": name}
+            raise base.CorruptRecord(self._root, base.printable(name), str(error)) from error
+        return {"pixels": pixels, "caption": caption or "", "key": base.printable(name)}
 
     def fingerprint(self) -> str:
-        """Hash of every picture's name and size, and of the captions' (or of the metadata file)."""
-        digest = hashlib.sha256(repr((self.caption, self.decoder)).encode())
-        for name, caption in self._entries:
-            sidecar = os.path.splitext(name)[0] + ".txt"
-            for file in (name, sidecar):
-                path = os.path.join(self._root, file)
-                digest.update(f"{file}\0{os.path.getsize(path) if os.path.exists(path) else -1}\0".encode())
-            digest.update((caption or "").encode())
-        return digest.hexdigest()
+        """Hash of every picture's name and content, and of its caption."""
+        names = [entry.name for entry in self._entries if not entry.fault]
+        has_sidecars = self.caption is not None and self._metadata() is None
+        files = [*names, *map(_sidecar, names)] if has_sidecars else names
+        found = digests.digests([os.path.join(self._root, name) for name in files])
+        facts = (digests.READING, self.caption, self.decoder, [tuple(entry) for entry in self._entries], found)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @functools.cached_property
     def _root(self) -> str:
@@ -69,18 +79,25 @@ class Folder(base.Source):
         return root
 
     @functools.cached_property
-    def _entries(self) -> list[tuple[str, str | None]]:
-        """(relative name, caption if a metadata file holds it) of every picture."""
+    def _entries(self) -> list["_Entry"]:
+        """Every picture."""
         metadata = self._metadata()
         if metadata is not None and self.caption is not None:
-            entries: list[tuple[str, str | None]] = [*_captioned(self._root, metadata, self.caption)]
+            entries = list(_captioned(self._root, metadata, self.caption))
+            if entries and all(entry.fault for entry in entries):
+                raise base.DatasetError(f"{entries[0].fault}; and so with all {len(entries)} rows of {metadata}")
         else:
             names = sorted(_walk(self._root))
-            entries = [(name, None) for name in names if name.lower().endswith(self.decoder.suffixes)]
-            self._check_sidecars(entries, set(names))
+            entries = [_Entry(name) for name in names if name.lower().endswith(self.decoder.suffixes)]
+            self._say_what_is_left_out([name for name in names if name.lower().endswith(base.NOT_READ)])
+            self._check_sidecars([entry.name for entry in entries], set(names))
         if not entries:
             raise base.DatasetError(f"{self._root} holds no {self._wanted}: give another folder")
         return entries
+
+    def _say_what_is_left_out(self, names: list[str]) -> None:
+        if names:
+            logger.warning("%s: %s", self._root, base.left_out(len(names), names[0], self.decoder))
 
     @property
     def _wanted(self) -> str:
@@ -90,14 +107,27 @@ class Folder(base.Source):
         paths = [os.path.join(self._root, f"metadata.{suffix}") for suffix in ("jsonl", "csv")]
         return next((path for path in paths if os.path.exists(path)), None)
 
-    def _check_sidecars(self, entries: list[tuple[str, str | None]], names: set[str]) -> None:
-        has_captions = any(os.path.splitext(name)[0] + ".txt" in names for name, _ in entries)
+    def _check_sidecars(self, entries: list[str], names: set[str]) -> None:
+        has_captions = any(_sidecar(name) in names for name in entries)
         if entries and self.caption is not None and not has_captions:
             raise base.DatasetError(
                 f"no {self.decoder.kind} in {self._root} has a caption: put NAME.txt beside "
                 f"NAME{self.decoder.suffixes[0]}, write metadata.jsonl with file_name and {self.caption}, or set "
                 "caption=None"
             )
+
+
+class _Entry(NamedTuple):
+    """One picture: its name relative to the folder, its caption if a metadata file holds it, what is wrong with it."""
+
+    name: str
+    caption: str | None = None
+    fault: str = ""
+
+
+def _sidecar(name: str) -> str:
+    """The file with the caption of a picture."""
+    return os.path.splitext(name)[0] + ".txt"
 
 
 def _read(file: BinaryIO, decoder: base.Decoder) -> bytes:
@@ -108,11 +138,15 @@ def _read(file: BinaryIO, decoder: base.Decoder) -> bytes:
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Names of all plain files below `root`, relative to it, with forward slashes; links that lead out are left out."""
-    for folder, _, files in os.walk(root):
+    """Names of all plain files below `root`, relative to it, with forward slashes.
+
+    Hidden files and folders are left out, and links that lead out.
+    """
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not base.is_hidden(name)]
         for name in files:
             path = os.path.join(folder, name)
-            if not os.path.islink(path) or _is_inside(root, path):
+            if not base.is_hidden(name) and (not os.path.islink(path) or _is_inside(root, path)):
                 yield os.path.relpath(path, root).replace(os.sep, "/")
 
 
@@ -121,27 +155,58 @@ def _is_inside(root: str, path: str) -> bool:
     return os.path.commonpath([real_root, os.path.realpath(path)]) == real_root
 
 
-def _captioned(root: str, metadata: str, column: str) -> Iterator[tuple[str, str]]:
-    """(name, caption) of every row of a metadata file."""
+def _captioned(root: str, metadata: str, column: str) -> Iterator[_Entry]:
+    """Every row of a metadata file, those that name no picture or caption as faults."""
     for number, row in enumerate(_rows(metadata), start=1):
-        missing = [key for key in ("file_name", column) if not isinstance(row.get(key), str)]
-        if missing:
-            raise base.DatasetError(
-                f"row {number} of {metadata} has no text under {missing[0]!r}, only {', '.join(map(str, row))}: "
-                "rename one, or name the caption's column with caption="
-            )
-        if not _is_inside(root, os.path.join(root, row["file_name"])):
-            raise base.DatasetError(f"row {number} of {metadata} names {row['file_name']!r}, which lies outside {root}")
-        yield row["file_name"], row[column]
+        place = f"row {number} of {metadata}"
+        if isinstance(row, Exception):
+            fault = f"{place} cannot be read ({row}): write one row per picture"
+            yield _Entry(f"{os.path.basename(metadata)}, row {number}", fault=fault)
+            continue
+        name, caption = row.get("file_name"), row.get(column)
+        if isinstance(name, str) and isinstance(caption, str):
+            yield _checked(root, place, name, caption)
+            continue
+        key = column if isinstance(name, str) else "file_name"
+        there = ", ".join(base.show(column) for column in list(row)[:MAX_COLUMNS])
+        fault = (
+            f"{place} has no text under {key!r}, only {there}: rename one, or name the caption's column with caption="
+        )
+        yield _Entry(name if isinstance(name, str) else f"{os.path.basename(metadata)}, row {number}", fault=fault)
 
 
-def _rows(metadata: str) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON-lines or CSV file."""
-    with open(metadata, encoding="utf-8-sig", newline="") as file:
+def _checked(root: str, place: str, name: str, caption: str) -> _Entry:
+    """A row with a name and a caption, whatever these are worth."""
+    try:
+        if not _is_inside(root, os.path.join(root, name)):
+            return _Entry(name, fault=f"{place} names {name!r}, which lies outside {root}")
+        return _Entry(name, base.check_caption(caption))
+    except ValueError as error:
+        return _Entry(name, fault=f"{place}: {error}")
+
+
+def _rows(metadata: str) -> Iterator[dict[str, Any] | Exception]:
+    """The rows of a JSON-lines or CSV file; what is wrong with one that cannot be read.
+
+    What is not UTF-8 is kept as such: a file on disk may have such a name, and `check_caption` refuses such a caption.
+    """
+    with open(metadata, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        if metadata.endswith(".csv"):
+            yield from _csv_rows(file)
+            return
+        for line in filter(str.strip, file):
+            try:
+                yield dict(json.loads(line.removeprefix("\ufeff")))  # files that were joined begin with one each
+            except (ValueError, TypeError, RecursionError) as error:
+                yield error
+
+
+def _csv_rows(file: TextIO) -> Iterator[dict[str, Any] | Exception]:
+    rows = csv.DictReader(file, strict=True)
+    while True:
         try:
-            if metadata.endswith(".csv"):
-                yield from csv.DictReader(file, strict=True)
-            else:
-                yield from (dict(json.loads(line)) for line in file if line.strip())
-        except (ValueError, TypeError, csv.Error) as error:
-            raise base.DatasetError(f"{metadata} cannot be read ({error}): write one row per picture") from error
+            yield next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error

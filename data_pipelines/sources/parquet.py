@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import images
-from data_pipelines.sources import base
+from data_pipelines.sources import base, digests
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Parquet(base.Source):
     """Rows of one or more Parquet files, in file order.
 
     Attributes:
-        paths: a file, a folder of .parquet files, a glob, a range, or a tuple of those.
+        paths: a file, a folder of .parquet files, a glob, a range, or several; see `base.find_files`.
         image: column of encoded pictures: binary, or a struct with a binary field `bytes`.
         caption: column of texts, or None.
         decoder: how pictures become arrays.
@@ -51,13 +51,13 @@ class Parquet(base.Source):
             data, caption = pictures[row].as_py(), "" if captions is None else captions[row].as_py()
             if data is None or caption is None:
                 raise ValueError(f"the {'picture' if data is None else 'caption'} is null")
-            return {"pixels": self.decoder(data), "caption": caption}
+            return {"pixels": self.decoder(data), "caption": base.check_caption(caption)}
         except (ValueError, OSError) as error:  # pyarrow reports damaged pages as either
             raise base.CorruptRecord(path, first_row + row, str(error)) from error
 
     def fingerprint(self) -> str:
-        """Hash of each file's name, size, head and tail (where Parquet keeps its statistics)."""
-        return base.fingerprint_files(self._files, self.image, self.caption, self.decoder)
+        """Hash of each file's name and content."""
+        return digests.fingerprint(self._files, self.image, self.caption, self.decoder)
 
     @functools.cached_property
     def _lock(self) -> threading.Lock:

@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 from typing import Any
 
 from data_pipelines import images
-from data_pipelines.sources import base
+from data_pipelines.sources import base, digests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +45,13 @@ class Tfds(base.Source):
             raise base.CorruptRecord(f"{self._builder.info.full_name} {self.split}", index, str(error)) from error
 
     def fingerprint(self) -> str:
-        """Hash of the dataset's name, version, split and the sizes of its files."""
-        split = self._builder.info.splits[self.split]
-        sizes = [(os.path.basename(file), os.path.getsize(file)) for file in map(os.fspath, split.filepaths)]
-        choices = (self.split, self.image, self.caption, self.template, self.decoder)
-        return hashlib.sha256(repr((self._builder.info.full_name, choices, sizes)).encode()).hexdigest()
+        """Hash of the dataset's name and version, the split's files, and what describes them (names of labels)."""
+        info, folder = self._builder.info, os.path.expanduser(os.fspath(self.path))
+        data = {os.path.basename(file) for split in info.splits.values() for file in map(os.fspath, split.filepaths)}
+        described = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name not in data]
+        files = [*map(os.fspath, info.splits[self.split].filepaths), *described]
+        choices = (info.full_name, self.split, self.image, self.caption, self.template, self.decoder)
+        return digests.fingerprint(files, *choices)
 
     def _caption(self, value: Any) -> str:
         if isinstance(value, bytes):

@@ -4,7 +4,8 @@
     WebDataset("shard-{000..012}.tar", decoder=VideoDecoder(size=(36, 64), frames=25))
 
 Frame k shows what is seen at k / fps seconds after the first frame: the nearest frame that is not later (by more than
-`TOLERANCE`). Sound, and what lies behind the last of these frames, is left out.
+`TOLERANCE`). Sound, and what lies behind the last of these frames, is left out. Colours follow the matrix (BT.601,
+BT.709, ..) and the range that the file names; one that names none is read as BT.601 of limited range.
 
 Files come from strangers, so bytes are only handed to the two demuxers that their first bytes name (never to a playlist
 that opens other files), sizes are checked before a frame is decoded, and work stops at a number of frames.
@@ -23,7 +24,8 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from data_pipelines import images
-from data_pipelines.sources import base
+from nova_jax import git_lfs
+from nova_jax.media import mp4
 
 FRAMES_PER_LATENT = 4  # of a causal autoencoder, after the first frame
 TOLERANCE = fractions.Fraction(1, 1000)  # seconds; Matroska rounds times to milliseconds, and 24 fps are often 23.976
@@ -74,7 +76,7 @@ class VideoDecoder:
             Undecodable: neither MP4 nor Matroska, damaged, without pictures, too short, or beyond a limit.
             ImportError: PyAV is not installed.
         """
-        av = _require_av()
+        av = mp4.require_av("reading videos")
         if len(data) > self.max_bytes:
             raise images.Undecodable(f"{len(data):,} bytes, more than max_bytes={self.max_bytes:,}")
         # Decoding begins already when a file is opened, to learn what is missing in its header. Rows are padded there.
@@ -178,8 +180,6 @@ def _format(data: bytes) -> str:
         return "mp4"
     if data[:4] == EBML:
         return "matroska"
+    if git_lfs.is_pointer(data):
+        raise images.Undecodable(git_lfs.POINTER)
     raise images.Undecodable("neither MP4 (MOV) nor Matroska (WebM)")
-
-
-def _require_av() -> Any:
-    return base.require("av", "reading videos", extra="video")

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from nova_jax.types import Conditioning
+from nova_jax.types import Conditioning, as_mask
 
 PARTS = ("text", "pooled", "aligned", "frames", "palette")
 FIELDS = {
@@ -86,7 +86,14 @@ def drop(cond: Conditioning, key: PRNGKeyArray, rates: DropRates) -> Conditionin
 
 
 def explicit(cond: Conditioning) -> Conditioning:
-    """Writes out what a missing part means: text states, ids but 0 and colours are real; extra frames are clean."""
+    """Writes out what a missing part means: text states, ids but 0 and colours are real; extra frames are clean.
+
+    Masks become booleans; see `types.as_mask` for what they may be, and for what it raises.
+    """
+    for field in ("text_mask", "palette_mask"):
+        mask = getattr(cond, field)
+        if mask is not None and mask.dtype != bool:
+            cond = cond._replace(**{field: as_mask(mask)})
     if cond.text_mask is None and cond.text is not None:
         cond = cond._replace(text_mask=jnp.ones(cond.text.shape[:2], bool))
     if cond.text_mask is None and cond.text_ids is not None:

@@ -8,7 +8,7 @@ and those of its few-step students (steps that they have learnt). It says
     overhead   seconds / (nfe x those of one evaluation, which is timed in turn with the cell's batches: `timing`)
     rmse       distance of the latents to the run's own path of 1000 steps from the same noise: `step_drawing`
     diversity  how far the latents of one prompt differ from seed to seed: `step_drawing`
-    scores     GenEval's six tasks, where the run's data can judge pictures
+    scores     GenEval's six tasks, where the run's data can judge pictures and is installed: in a checkout
 
 and, in a line of its own for each model, what its training cost. The number of steps is data, so each sampler compiles
 once for all its step counts and time grids, and for all models of one network. Results are lines of results.jsonl; a
@@ -85,18 +85,20 @@ def run(
     models = _load(run_dir, grid)
     points = [*cells(grid), *(cell for name in list(models)[1:] for cell in student_cells(name, models[name], grid))]
     saved = records.read(run_dir)["config"]
-    scorer = _scorer(saved["data"], grid.pictures)
+    console = console or rich.console.Console()
+    scorer = _scorer(saved["data"], grid.pictures, console)
     if not grid.prompts and saved.get("preview"):
         grid = dataclasses.replace(grid, prompts=tuple(saved["preview"]["prompts"]))
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(models, grid, folder, scorer)
-    done = _resume(folder / RESULTS, _header(models, run_dir, grid, command))
+    header = _header(models, run_dir, grid, command) | {"is_scored": scorer is not None}
+    done = _resume(folder / RESULTS, header)
     for line in _training(models, run_dir, grid):
         if line["name"] not in done:
             _append(folder / RESULTS, line)
     todo = [cell for cell in points if cell.key not in done]
     if todo:
-        _measure(bench, todo, folder / RESULTS, console or rich.console.Console())
+        _measure(bench, todo, folder / RESULTS, console)
     return folder
 
 
@@ -246,7 +248,7 @@ def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any
 
 
 def _lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # what follows the last line break was cut short
+    *whole, _ = path.read_text(encoding="utf-8-sig").split("\n")  # what follows the last line break was cut short
     return (json.loads(line) for line in whole)
 
 
@@ -261,8 +263,9 @@ def _resume(path: pathlib.Path, header: dict[str, Any]) -> set[str]:
         _append(path, header)
         return set()
     found, lines = read(path.parent)
-    for part, what in {"digest": "another model", "students": "other students", "grid": "another grid"}.items():
-        there = found.get(part, {})
+    kinds = {"digest": "another model", "students": "other students", "grid": "another grid"}
+    for part, what in (kinds | {"is_scored": "other prompts, drawn with or without scores"}).items():
+        there = found.get(part, header[part] if part == "is_scored" else {})
         if part == "grid":  # fields that older results lack, and the class that they name
             there = json.loads(json.dumps(dataclasses.asdict(Grid()))) | there
             there.pop("_class_name", None)
@@ -281,12 +284,16 @@ def cell_of(line: Mapping[str, Any]) -> Cell:
     return Cell(**{field.name: line[field.name] for field in dataclasses.fields(Cell) if field.name in line})
 
 
-def _scorer(data: dict[str, Any], pictures: int) -> Any:
-    """What the run's data judges pictures with; None where it has nothing.
+def _scorer(data: dict[str, Any], pictures: int, console: rich.console.Console) -> Any:
+    """What the run's data judges pictures with; None where it has nothing, or is not installed here, which is said.
 
     The data is the one that the run's own config names.
     """
-    source = config.from_dict(data, packages=("nova_jax", "data_pipelines"))
+    try:
+        source = config.from_dict(data, packages=("nova_jax", "data_pipelines"))
+    except config.NotInstalled as error:
+        console.print(f"The pictures are not scored: {error}", highlight=False, soft_wrap=True)
+        return None
     return source.scorer(per_task=max(1, pictures // len(geneval.TASKS))) if hasattr(source, "scorer") else None
 
 

@@ -63,7 +63,7 @@ class Bench:
     def _choose(self, prompts: list[str]) -> None:
         """Prompts and seeds, in whole batches: `judged` batches of the tasks, then those for diversity."""
         if not prompts:
-            raise ValueError("the run's data brings no prompts to draw: give some")
+            raise ValueError("the run's data brings no prompts to draw: give some (--prompts)")
         grid, size = self.grid, self.grid.batch_size
         # Tasks are mixed, so that the first batch holds some of each; the seed of a picture is its prompt's number.
         order = np.random.default_rng(grid.seed).permutation(len(prompts))

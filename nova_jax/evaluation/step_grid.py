@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -52,8 +53,10 @@ class Grid:
                 raise ValueError(f"{field} is {values}; give one or more different values")
         for sampler, steps in itertools.product(self.samplers, self.steps):
             named.get(sampler, steps)
-        if min(self.guidance) < 0:
+        if not all(0 <= scale < math.inf for scale in self.guidance):
             raise ValueError(f"guidance is {self.guidance}; scales must be 0 or more (1 is no guidance)")
+        if not 0 <= self.seed < inference.SEEDS.high:
+            raise ValueError(f"seed is {self.seed}; it must be a whole number {inference.SEEDS}")
         if self.pictures < 1 or self.batch_size < 1 or self.reference_steps < max(self.steps):
             raise ValueError(
                 "pictures and batch_size must be at least 1 and reference_steps no less than the most steps, got "

@@ -21,13 +21,17 @@ import numpy as np
 import rich.console
 from jaxtyping import Float
 
-from nova_jax import config, environment, inference
+from nova_jax import config, environment, files, inference
 from nova_jax.evaluation import exam, intervals, pictures, task_drawing
 from nova_jax.evaluation.exam import Bar, Exam, Judged, Level, Part, Pictures, Question, Score
 from nova_jax.runs import record as records
+from nova_jax.tasks import checks
+from nova_jax.tasks.limits import CFG_SCALE, Range
+from nova_jax.tasks.problems import refuse
 
 SCORES = "scores.json"
 RESAMPLES = 500  # of the bootstrap
+PER_TASK = Range(2, 100_000)
 
 Draw = Callable[[Sequence[Question]], Pictures]  # one answer per question
 
@@ -98,6 +102,7 @@ def run(
     per_task: int = 64,
     guidance: float = 2.0,
     folder: str | pathlib.Path | None = None,
+    overwrite: bool = False,
     command: str = "",
     console: rich.console.Console | None = None,
 ) -> Evaluation:
@@ -107,14 +112,17 @@ def run(
         run_dir: A trained run.
         per_task: Questions in each part.
         guidance: Scale of classifier-free guidance, 1.1 to 10; masks and alphas are drawn without.
-        folder: Where results go; RUN/evaluation when not given.
+        folder: Where results go; RUN/evaluation when not given. If it is there already, a folder beside it is made.
+        overwrite: Whether to write into a folder that is there, over its results.
         command: What the user typed, for the record.
         console: Where progress is shown; None: standard output.
 
     Raises:
         FileNotFoundError: No such run.
-        ValueError: The run's data sets no exam, or the network lacks what the exam asks for.
+        ValueError: A number out of range, the run's data sets no exam or is not installed here, or the network lacks
+            what the exam asks for.
     """
+    refuse([*checks.whole("per_task", per_task, PER_TASK), *checks.number("guidance", guidance, CFG_SCALE)])
     run_dir = pathlib.Path(run_dir)
     trained = inference.load_run(run_dir)
     saved = records.read(run_dir)["config"]
@@ -143,10 +151,10 @@ def run(
         "seconds": round(time.perf_counter() - start, 1),
         "environment": environment.describe(),
     }
-    folder = pathlib.Path(folder) if folder else run_dir / "evaluation"
-    evaluation = Evaluation(*grade(paper, answered), answered, facts, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SCORES).write_text(json.dumps(record(evaluation), indent=1) + "\n", encoding="utf-8")
+    place = pathlib.Path(folder) if folder else run_dir / "evaluation"
+    with files.folder(place, overwrite=overwrite) as where:
+        evaluation = Evaluation(*grade(paper, answered), answered, facts, where)
+        (where / SCORES).write_text(json.dumps(record(evaluation), indent=1) + "\n", encoding="utf-8")
     return evaluation
 
 

@@ -17,10 +17,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Integer
 
 from nova_jax.layers import attention_jvp, linear, rope
 from nova_jax.parallel.constrain import constrain
+from nova_jax.types import as_mask
 
 Implementation = Literal["xla", "tiled", "cudnn", "flash_jvp"]
 QKNorm = Literal["per_head", "across_heads"]
@@ -31,7 +32,7 @@ QUERY_BLOCK = 128
 
 Heads = Float[Array, "b n k q"]
 Keys = Float[Array, "b l k q"]
-KeyMask = Bool[Array, "b l"] | None
+KeyMask = Bool[Array, "b l"] | Integer[Array, "b l"] | None
 
 
 def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: Implementation | None = None) -> Heads:
@@ -41,13 +42,14 @@ def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: 
         q: queries.
         k: keys.
         v: values.
-        mask: True where a key may be attended to; each sample needs at least one.
+        mask: True, or 1, where a key may be attended to; each sample needs at least one.
         implementation: None takes "xla", or "tiled" for long sequences, which work everywhere.
 
     Raises:
         ValueError: an unknown implementation.
-        TypeError: a derivative that the implementation does not have.
+        TypeError: a derivative that the implementation does not have, or a mask of floats; see `types.as_mask`.
     """
+    mask = None if mask is None else as_mask(mask)
     if implementation is None:
         implementation = "xla" if q.shape[1] * k.shape[1] <= SCORES_LIMIT else "tiled"
     if implementation == "xla":

@@ -25,6 +25,7 @@ from jaxtyping import UInt8
 CRF = 16  # constant rate factor of x264: 0 lossless, 18 near the threshold of what is seen, 51 worst
 PIXELS = "yuv420p"
 LOOKAHEAD = 8  # frames; of 1280 x 704 pixels each costs 4 MB, and x264's own 40 held 250 MB
+OLDEST_AV = 17  # 15.1 and 16.1 read BT.709 as BT.601, up to 23 levels off; 14.0 has no duration of a frame
 BT709, LIMITED = 1, 1  # matrix, primaries and transfer; luma 16 .. 235
 
 Path = str | os.PathLike[str]
@@ -141,7 +142,7 @@ def _add_stream(container: Any, height: int, width: int, fps: int, crf: int) -> 
 def _to_frame(picture: UInt8[np.ndarray, "h w 3"], index: int, fps: int) -> Any:
     height, width = picture.shape[:2]
     even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    frame = _require_av().VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+    frame = require_av().VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
     frame = frame.reformat(format=PIXELS, dst_colorspace=BT709, dst_color_range=LIMITED)
     frame.pts, frame.time_base = index, fractions.Fraction(1, fps)
     return frame
@@ -182,7 +183,7 @@ def _replacing(path: Path) -> Iterator[pathlib.Path]:
 @contextlib.contextmanager
 def _opened(file: Path, path: Path, mode: str, metadata: Mapping[str, str] | None = None) -> Iterator[Any]:
     """An MP4 container; errors name `path`. Metadata must be set before the first frame."""
-    av = _require_av()
+    av = require_av()
     with _explained(path):
         options = {"movflags": "+faststart"} if mode == "w" else {}
         container = av.open(os.fspath(file), mode, format="mp4", options=options)
@@ -201,7 +202,7 @@ def _opened(file: Path, path: Path, mode: str, metadata: Mapping[str, str] | Non
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turns the errors of FFmpeg and of the system into an OSError that says what to do."""
-    av = _require_av()
+    av = require_av()
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:
@@ -215,8 +216,19 @@ def _explained(path: Path) -> Iterator[None]:
         raise OSError(number, advice, os.fspath(path)) from error
 
 
-def _require_av() -> Any:
+def require_av(purpose: str = "reading and writing MP4") -> Any:
+    """PyAV, of a version whose colours are right.
+
+    Raises:
+        ImportError: it is not installed, or too old; the sentence says what to install.
+    """
     try:
-        return importlib.import_module("av")
+        av = importlib.import_module("av")
     except ImportError as error:
-        raise ImportError("reading and writing MP4 needs PyAV: pip install 'nova-jax[video]'") from error
+        raise ImportError(f"{purpose} needs av: pip install 'nova-jax[video]'") from error
+    if int(av.__version__.partition(".")[0]) < OLDEST_AV:
+        raise ImportError(
+            f"{purpose} needs av {OLDEST_AV} or newer, and {av.__version__} is installed, which gets colours wrong: "
+            f"pip install 'av>={OLDEST_AV}'"
+        )
+    return av

@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float
 from nova_jax.layers import attention, embeddings, linear, modulation, rope, stack
 from nova_jax.models import flops
 from nova_jax.parallel.constrain import constrain
-from nova_jax.types import Conditioning, Latents, Times
+from nova_jax.types import Conditioning, Latents, Times, as_mask
 
 GateInit = Literal["zero", "random"]
 TextAttention = Literal["cross", "joint"]
@@ -315,6 +315,7 @@ class DiT(nn.Module):
         text, mask = cond.text, cond.text_mask
         if text is None:
             text, mask = jnp.zeros((batch_size, 1, self.text_dim)), None
+        mask = None if mask is None else as_mask(mask)
         if mask is not None and not self.masks_text:
             text, mask = jnp.where(mask[:, :, None], text, 0), None
         gelu = functools.partial(jax.nn.gelu, approximate=True)
@@ -335,7 +336,7 @@ class DiT(nn.Module):
         if self.has_palette:
             colors = jnp.zeros((batch_size, 0, 3)) if cond.palette is None else cond.palette
             is_whole = cond.palette is None or cond.palette_mask is None
-            given = jnp.ones(colors.shape[:2], bool) if is_whole else cond.palette_mask
+            given = jnp.ones(colors.shape[:2], bool) if is_whole else as_mask(cond.palette_mask)
             tokens.append(embeddings.Embedder(self.width, dtype=self.dtype, name="palette_embed")(colors))
             masks.append(given)
         if self.num_tasks:

@@ -20,6 +20,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+
+class NoDevice(OSError):
+    """JAX finds nothing to compute on; the message says what was asked for and what to do."""
+
+
 EXPLICIT = ("NOVA_COORDINATOR", "NOVA_NUM_PROCESSES", "NOVA_PROCESS_ID")
 
 
@@ -54,6 +59,22 @@ def initialize(
         heartbeat_timeout_seconds=heartbeat_seconds,
         coordinator_bind_address=address if is_loopback else None,  # the default listens on every interface
     )
+
+
+def check_devices() -> None:
+    """Starts JAX's backends; call it after `initialize`, before anything else touches a device.
+
+    Raises:
+        NoDevice: there is no device of the platforms that JAX is told to use.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the assertion: a platform is known, and has no device
+        asked, reason = getattr(jax.config, "jax_platforms", None) or "", f" ({error})" if str(error) else ""
+        raise NoDevice(
+            f"JAX finds no device of JAX_PLATFORMS={asked}{reason}: set JAX_PLATFORMS=cpu to compute without an "
+            "accelerator, unset it to take what there is, or install nova-jax[cuda12], [cuda13] or [tpu]"
+        ) from error
 
 
 def _is_cluster() -> bool:

@@ -4,12 +4,14 @@
 
 Runs of earlier versions keep loading. Classes that moved are known to `config.MOVED`; here is what changed in form:
 
+    home     a path could start with `~`; now it is the whole path
     text     the length of captions was a field of the data, in bytes, and the encoder had none; now the data names the
              encoder that reads its captions, and the encoder knows its length
 """
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from nova_jax import config as configs
@@ -22,16 +24,20 @@ def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder is not a run folder.
+        ValueError: its record is not JSON, or names no config.
     """
     path = pathlib.Path(run_dir) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir} is not a run folder: it has no {FILE}; start a run first")
-    return upgrade(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return upgrade(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of a run: {error}") from error
 
 
 def upgrade(record: dict[str, Any]) -> dict[str, Any]:
     """A record in today's form; one that has it already is unchanged."""
-    config = configs.renamed(record["config"])
+    config = configs.expand_home(configs.renamed(record["config"]))
     encoder = config["model"].get("text_encoder") if isinstance(config.get("model"), dict) else None
     length = record.get("data", {}).get("text_length")
     if encoder is None or length is None or not _has_length(config["data"]):
@@ -39,6 +45,26 @@ def upgrade(record: dict[str, Any]) -> dict[str, Any]:
     encoder = {"length": length} | encoder
     model = config["model"] | {"text_encoder": encoder}
     return record | {"config": config | {"model": model, "data": _with_encoder(config["data"], encoder)}}
+
+
+def completed(saved: Any) -> Any:
+    """A saved config with the defaults of the fields that its classes have got since."""
+    if isinstance(saved, list):
+        return [completed(item) for item in saved]
+    if not isinstance(saved, dict):
+        return saved
+    filled = {key: completed(item) for key, item in saved.items()}
+    return configs.defaults(saved) | filled
+
+
+def differences(old: Any, new: Any, changeable: Sequence[str] = (), path: str = "") -> list[str]:
+    """Dotted paths at which two configs in JSON form differ, but for those that may change, each with both values."""
+    old, new = (json.loads(json.dumps(value)) for value in (old, new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        prefix = path + "." if path else ""
+        keys = [key for key in {**old, **new} if prefix + key not in changeable]
+        return [line for key in keys for line in differences(old.get(key), new.get(key), changeable, prefix + key)]
+    return [] if old == new else [f"{path} was {json.dumps(old)} and is {json.dumps(new)}"]
 
 
 def _has_length(data: Any) -> bool:

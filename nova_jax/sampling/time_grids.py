@@ -171,7 +171,7 @@ def pad(times: Grid, num_steps: int) -> Float[Array, " n"]:
 
 def _from_file(path: pathlib.Path, num_steps: int) -> Float[Array, " n"]:
     try:
-        times = from_list(json.loads(path.read_text())["times"])
+        times = from_list(json.loads(path.read_text(encoding="utf-8-sig"))["times"])
     except OSError as error:
         raise ValueError(f"cannot read the time grid {path}: {error.strerror}") from error
     except (KeyError, TypeError, json.JSONDecodeError) as error:

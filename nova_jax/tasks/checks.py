@@ -16,6 +16,7 @@ from nova_jax.tasks.problems import Problem
 
 Check = Callable[[str, Any], list[Problem]]  # (field, value) -> what is wrong
 
+MAX_KEY = 60  # characters of a key in a sentence
 HEX_COLOR = re.compile("#[0-9A-Fa-f]{6}")
 PURE = "pure black (0) and pure white (255) in every pixel; PNG keeps them, JPEG mixes them"
 
@@ -27,6 +28,12 @@ def show(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} and shape {value.shape}"
     return reprlib.repr(value)
+
+
+def show_key(key: Any) -> str:
+    """A key as it stands, or quoted and cut where it is no short text that can be printed."""
+    is_plain = isinstance(key, str) and key.isprintable() and 0 < len(key) <= MAX_KEY
+    return key if is_plain else reprlib.repr(key)
 
 
 def is_whole(value: Any) -> bool:

@@ -8,12 +8,13 @@
      "textToVideoParams": {"text": "a dog runs", "images": [{"format": "png", "source": {"bytes": "iVBOR.."}}]},
      "videoGenerationConfig": {"fps": 24, "durationSeconds": 6, "dimension": "1280x720", "seed": 7}}
 
-Pictures are PNG or JPEG files in base64, without a `data:` prefix. A null counts as left out.
+Pictures are PNG or JPEG files in base64, in one line or several, without a `data:` prefix. A null counts as left out.
 """
 
 import base64
 import dataclasses
 import json
+import string
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -51,6 +52,8 @@ VIDEO = {"fps": "fps", "dimension": "dimension", "seed": "seed"}
 TIMED_VIDEO = {"duration_seconds": "durationSeconds"} | VIDEO
 NOT_OFFERED = ("VIRTUAL_TRY_ON",)
 
+BYTE_ORDER_MARK = "\ufeff"  # some editors begin a file with it
+NO_SPACE = str.maketrans("", "", string.whitespace)  # base64 comes in lines of 64 or 76 letters as well as in one
 Reader = Callable[[bytes, Any], np.ndarray]  # (file, limits) -> pixels
 
 
@@ -182,7 +185,7 @@ def offered(limits: AnyLimits | None) -> dict[str, Form]:
 
 def _load(source: Mapping[str, Any] | str) -> Mapping[str, Any]:
     try:
-        body = json.loads(source) if isinstance(source, str) else source
+        body = json.loads(source.removeprefix(BYTE_ORDER_MARK)) if isinstance(source, str) else source
     except (ValueError, RecursionError) as error:
         raise InvalidRequest([Problem("request", f"not JSON ({error})", "one JSON object")]) from None
     if not isinstance(body, Mapping):
@@ -201,7 +204,7 @@ def _form_of(body: Mapping[str, Any], forms: Mapping[str, Form]) -> Form:
 
 def _unknown_keys(values: Mapping[str, Any], prefix: str, allowed: Collection[str]) -> list[Problem]:
     return [
-        Problem(f"{prefix}{key}", "not a key of this request", f"one of {', '.join(allowed)}")
+        Problem(f"{prefix}{checks.show_key(key)}", "not a key of this request", f"one of {', '.join(allowed)}")
         for key in values
         if key not in allowed
     ]
@@ -312,12 +315,12 @@ def _read_source(value: Any, path: str, limits: AnyLimits) -> tuple[np.ndarray |
 
 
 def _decode(value: Any, path: str, read: Reader, limits: AnyLimits) -> tuple[np.ndarray | None, list[Problem]]:
-    """A picture or mask from base64."""
+    """A picture or mask from base64, which may be broken into lines."""
     allowed = "a PNG or JPEG in base64, without a data: prefix"
     if not isinstance(value, str):
         return None, [Problem(path, checks.show(value), allowed)]
     try:
-        return read(base64.b64decode(value, validate=True), limits), []
+        return read(base64.b64decode(value.translate(NO_SPACE), validate=True), limits), []
     except InvalidRequest as error:
         return None, [problem._replace(field=path) for problem in error.problems]
     except ValueError as error:

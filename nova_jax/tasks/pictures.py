@@ -1,19 +1,21 @@
 """Pictures and masks from files: PNG or JPEG, 8-bit RGB, opaque, of an allowed size.
 
-The header is checked before a single pixel is decoded, so a small file that claims a huge picture costs nothing. EXIF
-orientation is applied.
+The header is checked before a single pixel is decoded, so a small file that claims a huge picture costs nothing.
+Pictures are read as training data are, by `nova_jax.media.image_files`: upright, and in sRGB. The levels of a mask are
+no colours: a profile does not change them.
 """
 
 import contextlib
 import io
 import pathlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from jaxtyping import UInt8
 
+from nova_jax.media import image_files
 from nova_jax.tasks import checks
 from nova_jax.tasks.limits import CANVAS, AnyLimits
 from nova_jax.tasks.problems import InvalidRequest, Problem, refuse
@@ -21,6 +23,7 @@ from nova_jax.tasks.problems import InvalidRequest, Problem, refuse
 Picture = UInt8[np.ndarray, "_ _ 3"]  # 0 .. 255
 Mask = UInt8[np.ndarray, "_ _"]  # 0 black, 255 white
 Source = str | pathlib.Path | bytes | PIL.Image.Image
+ToRGB = Callable[[PIL.Image.Image], PIL.Image.Image]
 
 FORMATS = ("PNG", "JPEG")
 COLOR_MODES = ("RGB", "RGBA")
@@ -38,7 +41,7 @@ def read_picture(source: Source, limits: AnyLimits = CANVAS) -> Picture:
             limits (which ask nothing of divisibility here).
         FileNotFoundError: there is no such file.
     """
-    return _read(source, "picture", COLOR_MODES, limits)
+    return _read(source, "picture", COLOR_MODES, limits, image_files.to_srgb)
 
 
 def read_mask(source: Source, limits: AnyLimits = CANVAS) -> Mask:
@@ -51,7 +54,7 @@ def read_mask(source: Source, limits: AnyLimits = CANVAS) -> Mask:
         InvalidRequest: as `read_picture`, or a pixel is neither black nor white (as JPEG leaves them along edges).
         FileNotFoundError: there is no such file.
     """
-    pixels = _read(source, "mask", COLOR_MODES + GREY_MODES, limits)
+    pixels = _read(source, "mask", COLOR_MODES + GREY_MODES, limits, lambda image: image)
     refuse(checks.purity(_name(source, "mask"), pixels))
     return pixels[..., 0]
 
@@ -63,14 +66,16 @@ def to_png(pixels: Picture | Mask) -> bytes:
     return stream.getvalue()
 
 
-def _read(source: Source, kind: str, modes: tuple[str, ...], limits: AnyLimits) -> Picture:
+def _read(source: Source, kind: str, modes: tuple[str, ...], limits: AnyLimits, to_rgb: ToRGB) -> Picture:
     name = _name(source, kind)
     try:
         with _open(source) as image:
             refuse(_check_header(image, name, modes, limits))
-            return _decode(image, name)
+            return _decode(image, name, to_rgb)
     except (InvalidRequest, FileNotFoundError, MemoryError):
         raise
+    except image_files.UnreadableImage as error:
+        problem = Problem(name, str(error), "a whole PNG or JPEG")
     except PIL.UnidentifiedImageError:
         problem = Problem(name, "in neither format", "a PNG or JPEG")
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
@@ -88,7 +93,7 @@ def _open(source: Source) -> AbstractContextManager[PIL.Image.Image]:
     """The picture with its header read; it is closed at the end, unless it is the caller's."""
     if isinstance(source, PIL.Image.Image):
         return contextlib.nullcontext(source)
-    return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    return image_files.opened(source, FORMATS)
 
 
 def _check_header(image: PIL.Image.Image, name: str, modes: tuple[str, ...], limits: AnyLimits) -> list[Problem]:
@@ -97,16 +102,16 @@ def _check_header(image: PIL.Image.Image, name: str, modes: tuple[str, ...], lim
         problems.append(Problem(name, f"in mode {image.mode}", f"in one of the modes {', '.join(modes)}"))
     if any(";16" in str(tile) for tile in getattr(image, "tile", ())):  # PIL calls these RGB, and drops the low bytes
         problems.append(Problem(name, "of 16 bits per channel", "of 8 bits per channel"))
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a JPEG with a preview behind it
+    if image_files.is_animated(image):
         problems.append(Problem(name, "animated", "a still picture"))
     return problems
 
 
-def _decode(image: PIL.Image.Image, name: str) -> Picture:
-    upright = PIL.ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        alpha = np.asarray(upright.convert("RGBA"))[..., 3]
+def _decode(image: PIL.Image.Image, name: str, to_rgb: ToRGB) -> Picture:
+    colors = to_rgb(image_files.upright(image))
+    if colors.mode in ("LA", "RGBA"):
+        alpha = np.asarray(colors.getchannel("A"))
         if alpha.min() < 255:
             given = f"transparent in {(alpha < 255).sum():,} of its pixels"
             raise InvalidRequest([Problem(name, given, "opaque in every pixel")])
-    return np.asarray(upright.convert("RGB"))
+    return np.asarray(colors.convert("RGB"))

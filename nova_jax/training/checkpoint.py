@@ -5,8 +5,9 @@ data when reading, nor does it fall back to an older checkpoint. So a checkpoint
 
     manifest.sha256      one line `digest  path` for every file in it, in the format of `sha256sum --check`
 
-written by the main process after the rename, and every restore recomputes that text and compares. The newest checkpoint
-that agrees is used; damaged ones on the way are renamed aside and reported, never deleted.
+written by the main process after the rename, and every restore recomputes the digests of the files that it names. What
+it does not name, such as the .DS_Store of a file browser, does not matter. The newest checkpoint that agrees is used;
+damaged ones on the way are renamed aside and reported, never deleted. Who reads an older one than the newest is told.
 
     checkpoints/00001000/...                  committed
     checkpoints/00001000.damaged/...          set aside: some file differs from its manifest
@@ -17,11 +18,12 @@ This is the only module that knows Orbax.
 
 import concurrent.futures
 import hashlib
+import logging
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +36,11 @@ MANIFEST = "manifest.sha256"
 COMMITTED = re.compile(r"\d{8,}")
 UNFINISHED = re.compile(r"\d{8,}\.(orbax-checkpoint-tmp.*|deleting)")
 ASIDE = re.compile(r"\d{8,}\.(damaged|incomplete)(-\d+)?")
+LINE = re.compile(r"([0-9a-f]{64})  (.+)\n")
+STRAY = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")  # what file browsers leave, and change, anywhere
 NONE, DAMAGED = -1, -2  # in place of a step, agreed on by all processes
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -194,6 +200,8 @@ def read_ema(
 ) -> tuple[int, Params]:
     """The EMA parameters alone, of the newest intact checkpoint or of `step`; changes nothing in the folder.
 
+    Where the newest checkpoint is not the one, a warning is logged: which it is instead, and why.
+
     Args:
         directory: as given to `Checkpoints`; a run may be writing to it.
         step: a committed step; None: the newest whose files agree with their manifest.
@@ -202,14 +210,7 @@ def read_ema(
     Raises:
         CheckpointError: there is no such checkpoint, or none that is intact.
     """
-    directory = pathlib.Path(directory).absolute()
-    found = sorted(path.parent for path in directory.glob(f"*/{MANIFEST}") if COMMITTED.fullmatch(path.parent.name))
-    wanted = found if step is None else [path for path in found if int(path.name) == step]
-    path = next((path for path in reversed(wanted) if not differences(path)), None)
-    if path is None:
-        steps = ", ".join(str(int(path.name)) for path in found) or "none"
-        what = "no intact checkpoint" if step is None else f"no intact checkpoint of step {step}"
-        raise CheckpointError(f"{directory} holds {what} (committed steps: {steps}); let the run reach its next save")
+    path = _choose(pathlib.Path(directory).absolute(), step)
     saved: Any = ocp.metadata(str(path)).metadata
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved["ema"])
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -219,27 +220,65 @@ def read_ema(
     return int(path.name), ocp.load(str(path), target)["ema"]
 
 
+def _choose(directory: pathlib.Path, step: int | None) -> pathlib.Path:
+    """The folder of the newest intact checkpoint, or of `step`; logs why newer ones were passed over."""
+    found = sorted(path.parent for path in directory.glob(f"*/{MANIFEST}") if COMMITTED.fullmatch(path.parent.name))
+    notes = []
+    for path in reversed(found if step is None else [path for path in found if int(path.name) == step]):
+        if faults := differences(path):
+            notes.append(f"{path} is damaged: {'; '.join(faults)}")
+            continue
+        notes += _newer(directory, path) if step is None else []
+        if notes:
+            logger.warning("reading step %d, not the newest: %s", int(path.name), "; ".join(notes))
+        return path
+    steps = ", ".join(str(int(path.name)) for path in found) or "none"
+    what = "no intact checkpoint" if step is None else f"no intact checkpoint of step {step}"
+    raise CheckpointError(
+        f"{directory} holds {what} (committed steps: {steps}); let the run reach its next save"
+        + "".join(f"\n  {note}" for note in notes)
+    )
+
+
+def _newer(directory: pathlib.Path, chosen: pathlib.Path) -> list[str]:
+    """The folders of later steps that were set aside, or that the run has not committed."""
+    notes = []
+    for path in sorted(directory.iterdir(), reverse=True):
+        is_aside, is_open = ASIDE.fullmatch(path.name), COMMITTED.fullmatch(path.name)
+        if not (is_aside or is_open) or int(path.name.partition(".")[0]) <= int(chosen.name):
+            continue
+        if is_aside:
+            notes.append(f"{path} was set aside")
+        elif not (path / MANIFEST).is_file():
+            notes.append(f"{path} is not whole: it has no {MANIFEST}")
+    return notes
+
+
 def manifest(path: pathlib.Path) -> str:
-    """The text that `manifest.sha256` must hold: a digest of every other file, in order of their paths."""
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / MANIFEST)
-    with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(_digest, files))  # hashing releases the GIL
-    return "".join(f"{digest}  {file.relative_to(path)}\n" for digest, file in zip(digests, files, strict=True))
+    """The text that `manifest.sha256` gets: a digest of every other file, in order of their paths."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not STRAY.fullmatch(file.name))
+    return _digests(path, [str(file.relative_to(path)) for file in files if file != path / MANIFEST])
 
 
 def differences(path: pathlib.Path) -> list[str]:
-    """What is wrong with a checkpoint: files that changed, vanished or appeared, or its manifest; empty when intact."""
-    actual = manifest(path).encode()
-    claimed = (path / MANIFEST).read_bytes()
-    if actual == claimed:
-        return []
-    then, now = (
-        {line[66:]: line[:64] for line in text.decode(errors="replace").splitlines()} for text in (claimed, actual)
-    )
-    changed = [f"{name} changed" for name in now if name in then and now[name] != then[name]]
-    lost = [f"{name} is missing" for name in then if name not in now]
-    added = [f"{name} is not in the manifest" for name in now if name not in then]
-    return changed + lost + added or [f"{MANIFEST} changed"]
+    """What is wrong with a checkpoint: files of its manifest that changed or vanished, or itself; empty when intact."""
+    claimed = (path / MANIFEST).read_bytes().decode(errors="replace")
+    lines = claimed.splitlines(keepends=True)
+    named = [found[2] for line in lines if (found := LINE.fullmatch(line))]
+    if not lines or len(named) < len(lines):
+        return [f"{MANIFEST} changed"]
+    lost = [name for name in named if not (path / name).is_file()]
+    kept = [line for line, name in zip(lines, named, strict=True) if name not in lost]
+    actual = _digests(path, [name for name in named if name not in lost]).splitlines(keepends=True)
+    changed = [then[66:-1] for then, now in zip(kept, actual, strict=True) if then != now]
+    return [f"{name} changed" for name in changed] + [f"{name} is missing" for name in lost]
+
+
+def _digests(path: pathlib.Path, names: Sequence[str]) -> str:
+    """A line for each file, as `sha256sum` writes it."""
+    with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(_digest, (path / name for name in names)))  # hashing releases the GIL
+    return "".join(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True))
 
 
 def _digest(file: pathlib.Path) -> str:

@@ -152,7 +152,7 @@ def keep_lines(path: pathlib.Path, *, through: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         try:
             is_kept = json.loads(line)["step"] <= through
         except (ValueError, KeyError, TypeError):

@@ -6,6 +6,7 @@ are not finite, save and call back when due, leave when asked to.
 
 import dataclasses
 import os
+import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,15 @@ EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75: saved and stopped on a signal; run the sa
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became infinite or NaN; the message names the step and the last good checkpoint."""
+    """The loss or its gradient became infinite or NaN; the message names the step and the last good checkpoint.
+
+    Attributes:
+        directory: where the checkpoints of the run are.
+    """
+
+    def __init__(self, message: str, directory: pathlib.Path) -> None:
+        super().__init__(message)
+        self.directory = directory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +143,9 @@ class _Reports:
             good = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved before"
             raise NonFiniteLoss(
                 f"step {step}: loss {loss} or its gradient is not finite; {good} in {self._checkpoints.directory}. "
-                "Lower the learning rate or clip_norm, or skip the data of this step, and run again."
+                "Training goes on from there with a lower learning rate or norm to clip gradients to (optimizer.peak, "
+                "optimizer.clip_norm).",
+                self._checkpoints.directory,
             )
         if step % self._loop.log_every == 0 or step == self._loop.steps:
             shown = {name: value for name, value in metrics.items() if name != "finite"}

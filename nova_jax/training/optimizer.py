@@ -59,8 +59,8 @@ class Optimizer(abc.ABC):
     clip_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.peak <= 0 or self.warmup < 0:
-            raise ValueError(f"{self}: peak must be positive and warmup at least 0")
+        if not 0 < self.peak < float("inf") or self.warmup < 0:
+            raise ValueError(f"{self}: peak must be positive and finite, and warmup at least 0")
         if self.schedule not in ("constant", "cosine", "linear"):
             raise ValueError(f"schedule {self.schedule!r} is unknown: use constant, cosine or linear")
         if self.total_steps is not None and self.total_steps < 1:

@@ -38,13 +38,14 @@ class Family(NamedTuple):
     module_from_config: Callable[[Mapping[str, Any]], Any]
     entries: Callable[[Any], list[tables.Entry]]
     unused: tuple[str, ...] = ()  # tensors that may be in the file and are not needed
+    twins: Mapping[str, tuple[str, ...]] = {}  # tensor -> names under which it may lie in the file instead
 
 
 FAMILIES: dict[str, Family] = {
     "AutoencoderKLWan": Family(wan_vae.module_from_config, wan_vae.entries),
     "WanTransformer3DModel": Family(wan_dit.module_from_config, wan_dit.entries),
     "WanModel": Family(wan_dit.module_from_original_config, wan_dit.original_entries),
-    **{name: Family(t5.module_from_config, t5.entries, t5.UNUSED) for name in t5.CLASS_NAMES},
+    **{name: Family(t5.module_from_config, t5.entries, t5.UNUSED, t5.TWINS) for name in t5.CLASS_NAMES},
 }
 MODEL_TYPES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}  # where a config has no `architectures`
 
@@ -71,11 +72,14 @@ def load(
     config = _read_config(directory)
     tensors = safetensors.read(directory)
     try:  # sizes of the wrong type, or that do not fit together, raise more than WeightsError
-        module, table, unused = _interpret(config)
+        module, family = _interpret(config)
         expected = abstract_params(module)
-        table = table or [tables.Entry(path, path) for path in tables.flatten(expected)]
         place = _placer(expected, mesh)
-        return module, tables.convert(table, tensors, expected=expected, unused=unused, dtype=dtype, place=place)
+        if family is None:
+            table = [tables.Entry(path, path) for path in tables.flatten(expected)]
+            return module, tables.convert(table, tensors, expected=expected, dtype=dtype, place=place)
+        table, tensors = family.entries(module), _with_twins(tensors, family.twins)
+        return module, tables.convert(table, tensors, expected=expected, unused=family.unused, dtype=dtype, place=place)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise WeightsError(f"{directory}: {error}") from error
 
@@ -153,17 +157,21 @@ def _read_config(directory: pathlib.Path) -> dict[str, Any]:
     return safetensors.parse_json_file(directory / CONFIG_FILE)
 
 
-def _interpret(config: Mapping[str, Any]) -> tuple[Any, list[tables.Entry] | None, tuple[str, ...]]:
-    """The module a config describes, its table (None: our own paths) and the tensors it may leave unread."""
+def _interpret(config: Mapping[str, Any]) -> tuple[Any, Family | None]:
+    """The module a config describes, and the family of its class (None: one of our own)."""
     name = _class_name(config)
     if name.partition(".")[0] == OUR_PACKAGE:
-        return configs.from_dict(dict(config)), None, ()
+        return configs.from_dict(dict(config)), None
     if name not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise WeightsError(f"config.json describes a {name!r}; known are {known} and the classes of {OUR_PACKAGE}")
-    family = FAMILIES[name]
-    module = family.module_from_config(config)
-    return module, family.entries(module), family.unused
+    return FAMILIES[name].module_from_config(config), FAMILIES[name]
+
+
+def _with_twins(tensors: Mapping[str, np.ndarray], twins: Mapping[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
+    """The tensors, with those that are missing taken from their twins."""
+    found = {name: [tensors[twin] for twin in names if twin in tensors] for name, names in twins.items()}
+    return {name: there[0] for name, there in found.items() if there} | dict(tensors)
 
 
 def _class_name(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ gaps. Nothing in it is ever executed. Format: https://github.com/huggingface/saf
 here because the reference reader for numpy refuses a whole file when one tensor in it is float8.
 """
 
+import codecs
 import contextlib
 import json
 import math
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+
+from nova_jax import git_lfs
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_DIMS, MAX_SIZE = 32, 2**62
@@ -44,6 +47,8 @@ DTYPES: dict[str, np.dtype] = {
         "F8_E5M2": ml_dtypes.float8_e5m2,
     }.items()
 }
+FLOATS = ("bfloat16", "float32", "float64")  # wider in range than float16, from small to large
+DAMAGED = "the file is damaged or its training diverged: take another file or an earlier checkpoint"
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -92,6 +97,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     size = path.stat().st_size
+    _refuse_pointer(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
@@ -125,7 +131,7 @@ def write(
         dtype: stored dtype of floating-point tensors; None: as they are.
 
     Raises:
-        WeightsError: a dtype that the format does not have.
+        WeightsError: a dtype that the format does not have, or a value that `dtype` cannot hold; see `cast`.
     """
     path = pathlib.Path(path)
     stored = {name: _stored_dtype(name, array, dtype) for name, array in tensors.items()}
@@ -145,7 +151,7 @@ def write(
         with partial.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
-                array = np.ascontiguousarray(tensors[name], stored[name])
+                array = np.ascontiguousarray(cast(name, tensors[name], stored[name]))
                 file.write(array.reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
@@ -155,11 +161,45 @@ def write(
 
 
 def _stored_dtype(name: str, array: Any, dtype: Any) -> np.dtype:
-    wanted = array.dtype if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating) else dtype
+    if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
+        wanted, allowed = array.dtype, list(NAMES)
+    else:
+        wanted, allowed = dtype, [known for known in NAMES if jnp.issubdtype(known, jnp.floating)]
     with contextlib.suppress(TypeError):
-        if (known := jnp.dtype(wanted)) in NAMES:
+        if (known := jnp.dtype(wanted)) in allowed:
             return known
-    raise WeightsError(f"{name!r} cannot be stored as {wanted}; use one of {', '.join(map(str, NAMES))}")
+    raise WeightsError(f"{name!r} cannot be stored as {wanted}; use one of {', '.join(map(str, allowed))}")
+
+
+def cast(name: str, array: Any, dtype: Any, *, copy: bool | None = None) -> np.ndarray:
+    """The array in another dtype: values are rounded, and none becomes infinite. `copy` None copies where it must.
+
+    Raises:
+        WeightsError: a value lies beyond the range of `dtype`, or is not finite in `array` itself.
+    """
+    array = np.asarray(array)
+    with np.errstate(over="ignore"):  # reported below, by name
+        result = np.array(array, dtype, order="C", copy=copy)
+    if not _is_narrower(result.dtype, array.dtype) or np.isfinite(result).all():
+        return result
+    if damaged := np.count_nonzero(~np.isfinite(array)):
+        raise WeightsError(
+            f"{name!r} holds {damaged} values that are NaN or infinity before it becomes {result.dtype}; {DAMAGED}"
+        )
+    largest = max(float(array.max()), -float(array.min()))
+    wider = [kind for kind in FLOATS if float(jnp.finfo(kind).max) >= largest][:2]
+    raise WeightsError(
+        f"{name!r} holds a value of size {largest:g}, and {result.dtype} ends at "
+        f"{float(jnp.finfo(result.dtype).max):g}: take the dtype {' or '.join(wider)}"
+    )
+
+
+def _is_narrower(target: np.dtype, source: np.dtype) -> bool:
+    """Whether a finite value of `source` may be infinite or NaN in `target`."""
+    if not jnp.issubdtype(target, jnp.floating) or source.kind == "b":
+        return False
+    limits = jnp.finfo(source) if jnp.issubdtype(source, jnp.floating) else jnp.iinfo(source)
+    return float(limits.max) > float(jnp.finfo(target).max)
 
 
 def find(folder: pathlib.Path) -> pathlib.Path:
@@ -187,9 +227,15 @@ def parse_json_file(path: pathlib.Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
+    _refuse_pointer(path)
     if path.stat().st_size > MAX_HEADER_BYTES:
         raise WeightsError(f"{path}: {path.stat().st_size} bytes, at most {MAX_HEADER_BYTES} are read")
-    return _parse_json(path.read_bytes(), path)
+    return _parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8), path)
+
+
+def _refuse_pointer(path: pathlib.Path) -> None:
+    if git_lfs.is_pointer_file(path):
+        raise WeightsError(f"{path} is {git_lfs.POINTER}")
 
 
 def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -239,7 +285,7 @@ def _tensor_info(name: str, entry: Any, path: pathlib.Path) -> TensorInfo:
         entry = f"{entry!s:.100}"
         raise WeightsError(f"{path}: {name!r:.80} needs a dtype, a shape and two data_offsets, has {entry}")
     if dtype not in DTYPES:
-        raise WeightsError(f"{path}: {name!r:.80} has dtype {dtype:.20}; known are {', '.join(DTYPES)}")
+        raise WeightsError(f"{path}: {name!r:.80} has dtype {dtype!r:.20}; known are {', '.join(DTYPES)}")
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != expected:
         raise WeightsError(

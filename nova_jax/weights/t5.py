@@ -8,6 +8,8 @@ from nova_jax.weights.tables import Entry, Transform, WeightsError, keep, linear
 
 CLASS_NAMES = ("T5EncoderModel", "T5ForConditionalGeneration", "UMT5EncoderModel", "UMT5ForConditionalGeneration")
 UNUSED = ("encoder.embed_tokens.weight", "decoder.*", "lm_head.weight")  # a copy of `shared`, and what an encoder lacks
+# The embedding has three names in one model; safetensors' `save_model` keeps the first of the alphabet alone.
+TWINS = {"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")}
 
 _BLOCK: tuple[tuple[str, str, Transform], ...] = (
     ("0.SelfAttention.q.weight", "attention/query/kernel", linear),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nova_jax.weights.safetensors import WeightsError
+from nova_jax.weights.safetensors import DAMAGED, WeightsError, cast
 
 MAX_LISTED = 20
 
@@ -82,7 +82,7 @@ def convert(
 
     Raises:
         WeightsError: sources are missing, tensors are unknown, targets are missing or unknown, or shapes differ; every
-            name is listed, up to 20 of a kind.
+            name is listed, up to 20 of a kind. Or a value lies beyond the range of `dtype`; see `safetensors.cast`.
     """
     _check_names(entries, tensors, unused)
     if expected is not None:
@@ -102,6 +102,16 @@ def check_params(params: Mapping[str, Any], expected: Any) -> None:
         f"{path} {params[path].shape}, not {shape}" for path, shape in shapes.items() if params[path].shape != shape
     ]
     _raise_if({"of the wrong shape": wrong})
+
+
+def check_finite(params: Mapping[str, Any]) -> None:
+    """Makes sure that flat `params` hold neither NaN nor infinity.
+
+    Raises:
+        WeightsError: some do; every path is listed, up to 20.
+    """
+    counts = {path: np.count_nonzero(~np.isfinite(np.asarray(leaf))) for path, leaf in params.items()}
+    _raise_if({"with NaN or infinity": [f"{path} ({n} values)" for path, n in counts.items() if n]}, DAMAGED)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -132,11 +142,11 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(entry: Entry, tensors: Mapping[str, np.ndarray], dtype: Any) -> np.ndarray:
     if isinstance(entry.source, str):
-        return np.array(entry.transform(tensors[entry.source]), dtype, order="C")
+        return cast(entry.source, entry.transform(tensors[entry.source]), dtype, copy=True)
     first = entry.transform(tensors[entry.sources[0]])
     stack = np.empty((len(entry.sources), *first.shape), dtype)
     for i, source in enumerate(entry.sources):
-        stack[i] = entry.transform(tensors[source])
+        stack[i] = cast(source, entry.transform(tensors[source]), dtype)
     return stack
 
 
@@ -166,12 +176,13 @@ def _check_shapes(entries: Sequence[Entry], tensors: Mapping[str, np.ndarray], e
     _raise_if({"of the wrong shape": wrong})
 
 
-def _raise_if(problems: Mapping[str, Iterable[str]]) -> None:
-    """One error that lists the names under each heading, sorted, at most `MAX_LISTED` of a kind."""
+def _raise_if(problems: Mapping[str, Iterable[str]], *advice: str) -> None:
+    """One error that lists the names under each heading, sorted, at most `MAX_LISTED` of a kind, then `advice`."""
     parts = []
     for heading, names in problems.items():
         if names := sorted(names):
             more = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-            parts.append(f"{len(names)} {heading}: {', '.join(names[:MAX_LISTED])}{more}")
+            listed = ", ".join(name if name.isprintable() else ascii(name) for name in names[:MAX_LISTED])
+            parts.append(f"{len(names)} {heading}: {listed}{more}")
     if parts:
-        raise WeightsError("; ".join(parts))
+        raise WeightsError("; ".join([*parts, *advice]))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.models.text.pretrained import T5TextEncoder
 from nova_jax.models.text.t5 import T5Encoder
-from nova_jax.types import Params
+from nova_jax.types import Params, as_mask
 from nova_jax.weights.load import load
 from nova_jax.weights.safetensors import WeightsError
 
@@ -36,7 +36,7 @@ def encode_text(encoder: TextEncoder, ids: Any, mask: Any) -> tuple[Float[Array,
     """States of captions and their mask; what the mask leaves out is zero. Frozen encoders register theirs.
 
     Raises:
-        TypeError: an encoder that is trained inside a network, whose parameters are there.
+        TypeError: an encoder that is trained inside a network, whose parameters are there; or see `types.as_mask`.
         WeightsError: see `load_text`.
     """
     raise TypeError(f"{type(encoder).__name__} is trained inside a network: use `network.apply(.., 'encode_text')`")
@@ -46,7 +46,8 @@ def encode_text(encoder: TextEncoder, ids: Any, mask: Any) -> tuple[Float[Array,
 def _(encoder: T5TextEncoder, ids: Any, mask: Any) -> tuple[Array, Array]:
     module: Any
     module, params = load_text(encoder)
-    return _make_encode(module)(params, ids, mask), jnp.asarray(mask)
+    mask = as_mask(mask)
+    return _make_encode(module)(params, ids, mask), mask
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -217,3 +218,16 @@ def test_a_cache_loads_through_the_loader_and_its_fingerprint_knows_the_content(
         source, lambda b: {**encode(b), "text": np.ones((4, 1), np.float32)}, folder, model="m", options=OPTIONS
     )
     assert cache.LatentCache(folder).fingerprint() != before
+
+
+def test_a_transform_that_cannot_be_told_from_others_is_refused(source, folder):
+    for transform in (lambda sample, rng: sample, functools.partial(images.Transform(), rng=None)):
+        with pytest.raises(sources.DatasetError, match="cannot be told from others like it"):
+            cache.encode_source(source, encode, folder, model="m", options=cache.Options(transform=transform))
+
+
+@pytest.mark.parametrize("field", ["batch_size=0", "shard_size=0", "threads=0", "processes=-1"])
+def test_options_out_of_range_are_named(field):
+    name, _, value = field.partition("=")
+    with pytest.raises(ValueError, match=rf"{field}\b.* at least"):
+        cache.Options(**{name: int(value)})

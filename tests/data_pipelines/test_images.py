@@ -9,6 +9,7 @@ import PIL.ImageFile
 import pytest
 
 from data_pipelines import images
+from tests.media import encoded
 
 
 def test_compositing_is_exact_to_the_nearest_integer_for_every_value_and_alpha():
@@ -90,6 +91,13 @@ def test_only_still_png_jpeg_and_webp_are_accepted(pictures, png):
     np.testing.assert_array_equal(images.Decoder()(stream.getvalue())[0], pictures[0])
 
 
+def test_what_is_no_picture_is_said():
+    with pytest.raises(images.Undecodable, match="none of PNG, JPEG, WEBP"):
+        images.ON_WHITE(b"no picture")
+    with pytest.raises(images.Undecodable, match="git lfs pull"):
+        images.ON_WHITE(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+
+
 def test_damaged_files_raise_the_one_error_of_the_decoder(png, jpeg):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     rng = np.random.default_rng(1)
@@ -114,6 +122,31 @@ def test_exif_rotation_is_applied(jpeg):
     assert upright.shape == (32, 16, 3)
     assert upright[2].mean() > 250
     assert upright[-3].mean() < 5
+
+
+def test_pictures_of_a_wide_space_are_laid_over_the_background_in_srgb(png):
+    stored = np.append(encoded.from_srgb(np.array([[[200, 40, 90]]], np.uint8), "p3")[0, 0], 255)
+    rgba = np.array([[stored, [0, 0, 0, 0]]], np.uint8)
+    decoded = images.Decoder(background=(10, 200, 30))(png(rgba, icc_profile=encoded.profile("p3")))[0, 0]
+    assert np.abs(decoded[0].astype(int) - (200, 40, 90)).max() <= 2
+    assert decoded[1].tolist() == [10, 200, 30]
+
+
+def test_an_mpo_of_a_phone_is_one_picture_and_shrinks_while_decoding(pictures):
+    large = PIL.Image.fromarray(pictures[0]).resize((256, 256), PIL.Image.Resampling.BICUBIC)
+    files = []
+    for kind, options in (("JPEG", {}), ("MPO", {"save_all": True, "append_images": [large.resize((32, 32))]})):
+        stream = io.BytesIO()
+        large.save(stream, kind, quality=95, **options)
+        files.append(stream.getvalue())
+    for decoder in (images.ON_WHITE, images.Decoder(size=(32, 32)), images.WITH_ALPHA):
+        np.testing.assert_array_equal(decoder(files[0]), decoder(files[1]))
+
+
+def test_sixteen_bit_gray_keeps_its_values_beside_a_transparent_level():
+    levels = np.array([0, 77 * 256, 65535])[None, :, None]
+    data = encoded.png(levels, 16, encoded.GRAY, {b"tRNS": struct.pack(">H", 65535)})
+    assert images.Decoder(background=(1, 2, 3))(data)[0, 0].tolist() == [[0] * 3, [77] * 3, [1, 2, 3]]
 
 
 def test_fit_keeps_the_centre_of_a_wide_picture_and_constant_colours():

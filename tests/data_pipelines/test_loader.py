@@ -168,6 +168,19 @@ def test_the_quarantine_of_an_interrupted_run_counts_against_the_budget(tmp_path
         take(pipeline.batches(10), 1)
 
 
+def test_what_cannot_be_read_is_left_out_of_what_a_model_is_measured_on(caplog):
+    source = Numbers(20, bad=(0, 3, 11))
+    found = list(loader.readable(source, range(12), 3))
+    assert [int(sample["x"][0]) for sample in found] == [1, 2, *range(4, 11)]
+    assert "left out: sample 11, numbers, record 11: broken" in caplog.text
+    with pytest.raises(loader.TooManyCorruptRecords, match=r"3 corrupt records beside 9 others, and max_corrupt=2"):
+        list(loader.readable(source, range(20), 2))
+    with pytest.raises(loader.TooManyCorruptRecords, match=r"1 corrupt records beside 0 others"):
+        list(loader.readable(source, range(1), 5))
+    assert list(loader.readable(source, range(0), 0)) == []
+    assert isinstance(loader.TooManyCorruptRecords(), ValueError), "commands answer such errors with one sentence"
+
+
 def test_a_fraction_of_the_source_may_be_corrupt():
     assert loader.Loader(Numbers(5000), batch_size=2, max_corrupt=0.001).budget == 5
     assert loader.Loader(Numbers(500), batch_size=2).budget == 0

@@ -1,13 +1,15 @@
 """Streams of batches: shapes and ranges, the latent cache behind them, resumption at any position."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
-from data_pipelines import streams
+from data_pipelines import sources, streams
 from data_pipelines.scenes import source
 from data_pipelines.sources.held import Held
 from nova_jax import experiment, weights
@@ -174,3 +176,36 @@ def test_another_encoder_has_a_cache_of_its_own(frozen, latents, tmp_path):
     next(dataclasses.replace(here, caches_text=False).batches(0, 2))
     next(dataclasses.replace(here, text_encoder=BYTES).batches(0, 2))
     assert len(list(tmp_path.iterdir())) == 3, "without states all encoders share one"
+
+
+def test_a_caption_or_picture_corrected_in_place_is_encoded_anew_in_the_same_process(codec_path, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for i in range(3):
+        PIL.Image.fromarray(np.full((32, 32, 3), 40 * i, np.uint8)).save(folder / f"{i}.bmp.png", compress_level=0)
+        (folder / f"{i}.bmp.txt").write_text("a rad circle")
+
+    def open_data():
+        data = streams.CaptionedLatents(
+            source=sources.Folder(folder), codec_path=codec_path, cache_path=str(tmp_path / "c"), text_encoder=BYTES
+        )
+        return [data.latents[i] for i in range(3)]
+
+    first = open_data()
+    (folder / "1.bmp.txt").write_text("a red circle")
+    PIL.Image.fromarray(np.full((32, 32, 3), 250, np.uint8)).save(folder / "2.bmp.png", compress_level=0)
+    second = open_data()
+    assert [sample["caption"] for sample in second] == ["a rad circle", "a red circle", "a rad circle"]
+    assert [np.array_equal(a["latents"], b["latents"]) for a, b in zip(first, second, strict=True)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_an_autoencoder_trained_again_in_its_folder_is_loaded_again(codec_path, tmp_path):
+    path = shutil.copytree(codec_path, tmp_path / "vae")
+    vae, params = streams.load_codec(str(path))
+    weights.save(vae, jax.tree.map(lambda leaf: leaf + 1, params), path)
+    changed = streams.load_codec(str(path))[1]
+    assert all((a + 1 == b).all() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(changed), strict=True))

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipelines import cache, streams
+from data_pipelines import cache, streams, workers
 from data_pipelines.mixture import Mixture
 from data_pipelines.scenes import source
 from data_pipelines.scenes.canvas import CanvasScenes
@@ -62,3 +62,8 @@ def test_processes_encode_what_threads_encode(tmp_path):
     threads, processes = (cache.LatentCache(str(tmp_path / name)) for name in ("threads", "processes"))
     assert len(threads) == len(processes) == 20
     assert threads.fingerprint() == processes.fingerprint()
+
+
+def test_fewer_than_no_processes_are_refused():
+    with pytest.raises(ValueError, match=r"processes is -1; it must be a whole number of 1 or more"):
+        workers.join(None, -1, 0, 8, 0, 1)

@@ -40,6 +40,15 @@ def test_what_is_no_condition_stays_in_the_null_condition():
         np.testing.assert_array_equal(getattr(null, field), getattr(cond, field))
 
 
+def test_masks_of_ones_and_zeros_become_booleans():
+    cond = full()
+    whole = cond._replace(text_mask=cond.text_mask.astype(int), palette_mask=cond.palette_mask.astype(int))
+    jax.tree.map(np.testing.assert_array_equal, conditioning.null(whole), conditioning.null(cond))
+    assert conditioning.explicit(whole).text_mask.dtype == conditioning.explicit(whole).palette_mask.dtype == bool
+    with pytest.raises(TypeError, match="a mask of float32"):
+        conditioning.explicit(cond._replace(text_mask=cond.text_mask.astype(float)))
+
+
 def test_only_the_named_parts_are_left_out():
     null = conditioning.null(full(), parts=("text",))
     assert not null.text.any()

@@ -1,5 +1,7 @@
 """One trained run for all tests of benchmarks; they leave it as it is."""
 
+import importlib
+
 import pytest
 
 from nova_jax import experiment
@@ -10,3 +12,16 @@ from tests import tiny_run
 def trained(tmp_path_factory):
     """The folder of the smallest run."""
     return experiment.run(tiny_run.make_config(tmp_path_factory.mktemp("teacher"))).directory
+
+
+@pytest.fixture
+def only_the_wheel(monkeypatch):
+    """As if nova_jax were installed without the repository around it."""
+    real = importlib.import_module
+
+    def import_module(name, package=None):
+        if name.split(".")[0] == "data_pipelines":
+            raise ModuleNotFoundError("No module named 'data_pipelines'", name="data_pipelines")
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)

@@ -224,11 +224,31 @@ def test_the_interval_of_a_difference_is_that_of_newcombe():
         ({"guidance": (-1.0,)}, "0 or more"),
         ({"pictures": 0}, "at least 1"),
         ({"steps": (2000,)}, "reference_steps"),
+        ({"guidance": (float("nan"),)}, "guidance is .*nan"),
+        ({"guidance": (float("inf"),)}, "guidance is .*inf"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296"),
     ],
 )
 def test_grids_that_cannot_be_meant_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         step_benchmark.Grid(**({"samplers": ("euler",)} | fields))
+
+
+@pytest.mark.usefixtures("only_the_wheel")
+def test_without_the_repository_a_benchmark_measures_all_but_scores_and_says_so(trained, tmp_path, monkeypatch):
+    console = rich.console.Console(file=io.StringIO())
+    grid = dataclasses.replace(GRID, samplers=("euler",), steps=(1,))
+    for _ in range(2):  # the second goes on from the first
+        step_benchmark.run(trained, grid, tmp_path, console=console)
+    assert "are not scored: class 'data_pipelines.streams:CaptionedLatents' is part of" in console.file.getvalue()
+    header, kinds = results(tmp_path)
+    assert len(kinds["cell"]) == len(grid.steps) * len(grid.guidance)
+    assert not header["is_scored"]
+    assert all(cell["rmse"]["value"] > 0 and "scores" not in cell for cell in kinds["cell"])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="holds results of other prompts"):
+        run(trained, grid, tmp_path)
 
 
 def test_a_missing_run_a_missing_checkpoint_and_missing_results_are_one_sentence(tmp_path, trained):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import types
 
 import numpy as np
 import PIL.Image
@@ -51,6 +52,37 @@ def test_the_command_scores_every_part_of_an_editing_run_and_writes_the_page(run
     assert page.count("<img") == 2 * len(PARTS)
     assert "bars met" in printed
     assert str(runs[1] / "evaluation" / task_report.REPORT) in printed
+
+
+def test_an_earlier_evaluation_stays_unless_it_is_to_be_replaced(runs, tmp_path, monkeypatch):
+    paper = types.SimpleNamespace(parts=lambda limits, guidance: [])
+    monkeypatch.setattr(task_evaluation, "find_exam", lambda *facts: paper)
+    monkeypatch.setattr(task_evaluation, "grade", lambda *facts: ([], []))
+    found = [task_evaluation.run(runs[1], folder=tmp_path / "scores", guidance=g).folder.name for g in (2.0, 3.0)]
+    found.append(task_evaluation.run(runs[1], folder=tmp_path / "scores", guidance=4.0, overwrite=True).folder.name)
+    assert found == ["scores", "scores-2", "scores"]
+    kept = [json.loads((tmp_path / name / "scores.json").read_text())["guidance"] for name in ("scores", "scores-2")]
+    assert kept == [4.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--per-task=1", "per_task is 1; it must be a whole number from 2"),
+        ("--per-task=-3", "per_task is -3; it must be a whole number from 2"),
+        ("--guidance=nan", "guidance is nan; it must be a number from 1.1 to 10"),
+        ("--guidance=0.5", "guidance is 0.5; it must be a number from 1.1 to 10"),
+    ],
+)
+def test_numbers_out_of_range_are_one_sentence(option, sentence):
+    with pytest.raises(SystemExit, match=f"nova: {sentence}"):
+        cli.main(["evaluate", "--run", "nowhere", option])
+
+
+@pytest.mark.usefixtures("only_the_wheel")
+def test_without_the_repository_the_exam_says_what_it_needs(runs):
+    with pytest.raises(SystemExit, match=r"nova: class 'data_pipelines.* run this in a checkout of the repository"):
+        cli.main(["evaluate", "--run", str(runs[1])])
 
 
 def test_a_run_that_does_not_edit_is_refused_before_anything_is_drawn(runs, capsys):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from nova_jax import media
+from tests import color_patches
 
 av = pytest.importorskip("av")
 
@@ -44,6 +45,23 @@ def test_frames_come_back_in_their_colours_and_at_their_times(tmp_path):
     np.testing.assert_allclose(times, np.arange(24) / 24, atol=1e-4)
     data = path.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat"), "players can start before they have all of it"
+
+
+def test_colours_are_written_as_bt709_of_limited_range(tmp_path):
+    media.write_mp4(tmp_path / "a.mp4", [color_patches.frame()[None]], crf=1)
+    with av.open(os.fspath(tmp_path / "a.mp4")) as container:
+        frame = next(container.decode(video=0))
+        context = container.streams.video[0].codec_context
+        assert (frame.format.name, frame.colorspace, frame.color_range) == ("yuv420p", 1, 1)
+        assert (context.color_primaries, context.color_trc) == (1, 1)
+        stored = frame.to_ndarray()  # as it is stored: luma above both chromas
+    height, width = color_patches.frame().shape[:2]
+    luma, chroma = stored[:height], stored[height:].reshape(2, height // 2, width // 2)
+    expected = color_patches.to_yuv(color_patches.COLORS, "BT.709")
+    assert np.abs(color_patches.centres(luma) - expected[..., 0]).max() <= 2
+    for plane, channel in zip(chroma, (1, 2), strict=True):
+        error = color_patches.centres(plane, color_patches.SIDE // 2) - expected[..., channel]
+        assert np.abs(error).max() <= 2
 
 
 def test_the_chunks_do_not_matter_and_the_same_video_is_the_same_file(tmp_path):
@@ -208,5 +226,12 @@ def test_a_missing_folder_is_one_sentence(tmp_path):
 def test_without_pyav_the_error_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match=r"pip install 'nova-jax\[video\]'"):
+        media.write_mp4(tmp_path / "a.mp4", [video(1)])
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_pyav_that_gets_colours_wrong_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "__version__", "15.1.0")
+    with pytest.raises(ImportError, match=r"needs av 17 or newer, and 15\.1\.0 is installed.*: pip install 'av>=17'"):
         media.write_mp4(tmp_path / "a.mp4", [video(1)])
     assert os.listdir(tmp_path) == []

@@ -182,6 +182,19 @@ def test_a_network_that_does_not_mask_text_reads_masked_states_as_zeros():
     assert np.abs(apply(network, X, T, TEXT) - apply(make_trained(), X, T, TEXT)).max() > 1e-3
 
 
+@pytest.mark.parametrize("masks_text", [True, False])
+def test_a_text_mask_of_ones_and_zeros_is_one_of_booleans(masks_text):
+    network = make_trained(masks_text=masks_text)
+    whole = TEXT._replace(text_mask=TEXT.text_mask.astype(jnp.int32))
+    np.testing.assert_array_equal(apply(network, X, T, whole), apply(network, X, T, TEXT))
+
+
+def test_a_text_mask_of_floats_is_refused():
+    model, params = make_trained(masks_text=False)
+    with pytest.raises(TypeError, match="a mask of float32: give booleans, or the integers 1"):
+        model.apply({"params": params}, X, T, TEXT._replace(text_mask=TEXT.text_mask.astype(jnp.float32)))
+
+
 def test_no_text_is_the_null_caption_of_zeros():
     network = make_trained()
     null = TEXT._replace(text=0 * TEXT.text, text_mask=jnp.asarray([[True, False, False, False]] * 2))

@@ -105,3 +105,15 @@ def test_only_explicit_addresses_on_loopback_stay_on_loopback(monkeypatch):
     distributed.initialize("localhost:1234", 2, 0)
     distributed.initialize("10.0.0.1:1234", 2, 0)
     assert [call["coordinator_bind_address"] for call in calls] == ["localhost:1234", None]
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu'")])
+def test_a_platform_without_devices_is_one_sentence(error, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(
+        distributed.NoDevice, match=rf"JAX finds no device of JAX_PLATFORMS=.*{error}.*JAX_PLATFORMS=cpu"
+    ):
+        distributed.check_devices()

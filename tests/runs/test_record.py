@@ -157,3 +157,22 @@ def test_an_old_run_draws_the_same_pictures_and_goes_on(config):
     lines = [json.loads(line) for line in (result.directory / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert json.loads(path.read_text())["config"] == written["config"] | {"steps": 6}
+
+
+def test_a_run_that_was_started_with_a_tilde_is_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    old = old_record(OLD_DATA | {"cache_path": "~/cache"})
+    assert record.upgrade(old)["config"]["data"]["cache_path"] == str(tmp_path / "cache")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_record(tmp_path):
+    text = json.dumps({"config": {"name": "x"}, "data": {}})
+    (tmp_path / record.FILE).write_text("\ufeff" + text, encoding="utf-8")
+    assert record.read(tmp_path) == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{", "null"])
+def test_a_file_that_is_no_record_is_one_sentence(text, tmp_path):
+    (tmp_path / record.FILE).write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is not the record of a run: "):
+        record.read(tmp_path)

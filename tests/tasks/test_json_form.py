@@ -199,6 +199,14 @@ def test_what_is_no_picture_in_base64_is_named_once(task, key, value):
     assert problem.field == f"{INNER[task]}.{key}"
 
 
+@pytest.mark.parametrize("width", [64, 76])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_base64_may_be_broken_into_lines(width, end):
+    lines = "".join(PNG[i : i + width] + end for i in range(0, len(PNG), width))
+    request = tasks.parse_request(body_of("BACKGROUND_REMOVAL", image=lines), TINY)
+    np.testing.assert_array_equal(request.image, examples.picture())
+
+
 def test_a_picture_outside_the_limits_is_named_by_its_path():
     assert paths(body_of("BACKGROUND_REMOVAL", image=PNG), CANVAS) == ["backgroundRemovalParams.image"]
 
@@ -223,6 +231,17 @@ def test_a_mask_of_another_size_or_in_grey_is_refused(mask, allowed):
     (problem,) = examples.problems_of(tasks.parse_request, body, TINY)
     assert problem.field == "outPaintingParams.maskImage"
     assert problem.allowed.startswith(allowed)
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [("size", "size"), ("", "''"), ("\ud83d", r"'\ud83d'"), ("a\nb", r"'a\nb'"), ("x" * 999, "'xxxxx")],
+)
+def test_an_unknown_key_is_shown_so_that_it_can_be_printed(key, shown):
+    (problem,) = examples.problems_of(tasks.parse_request, body_of("BACKGROUND_REMOVAL", **{key: 1}, image=PNG), TINY)
+    assert problem.field.startswith(f"backgroundRemovalParams.{shown}")
+    assert problem.field.isprintable()
+    assert len(problem.field) < 100
 
 
 def test_only_the_public_tasks_have_json():

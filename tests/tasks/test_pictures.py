@@ -6,6 +6,7 @@ import PIL.ImageFile
 import pytest
 
 from nova_jax.tasks import CANVAS, TINY, pictures
+from tests.media import encoded
 from tests.tasks import examples
 
 PIXELS = examples.picture()
@@ -120,6 +121,24 @@ def test_exif_orientation_is_applied():
     exif[0x0112] = 6  # turned by a quarter
     turned = pictures.read_picture(examples.file_of(PIXELS, exif=exif), TINY)
     np.testing.assert_array_equal(turned, np.rot90(PIXELS, -1))
+
+
+def test_a_picture_of_a_wide_space_is_read_in_srgb_and_a_mask_as_it_is():
+    stored, profile = encoded.from_srgb(PIXELS, "adobe"), encoded.profile("adobe")
+    read = pictures.read_picture(examples.file_of(stored, icc_profile=profile), TINY)
+    assert np.abs(read - encoded.to_srgb(stored, "adobe")).max() <= 1
+    mask = np.repeat(examples.mask()[..., None], 3, axis=-1)
+    np.testing.assert_array_equal(
+        pictures.read_mask(examples.file_of(mask, icc_profile=encoded.gray_profile(1.0)), TINY), examples.mask()
+    )
+
+
+def test_the_first_picture_of_an_mpo_is_read():
+    previews = [PIL.Image.fromarray(examples.picture(1))]
+    data = examples.file_of(PIXELS, "MPO", save_all=True, append_images=previews, quality=95)
+    np.testing.assert_array_equal(
+        pictures.read_picture(data, TINY), pictures.read_picture(examples.file_of(PIXELS, "JPEG", quality=95), TINY)
+    )
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA"])

@@ -67,11 +67,45 @@ def test_writing_casts_floats_only(tmp_path):
     assert (read["f"].dtype, read["i"].dtype) == (ml_dtypes.bfloat16, np.int32)
 
 
-@pytest.mark.parametrize("dtype", ["float12", np.complex64])
-def test_a_dtype_without_a_name_is_refused(tmp_path, dtype):
-    with pytest.raises(WeightsError, match=r"'f' cannot be stored as .*; use one of bool, uint8"):
+@pytest.mark.parametrize("dtype", ["float12", np.complex64, "int8"])
+def test_floats_are_stored_as_floats_that_the_format_has(tmp_path, dtype):
+    with pytest.raises(WeightsError, match=r"'f' cannot be stored as .*; use one of float16, bfloat16, float32"):
         ours.write(tmp_path / "x.safetensors", {"f": np.ones(3)}, dtype=dtype)
     assert not list(tmp_path.iterdir())
+
+
+LARGEST = {"float16": 65504, "bfloat16": 3.3895314e38, "float8_e4m3fn": 448, "float8_e5m2": 57344}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "advice"),
+    [
+        ("float16", -70_000, "float16 ends at 65504: take the dtype bfloat16 or float32"),
+        ("bfloat16", 3.4e38, "bfloat16 ends at 3.38953e.38: take the dtype float32 or float64"),
+        ("float8_e4m3fn", 500, "float8_e4m3fn ends at 448: take the dtype bfloat16 or float32"),
+        ("float8_e5m2", 7e4, "float8_e5m2 ends at 57344: take the dtype bfloat16 or float32"),
+        ("float32", -1e39, "float32 ends at 3.40282e.38: take the dtype float64"),
+    ],
+)
+def test_a_value_beyond_the_range_of_the_stored_dtype_is_refused(path, dtype, value, advice):
+    tensors = {"fits": np.ones(2), "too.large": np.array([[1, value]], np.float64 if dtype == "float32" else "f4")}
+    size = f"{abs(value):g}".replace("+", ".")
+    with pytest.raises(WeightsError, match=rf"'too\.large' holds a value of size {size}, and {advice}"):
+        ours.write(path, tensors, dtype=dtype)
+    assert_same(ours.read(path), TENSORS)
+
+
+def test_the_largest_value_of_a_dtype_is_stored(tmp_path):
+    for dtype, largest in LARGEST.items():
+        ours.write(tmp_path / "x.safetensors", {"f": np.array([-largest, largest], np.float32)}, dtype=dtype)
+        read = ours.read(tmp_path / "x.safetensors")["f"].astype(np.float32)
+        np.testing.assert_allclose(read, [-largest, largest], rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_already_is_not_called_an_overflow(tmp_path, value):
+    with pytest.raises(WeightsError, match=r"'f' holds 1 values that are NaN or infinity before.*take another file"):
+        ours.write(tmp_path / "x.safetensors", {"f": np.array([value, 1e9, 1], np.float32)}, dtype="float16")
 
 
 def test_tensors_are_mapped_read_only(path):
@@ -151,7 +185,8 @@ def entry(begin, end, shape=(2,), dtype="F32"):
         ({"a": entry(0, 8, shape=(-2,))}, 8, "'a' needs a dtype, a shape"),
         ({"a": entry(0, 8, shape=(2.0,))}, 8, "'a' needs a dtype, a shape"),
         ({"a": entry(0, 8, shape=(True, 2))}, 8, "'a' needs a dtype, a shape"),
-        ({"a": entry(0, 8, dtype="PICKLE")}, 8, "dtype PICKLE; known are"),
+        ({"a": entry(0, 8, dtype="PICKLE")}, 8, "dtype .PICKLE.; known are"),
+        ({"a": entry(0, 8, dtype="I\ud83d64")}, 8, r"dtype 'I.ud83d64'; known are"),
         ({"a": 3}, 0, "'a' needs a dtype, a shape"),
         ({"a": entry(0, 8, shape=(10**4000,))}, 8, "'a' needs a dtype, a shape"),
         ({"a": entry(0, 8, shape=(2**60,) * 30)}, 8, "needs .* bytes"),
@@ -177,6 +212,16 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path, data):
     (tmp_path / "x.safetensors").write_bytes(data)
     with pytest.raises(WeightsError, match="truncated, or not safetensors"):
         ours.read(tmp_path)
+
+
+def test_a_git_lfs_pointer_in_place_of_weights_is_named(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4932\n"
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(
+            WeightsError, match=rf"{name} is a git-lfs pointer, not the file itself: run `git lfs pull`"
+        ):
+            ours.read(tmp_path / name)
 
 
 def test_a_huge_header_is_not_read(tmp_path):

@@ -35,6 +35,25 @@ def test_a_whole_t5_gives_its_encoder(wan_tiny, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, encoder)
 
 
+@pytest.mark.parametrize("twin", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"])
+def test_the_embedding_is_found_under_the_one_name_that_save_model_keeps(wan_tiny, tmp_path, twin):
+    copy_with(wan_tiny / "t5_v1_1", tmp_path)
+    tensors = dict(safetensors.read(tmp_path))
+    embedding = np.array(tensors.pop("shared.weight"))
+    safetensors.write(tmp_path / "model.safetensors", tensors | {twin: embedding})
+    _, params = weights.load(tmp_path)
+    np.testing.assert_array_equal(params["embed"]["embedding"], embedding)
+
+
+def test_an_embedding_under_no_name_is_missing(wan_tiny, tmp_path):
+    copy_with(wan_tiny / "t5_v1_1", tmp_path)
+    tensors = dict(safetensors.read(tmp_path))
+    del tensors["shared.weight"]
+    safetensors.write(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(weights.WeightsError, match=r"1 missing: shared\.weight"):
+        weights.load(tmp_path)
+
+
 def test_umt5_weights_under_a_t5_config_are_refused(wan_tiny, tmp_path):
     copy_with(wan_tiny / "umt5", tmp_path, {"model_type": "t5"})
     with pytest.raises(weights.WeightsError, match=r"unknown: encoder\.block\.1\..*relative_attention_bias"):

@@ -52,6 +52,11 @@ def test_long_lists_are_cut_after_twenty_names():
     assert str(caught.value).endswith("t19, and 3 more")
 
 
+def test_a_name_that_cannot_be_printed_is_escaped():
+    with pytest.raises(WeightsError, match=r"^1 unknown: 'w\\ud83d'$"):
+        tables.convert([], {"w\ud83d": np.ones(1)})
+
+
 def test_wrong_shapes_are_named_with_both_shapes():
     entries = [
         Entry("w", "w", tables.linear),
@@ -96,3 +101,24 @@ def test_each_parameter_is_placed_as_soon_as_it_is_built():
     )
     assert seen == [("x/k", (3, 2), "bfloat16"), ("y", (1,), "bfloat16")]
     assert isinstance(params["x"]["k"], jax.Array)
+
+
+def test_a_source_beyond_the_range_of_the_parameters_is_named():
+    entries, large = [Entry(tables.numbered("b.{}", 2), "b"), Entry("single", "s")], np.array([1e5], np.float32)
+    fits = {"b.0": np.ones(1), "b.1": np.ones(1), "single": np.ones(1)}
+    for name in ("b.1", "single"):
+        with pytest.raises(WeightsError, match=rf"'{name}' holds a value of size 100000, and float16 ends at 65504"):
+            tables.convert(entries, fits | {name: large}, dtype=np.float16)
+
+
+@pytest.mark.parametrize("source", [bool, np.uint8, np.int64, np.float16, np.float64])
+def test_a_source_of_any_dtype_becomes_a_parameter(source):
+    params = tables.convert([Entry("a", "x")], {"a": np.array([0, 1, 1], source)})
+    assert params["x"].dtype == np.float32
+    np.testing.assert_array_equal(params["x"], [0, 1, 1])
+
+
+def test_parameters_that_are_not_finite_are_named_with_their_number():
+    tables.check_finite({"a": np.ones(2), "i": np.arange(2)})
+    with pytest.raises(WeightsError, match=r"^1 with NaN or infinity: b/c \(2 values\); the file is damaged"):
+        tables.check_finite({"a": np.ones(2), "b/c": np.array([np.nan, 1, -np.inf])})

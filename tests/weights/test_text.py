@@ -46,6 +46,15 @@ def test_states_are_those_of_the_module_and_zero_where_masked(folders, kind):
     assert states.shape == (3, 12, encoder.width)
 
 
+def test_a_mask_of_ones_and_zeros_is_a_mask_of_booleans(folders):
+    ids, mask = encoder_of(folders).tokenize(CAPTIONS)
+    states, out_mask = weights.encode_text(encoder_of(folders), ids, mask.astype(np.int64))
+    np.testing.assert_array_equal(states, weights.encode_text(encoder_of(folders), ids, mask)[0])
+    assert out_mask.dtype == bool
+    with pytest.raises(TypeError, match="a mask of float32"):
+        weights.encode_text(encoder_of(folders), ids, mask.astype(np.float32))
+
+
 def test_length_of_padding_changes_nothing_unless_it_is_read(folders):
     def states(length, **fields):
         encoder = T5TextEncoder(path=str(folders / "t5"), length=length, **fields)

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from nova_jax.layers import linear
 from nova_jax.models.text import encoder, t5, words
+from nova_jax.types import Mask, as_mask
 
 NULL = 0  # padding, and the whole of the null caption
 START = 1
@@ -132,13 +133,13 @@ class ByteTextEncoder(nn.Module):
         return length // self.downsample
 
     @nn.compact
-    def __call__(self, ids: t5.Ids, mask: t5.Mask) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
+    def __call__(self, ids: t5.Ids, mask: Mask) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
         """States and their mask, m = l / downsample. Masked states are zero and never influence the others.
 
         Raises:
             ValueError: l is not a multiple of `downsample`.
         """
-        ids, mask = jnp.asarray(ids), jnp.asarray(mask)
+        ids, mask = jnp.asarray(ids), as_mask(mask)
         if ids.shape[1] % self.downsample:
             raise ValueError(f"text length {ids.shape[1]} is not a multiple of downsample={self.downsample}")
         embedded = nn.Embed(VOCAB_SIZE, self.byte_width, embedding_init=nn.initializers.normal(1.0), name="embed")(ids)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from nova_jax import git_lfs
 from nova_jax.models.text import encoder, t5
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -121,7 +122,7 @@ def read_config(path: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it does not describe a T5 encoder.
+        ValueError: it is no JSON, or does not describe a T5 encoder.
     """
     file = pathlib.Path(path) / "config.json"
     if not file.is_file():
@@ -129,10 +130,19 @@ def read_config(path: str) -> dict[str, Any]:
             f"{path} is no folder of a T5 encoder: it has no config.json. Download one, for example with "
             "`huggingface-cli download google/flan-t5-base --local-dir FOLDER`, and give that folder"
         )
-    config = json.loads(file.read_text(encoding="utf-8"))
+    _refuse_pointer(file)
+    try:
+        config = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
     if missing := [key for key in SIZES if key not in config]:
         raise ValueError(f"{file} does not describe a T5 encoder: it lacks {', '.join(missing)}")
     return config
+
+
+def _refuse_pointer(file: pathlib.Path) -> None:
+    if git_lfs.is_pointer_file(file):
+        raise ValueError(f"{file} is {git_lfs.POINTER}")
 
 
 @functools.lru_cache(maxsize=8)
@@ -141,7 +151,7 @@ def read_tokenizer(file: str, vocab_size: int) -> tuple[Any, int]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it has tokens that the weights have no embedding for, or no end token.
+        ValueError: it is no tokenizer, has tokens that the weights have no embedding for, or no end token.
     """
     try:
         import tokenizers
@@ -154,7 +164,11 @@ def read_tokenizer(file: str, vocab_size: int) -> tuple[Any, int]:
             "the folder `tokenizer`), or make it from the folder's spiece.model with transformers: "
             f"`T5TokenizerFast.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})`"
         )
-    tokenizer = tokenizers.Tokenizer.from_file(file)
+    _refuse_pointer(pathlib.Path(file))
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(pathlib.Path(file).read_text(encoding="utf-8-sig"))
+    except Exception as error:  # the library raises no other kind
+        raise ValueError(f"{file} cannot be read as a tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if (size := tokenizer.get_vocab_size()) > vocab_size:

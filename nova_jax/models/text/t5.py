@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nova_jax.layers import linear, stack
+from nova_jax.types import Mask, as_mask
 
 Ids = Int[Array | np.ndarray, "b l"]
-Mask = Bool[Array | np.ndarray, "b l"]
 
 WAN_TEXT_LENGTH = 512
 
@@ -162,7 +162,7 @@ class T5Encoder(nn.Module):
     @nn.compact
     def __call__(self, ids: Ids, mask: Mask | None = None) -> Float[Array, "b l d"]:
         """States of every position; `mask` marks the real tokens, by default all. Padded states are not zeroed."""
-        mask = jnp.ones(ids.shape, bool) if mask is None else jnp.asarray(mask)
+        mask = jnp.ones(ids.shape, bool) if mask is None else as_mask(mask)
         x = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(1.0), name="embed")(
             jnp.asarray(ids)
         )
@@ -204,9 +204,7 @@ def _xxl(**fields: Any) -> T5Encoder:
     return T5Encoder(width=4096, depth=24, num_heads=64, head_dim=64, mlp_width=10240, **fields)
 
 
-def pad_for_wan(
-    states: Float[Array, "b l d"], mask: Bool[Array, "b l"], length: int = WAN_TEXT_LENGTH
-) -> Float[Array, "b m d"]:
+def pad_for_wan(states: Float[Array, "b l d"], mask: Mask, length: int = WAN_TEXT_LENGTH) -> Float[Array, "b m d"]:
     """Text context as the Wan models expect it: the real tokens, then zeros up to `length`, used without a mask.
 
     The zero positions take part in cross-attention, so leaving them out, or masking them, changes the result.
@@ -216,5 +214,5 @@ def pad_for_wan(
     """
     if states.shape[1] > length:
         raise ValueError(f"text has {states.shape[1]} tokens and the context {length}: shorten the prompt")
-    states = jnp.where(mask[..., None], states, 0)
+    states = jnp.where(as_mask(mask)[..., None], states, 0)
     return jnp.pad(states, ((0, 0), (0, length - states.shape[1]), (0, 0)))

@@ -33,6 +33,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from nova_jax.layers import linear
 from nova_jax.models.text import encoder, t5
+from nova_jax.types import Mask, as_mask
 
 NULL = 0  # padding, and the whole of the null caption
 START = 1  # the first token of every caption, so that the empty one is text too
@@ -204,14 +205,14 @@ class WordTextEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, ids: Int[Array | np.ndarray, "b l w"], mask: Bool[Array | np.ndarray, "b l"]
+        self, ids: Int[Array | np.ndarray, "b l w"], mask: Mask
     ) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"]]:
         """States and their mask. Masked states are zero and never influence the others.
 
         Raises:
             ValueError: tokens of another number of ids than `word_bytes`.
         """
-        ids, mask = jnp.asarray(ids), jnp.asarray(mask)
+        ids, mask = jnp.asarray(ids), as_mask(mask)
         if ids.shape[-1] != self.word_bytes:
             raise ValueError(f"tokens have {ids.shape[-1]} ids; this encoder reads word_bytes={self.word_bytes}")
         x = self._embed_hashes(ids) + self._embed_bytes(ids)

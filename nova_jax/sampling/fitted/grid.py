@@ -67,7 +67,7 @@ def load(path: str | pathlib.Path) -> FittedGrid:
         ValueError: the file holds no fitted grid; what is missing or unknown.
     """
     try:
-        found = json.loads(pathlib.Path(path).read_text())
+        found = json.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
         return FittedGrid(**fields)
     except (AttributeError, TypeError, ValueError) as error:

@@ -50,3 +50,9 @@ def test_held_out_pairs_have_a_source_of_their_own():
 def test_streams_keep_their_meaning():
     """The first draws of stream (7, 3), made with numpy 2.4: a dataset named by its seed stays the same dataset."""
     assert source.make_rng(7, 3).random(2).tolist() == pytest.approx([0.4821286, 0.72413557], abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_is_no_unsigned_number_is_refused(seed):
+    with pytest.raises(ValueError, match=rf"seed is {seed}; it must be a whole number from 0 to"):
+        source.Scenes(seed=seed)[0]

@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from data_pipelines import sources
+from data_pipelines import records, sources
 from data_pipelines.sources import array_record
 
 
@@ -104,3 +104,28 @@ def test_fingerprint_names_order_and_content(files):
     assert sources.ArrayRecords(files[::-1]).fingerprint() != original
     array_record.write(files[0], [{"a": 1}])
     assert sources.ArrayRecords(files).fingerprint() != original
+
+
+def test_a_flipped_bit_in_the_middle_of_a_file_is_another_fingerprint(tmp_path):
+    path = tmp_path / "a.array_record"
+    array_record.write(path, [{"latents": np.zeros(100_000, np.uint8), "caption": "a"}] * 3)
+    before = sources.ArrayRecords(str(path)).fingerprint()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert sources.ArrayRecords(str(path)).fingerprint() != before
+
+
+def test_half_a_character_in_a_caption_is_one_corrupt_record(tmp_path):
+    path = tmp_path / "a.array_record"
+    half = records.encode({"caption": "@@", "x": np.zeros(1)}).replace(b'"@@"', b'"\\ud83d"')
+    half = half[:4] + (len(half) - 16).to_bytes(4, "little") + half[8:]
+    module = pytest.importorskip("array_record.python.array_record_module")
+    writer = module.ArrayRecordWriter(str(path), "group_size:1")
+    for record in (records.encode({"caption": "whole", "x": np.zeros(1)}), half):
+        writer.write(record)
+    writer.close()
+    source = sources.ArrayRecords(str(path))
+    assert source[0]["caption"] == "whole"
+    with pytest.raises(sources.CorruptRecord, match="half a character"):
+        source[1]

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import pickle
 import subprocess
 import sys
@@ -40,6 +41,62 @@ def test_a_procedural_dataclass_has_the_fingerprint_of_its_fields():
     assert base.fingerprint(Numbers(1)) != base.fingerprint(Numbers(2))
     with pytest.raises(sources.DatasetError, match=r"list has no fingerprint\(\)"):
         base.fingerprint([1])
+
+
+def test_a_dataclass_whose_repr_does_not_tell_all_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Noise:
+        levels: np.ndarray
+
+    @dataclasses.dataclass(frozen=True)
+    class Secret:
+        seed: int = dataclasses.field(repr=False)
+
+    for source, field in ((Noise(np.zeros(5000)), "levels"), (Secret(1), "seed")):
+        with pytest.raises(sources.DatasetError, match=rf"field {field} is an array or hidden"):
+            base.fingerprint(source)
+
+
+def test_several_files_are_named_by_commas_braces_and_globs(tmp_path):
+    names = [f"{part}-{i:03d}.tar" for part in ("a", "b") for i in range(12)]
+    for name in (*names, "x,y.tar", "z{1,2}.tar"):
+        (tmp_path / name).touch()
+
+    def found(paths):
+        return [os.path.basename(file) for file in base.find_files(paths, ".tar")]
+
+    assert found(f"{tmp_path}/a-000.tar, {tmp_path}/b-00?.tar") == ["a-000.tar", *names[12:22]]
+    for paths in (f"{tmp_path}/{{a,b}}-{{000..011}}.tar", f"{tmp_path}/a-*.tar,{tmp_path}/b-{{000..011}}.tar"):
+        assert found(paths) == names
+        assert found((paths, f"{tmp_path}/a-003.tar")) == [*names, "a-003.tar"]
+    assert found(f"{tmp_path}/a-{{002..000}}.tar") == ["a-002.tar", "a-001.tar", "a-000.tar"]
+    assert found(f"{tmp_path}/a-{{008..11}}.tar") == names[8:12]
+    assert found(f"{tmp_path}/x,y.tar") == ["x,y.tar"]
+    assert found(f"{tmp_path}/z{{1,2}}.tar") == ["z{1,2}.tar"]
+    with pytest.raises(sources.DatasetError, match=r"there is no file .*a-012\.tar: give a file, .* with commas"):
+        found(f"{tmp_path}/a-{{000..900}}.tar")
+    with pytest.raises(sources.DatasetError, match=r"there is no file .*a-0\.tar"):
+        found(f"{tmp_path}/a-{{0..999999999}}.tar")
+    with pytest.raises(sources.DatasetError, match=r"there is no file .*c\.tar"):
+        found(f"{tmp_path}/a-000.tar,{tmp_path}/c.tar")
+
+
+def test_captions_lose_a_byte_order_mark_and_must_be_whole_characters():
+    assert base.decode_caption(b"\xef\xbb\xbfa red heart\n") == "a red heart"
+    assert base.check_caption("\ufeffa red heart") == "a red heart"
+    assert base.check_caption("\U0001f600 smiles ") == "\U0001f600 smiles "
+    for text in ("half \ud83d", "\udce9t\udce9"):
+        with pytest.raises(ValueError, match=r"not Unicode: '\\ud.* is half a character"):
+            base.check_caption(text)
+    with pytest.raises(ValueError, match="more than 65536"):
+        base.check_caption("x" * 70_000)
+
+
+def test_hidden_files_and_folders_are_those_that_nobody_put_there():
+    for name in ("._0.png", ".thumbnails/0.png", "a/.ipynb_checkpoints/0.png", "__MACOSX/a/0.png", "@eaDir/0.png"):
+        assert base.is_hidden(name)
+    for name in ("0.png", "./0.png", "../0.png", "a/b.c/0.png", "_/0.png"):
+        assert not base.is_hidden(name)
 
 
 def test_importing_sources_loads_no_heavy_package():

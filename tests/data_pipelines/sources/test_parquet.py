@@ -68,6 +68,10 @@ def test_damaged_pages_bad_pictures_and_nulls_are_corrupt_records_with_file_and_
     assert source[6]["caption"] == "caption 6"
 
 
+def test_a_byte_order_mark_is_no_part_of_a_caption(make_parquet):
+    assert sources.Parquet(make_parquet(rows=range(1), caption=["\ufeffa heart"]))[0]["caption"] == "a heart"
+
+
 def test_wrong_columns_are_refused_with_the_columns_there_are(make_parquet):
     path = make_parquet()
     with pytest.raises(sources.DatasetError, match=r"no binary column 'label'; it has image \(binary\), caption"):
@@ -105,6 +109,16 @@ def test_fingerprint_changes_with_one_caption(make_parquet):
     assert sources.Parquet(make_parquet()).fingerprint() == before
     changed = make_parquet(caption=[f"caption {i if i != 4 else 9}" for i in range(12)])
     assert sources.Parquet(changed).fingerprint() != before
+
+
+def test_one_letter_in_the_middle_of_a_large_file_is_another_fingerprint(make_parquet):
+    path = make_parquet(rows=range(3), caption=["a" * 10, "a rad circle", "b"], weight=[bytes(100_000)] * 3)
+    before = sources.Parquet(path).fingerprint()
+    with open(path, "r+b") as file:
+        place = file.read().index(b"a rad circle")
+        file.seek(place)
+        file.write(b"a red circle")
+    assert sources.Parquet(path).fingerprint() != before
 
 
 def test_real_cifar_rows_decode(shared):

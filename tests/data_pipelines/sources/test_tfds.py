@@ -2,6 +2,7 @@ import io
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -75,6 +76,21 @@ def test_a_source_pickles_and_its_fingerprint_knows_the_split(prepared):
     source = sources.Tfds(prepared)
     assert pickle.loads(pickle.dumps(source))[2]["caption"] == source[2]["caption"]
     assert source.fingerprint() != sources.Tfds(prepared, split="train[:3]").fingerprint()
+
+
+def test_a_rewritten_record_or_label_is_another_fingerprint_and_a_copy_is_not(prepared, tmp_path):
+    copy = shutil.copytree(prepared, tmp_path / "tiny" / "1.0.0")
+    seen = {sources.Tfds(prepared).fingerprint()}
+    assert sources.Tfds(copy).fingerprint() in seen
+    (labels,) = copy.glob("label.labels.txt")
+    labels.write_text(labels.read_text().replace("cat", "cot"))
+    seen.add(sources.Tfds(copy).fingerprint())
+    (records,) = copy.glob("*array_record*")
+    data = bytearray(records.read_bytes())
+    data[len(data) // 2] ^= 1
+    records.write_bytes(data)
+    seen.add(sources.Tfds(copy).fingerprint())
+    assert len(seen) == 3
 
 
 def test_tensorflow_is_never_imported(prepared, tmp_path):

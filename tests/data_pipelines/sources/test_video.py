@@ -11,6 +11,7 @@ import pytest
 
 from data_pipelines import images, sources
 from nova_jax import media
+from tests import color_patches
 
 av = pytest.importorskip("av")
 
@@ -81,6 +82,52 @@ def test_a_frame_shows_what_is_seen_at_its_time(fps, form):
     frames = 9 if fps <= 24 else 5
     found = shown(decoder(frames)(encode(levels(16), fps=fps, form=form)))
     assert found == [k * fps // 24 for k in range(frames)]
+
+
+def encode_colors(matrix, color_range, codec, form, *, names_them=True):
+    """A video of coloured patches whose luma and chroma are those of the matrix and range, and which says so."""
+    file, pixels = io.BytesIO(), color_patches.planes(matrix, color_range)
+    tags = {"colorspace": color_patches.MATRIX[matrix], "color_range": color_range} if names_them else {}
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=24, options={"crf": "1", "b": "0"})
+        stream.width, stream.height, stream.pix_fmt = *color_patches.frame().shape[1::-1], "yuv420p"
+        for key, value in tags.items():
+            setattr(stream.codec_context, key, value)
+        for time in range(2):
+            frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
+            frame.pts = time
+            for key, value in tags.items():
+                setattr(frame, key, value)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def color_error(data):
+    """The largest error of a patch's colour, in levels of 255."""
+    found = decoder(1, size=color_patches.frame().shape[:2])(data)[0]
+    return np.abs(color_patches.centres(found) - color_patches.COLORS).max()
+
+
+@pytest.mark.parametrize(("codec", "form"), [("libx264", "mp4"), ("libx264", "matroska"), ("libvpx-vp9", "webm")])
+@pytest.mark.parametrize("color_range", [color_patches.LIMITED, color_patches.FULL], ids=["limited", "full"])
+@pytest.mark.parametrize("matrix", color_patches.MATRIX)
+def test_colours_are_those_of_the_matrix_and_range_that_the_file_names(matrix, color_range, codec, form):
+    assert color_error(encode_colors(matrix, color_range, codec, form)) <= 3
+
+
+def test_a_file_that_names_no_colours_is_read_as_bt601():
+    def error(matrix):
+        return color_error(encode_colors(matrix, color_patches.LIMITED, "libx264", "mp4", names_them=False))
+
+    assert error("BT.601") <= 3
+    assert error("BT.709") > 15
+
+
+def test_a_pyav_that_gets_colours_wrong_is_refused(monkeypatch):
+    monkeypatch.setattr(av, "__version__", "16.1.0")
+    with pytest.raises(ImportError, match=r"reading videos needs av 17 or newer, and 16\.1\.0 .* pip install 'av>=17'"):
+        decoder()(b"")
 
 
 def test_a_target_of_another_rate_shows_what_is_seen_at_its_times():
@@ -189,6 +236,11 @@ def test_a_damaged_or_cut_video_is_refused_or_read_and_never_hangs(form):
         broken[rng.integers(8, len(data), 20)] = rng.integers(0, 256, 20)
         with contextlib.suppress(images.Undecodable):
             assert decoder()(broken.tobytes()).shape == (25, 32, 48, 3)
+
+
+def test_colours_that_we_wrote_are_read_as_they_were(tmp_path):
+    media.write_mp4(tmp_path / "a.mp4", [color_patches.frame()[None]], crf=1)
+    assert color_error((tmp_path / "a.mp4").read_bytes()) <= 3
 
 
 def test_what_pads_a_video_for_the_eye_is_read_as_written(tmp_path):

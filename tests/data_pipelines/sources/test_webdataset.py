@@ -55,6 +55,49 @@ def test_captions_may_lie_in_a_json_member(emoji_like):
         sources.WebDataset(emoji_like, caption="json:title")[0]
 
 
+def test_json_that_is_no_caption_is_one_corrupt_record(make_tar, png, pictures):
+    texts = (b'\xef\xbb\xbf{"text": "a heart"}', b'{"text": "half \\ud83d"}', b"[" * 100_000, b'{"text": "two"}')
+    files = {f"{i}.json": text for i, text in enumerate(texts)} | {f"{i}.png": png(pictures[i]) for i in range(4)}
+    source = sources.WebDataset(make_tar("a.tar", files), caption="json:text")
+    assert [source[i]["caption"] for i in (0, 3)] == ["a heart", "two"]
+    for index, reason in ((1, "half a character"), (2, "nested too deeply")):
+        with pytest.raises(sources.CorruptRecord, match=reason):
+            source[index]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(make_tar, png, pictures):
+    path = make_tar("a.tar", {"0.png": png(pictures[0]), "0.txt": b"\xef\xbb\xbfa heart\n"})
+    assert sources.WebDataset(path)[0]["caption"] == "a heart"
+
+
+def test_hidden_members_are_no_samples(make_tar, png, pictures):
+    names = ("./0", "._0", "__MACOSX/0", ".ipynb_checkpoints/1", "a/.thumbnails/2", "a/3")
+    files = {f"{name}.{end}": data for name in names for end, data in (("png", png(pictures[0])), ("txt", b"x"))}
+    source = sources.WebDataset(make_tar("a.tar", files))
+    assert [sample["key"] for sample in source] == ["./0", "a/3"]
+
+
+def test_members_that_look_like_pictures_and_are_not_read_are_said(make_tar, png, pictures, tmp_path, caplog):
+    picture = png(pictures[0])
+    names = ("0.png", "0.seg.png", "0.txt", "v1.5 photo.jpg", "1.gif", "1.cls")
+    files = {name: b"a" if name == "0.txt" else picture for name in names}
+    path = make_tar("a.tar", files)
+    for _ in range(2):  # scanned, and from the stored index
+        assert len(sources.WebDataset(path, index_dir=str(tmp_path / "indices"))) == 1
+        assert "3 files are left out, the first '0.seg.png'" in caplog.text
+        caplog.clear()
+    with pytest.raises(sources.DatasetError, match=r"no member has .* 1 files are left out, the first 'v1\.5 photo"):
+        len(sources.WebDataset(make_tar("b.tar", {"v1.5 photo.png": picture, "v1.5 photo.txt": b"x"})))
+
+
+def test_tars_in_a_folder_whose_name_is_not_utf8_are_indexed(emoji_like, tmp_path):
+    folder = os.path.join(tmp_path, os.fsdecode(b"caf\xe9"))
+    os.mkdir(folder)
+    path = shutil.copy(emoji_like[0], folder)
+    for _ in range(2):
+        assert sources.WebDataset(path, index_dir=str(tmp_path / "indices"))[0]["caption"] == "caption 0"
+
+
 def test_a_cut_tar_keeps_what_precedes_and_counts_the_loss_as_one_record(emoji_like, caplog):
     with tarfile.open(emoji_like[0]) as tar:
         *_, last = tar.getmembers()
@@ -177,10 +220,32 @@ def test_fingerprint_changes_with_content_size_and_shards_but_not_with_the_folde
     assert sources.WebDataset(copies).fingerprint() == original
     assert sources.WebDataset(copies[:1]).fingerprint() != original
     assert sources.WebDataset(copies, decoder=images.Decoder(background=(0, 0, 0))).fingerprint() != original
-    with open(copies[1], "r+b") as file:  # same size
-        file.seek(700)
-        file.write(b"????")
-    assert sources.WebDataset(copies).fingerprint() != original
+    assert sources.WebDataset(copies, max_bytes=10).fingerprint() != original
+
+
+def test_one_letter_in_the_middle_of_a_large_tar_is_another_fingerprint(make_tar, png, pictures):
+    rest = {f"{i}.{end}": data for i in (0, 2) for end, data in (("png", png(pictures[i])), ("bin", bytes(100_000)))}
+    files = {"1.png": png(pictures[1]), "1.txt": b"a rad circle"}
+    names = sorted([*rest, *files])
+    path = make_tar("a.tar", {name: (rest | files)[name] for name in names})
+    before = sources.WebDataset(path).fingerprint()
+    with open(path, "r+b") as file:
+        place = file.read().index(b"a rad circle")
+        file.seek(place)
+        file.write(b"a red circle")
+    assert sources.WebDataset(path).fingerprint() != before
+
+
+def test_a_stored_index_is_not_used_for_another_tar_of_the_same_size_and_time(make_tar, png, pictures, tmp_path):
+    members = {"0.png": png(pictures[0]), "0.txt": b"one", "1.txt": b"two"}
+    path, stored = make_tar("a.tar", members), str(tmp_path / "indices")
+    status = os.stat(path)
+    assert sources.WebDataset(path, index_dir=stored)[0]["caption"] == "one"
+    other = make_tar("b.tar", {"0.png": members["0.png"], "1.txt": b"two", "0.txt": b"one"})
+    os.replace(other, path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert os.stat(path).st_size == status.st_size
+    assert sources.WebDataset(path, index_dir=stored)[0]["caption"] == "one"
 
 
 def test_real_emoji_are_read_with_their_names(shared):

@@ -116,6 +116,13 @@ def test_length_of_padding_changes_nothing(params):
     np.testing.assert_array_equal(long[:, 4:], 0)
 
 
+def test_a_mask_of_ones_and_zeros_is_a_mask_of_booleans(params):
+    ids, mask = byte_groups.encode_bytes(["a star", "a red circle"], 16)
+    states, out_mask = apply(params, ids, mask.astype(np.int64))
+    np.testing.assert_array_equal(states, apply(params, ids, mask)[0])
+    assert out_mask.dtype == bool
+
+
 def test_ids_under_the_mask_change_nothing(params):
     ids, mask = byte_groups.encode_bytes(["a star"], 16)
     other = np.where(mask, ids, 77)

@@ -138,6 +138,17 @@ def test_a_tokenizer_without_an_end_token_is_refused(folder, tmp_path):
         T5TextEncoder(path=str(apart)).tokenize(["a"])
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_file_that_is_a_git_lfs_pointer_or_no_json_is_named(folder, tmp_path, name):
+    apart = copy_without(folder, tmp_path / "t5", "no file")
+    (apart / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4932\n")
+    with pytest.raises(ValueError, match=rf"{name} is a git-lfs pointer, not the file itself: run `git lfs pull`"):
+        T5TextEncoder(path=str(apart)).tokenize(["a"])
+    (apart / name).write_text("<html>404</html>")
+    with pytest.raises(ValueError, match=rf"{name} cannot be read as"):
+        T5TextEncoder(path=str(apart)).tokenize(["a"])
+
+
 def test_a_tokenizer_that_pads_and_truncates_by_itself_is_stopped_from_it(folder, tmp_path):
     apart = copy_without(folder, tmp_path / "t5", "tokenizer.json")
     tokenizer = tiny_t5.make_tokenizer()

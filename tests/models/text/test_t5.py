@@ -51,6 +51,22 @@ def test_padding_does_not_reach_the_real_tokens(per_block):
     np.testing.assert_allclose(padded[:, :5], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
+def test_a_mask_of_ones_and_zeros_is_a_mask_of_booleans(dtype):
+    ids, mask = jnp.array([[3, 7, 9], [2, 5, 1]]), np.array([[1, 1, 0], [1, 0, 0]], bool)
+    params = init(TINY, ids)
+    expected = TINY.apply(params, ids, mask)
+    np.testing.assert_array_equal(TINY.apply(params, ids, mask.astype(dtype)), expected)
+    np.testing.assert_array_equal(t5.pad_for_wan(expected, mask.astype(dtype), 4), t5.pad_for_wan(expected, mask, 4))
+
+
+def test_a_mask_of_floats_is_refused():
+    ids = jnp.array([[3, 7, 9]])
+    params = init(TINY, ids)
+    with pytest.raises(TypeError, match="mask"):  # by the check of types in tests, by `as_mask` elsewhere
+        TINY.apply(params, ids, jnp.array([[0, 0, -jnp.inf]]))
+
+
 def test_only_relative_position_matters():
     """Without a first token to tell, the same pair further along a padded text has the same states."""
     ids = jnp.array([[0, 0, 0, 4, 8], [4, 8, 0, 0, 0]])

@@ -224,6 +224,13 @@ def test_masked_states_are_zero_and_never_influence_the_others():
     np.testing.assert_array_equal(apply(TINY)(params(), other, mask)[0], states)
 
 
+def test_a_mask_of_ones_and_zeros_is_a_mask_of_booleans():
+    ids, mask = TINY.tokenize(["a red circle", "one two three four five"])
+    states, out_mask = apply(TINY)(params(), ids, mask.astype(np.int64))
+    np.testing.assert_array_equal(states, apply(TINY)(params(), ids, mask)[0])
+    assert out_mask.dtype == bool
+
+
 def test_length_of_padding_changes_nothing():
     """Up to rounding: the softmax sums in another order."""
     for positions in ("relative", "absolute", "none"):
