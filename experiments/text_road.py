@@ -64,6 +64,7 @@ def _words(**fields: Any) -> WordTextEncoder:
 
 
 EVEN = dataclasses.replace(world.QUICKSTART, wording=world.Wording(color=0.5, relation=0.75))
+IN_ORDER = dataclasses.replace(quickstart.WORLD, wording=dataclasses.replace(quickstart.WORLD.wording, in_order=1.0))
 PLACED: dict[str, Any] = EARLIER | {"denoiser": (("has_absolute_positions", True),)}
 EVENED: dict[str, Any] = PLACED | {"scene_world": EVEN}
 ROADS: dict[str, Road] = {
@@ -102,6 +103,7 @@ ROADS: dict[str, Road] = {
     ),
     "earlier_rates": Road(says="the optimizer as it was", rates=EARLIER["rates"]),
     "earlier_captions": Road(says="scenes and captions as they were", scene_world=world.QUICKSTART),
+    "in_order": Road(says="lists name objects from left to right", scene_world=IN_ORDER),
 }
 
 

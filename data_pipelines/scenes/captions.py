@@ -109,13 +109,17 @@ def _relation(scene: Scene, rng: np.random.Generator, said: bool | None, wording
 def _list(objects: tuple[Object, ...], rng: np.random.Generator, said: bool | None, wording: Wording) -> Described:
     """All objects, those that would be called the same counted together."""
     color, size = _detail(rng, said, wording)
-    shuffled = [objects[i] for i in rng.permutation(len(objects))]
+    named = [objects[i] for i in rng.permutation(len(objects))]
+    if (
+        wording.in_order and rng.random() < wording.in_order
+    ):  # no draw at 0: scenes of earlier versions stay as they were
+        named = sorted(objects, key=lambda o: o.x)
     # A size said of many objects is a long way to say little; only pairs get one.
     size = size and len(objects) == 2
-    listed = _enumerate(shuffled, color, size)
+    listed = _enumerate(named, color, size)
     if len(listed) > MAX_LENGTH_MANY:
         color = size = False
-        listed = _enumerate(shuffled, color, size)
+        listed = _enumerate(named, color, size)
     if rng.random() < 0.15 and len(listed) <= MAX_LENGTH - len("there are "):
         many = listed.startswith(geneval.NUMBERS[1:])
         listed = f"there {'are' if many else 'is'} {listed}"

@@ -122,13 +122,20 @@ class Wording:
     Attributes:
         color: Share of captions that say colours, of all objects.
         relation: Share of the pairs whose caption says how one lies to the other, if GenEval's rule finds how.
+        in_order: Share of the lists that name objects from left to right, as people often do; others are shuffled.
     """
 
     color: float = 0.75
     relation: float = 0.5
+    in_order: float = 0.0
+
+    def __repr__(self) -> str:
+        """Its fields; `in_order` only where it is not what it was before it could be chosen: caches go by this text."""
+        order = f", in_order={self.in_order!r}" if self.in_order else ""
+        return f"Wording(color={self.color!r}, relation={self.relation!r}{order})"
 
     def __post_init__(self) -> None:
-        if not (0 <= self.color <= 1 and 0 <= self.relation <= 1):
+        if not (0 <= self.color <= 1 and 0 <= self.relation <= 1 and 0 <= self.in_order <= 1):
             raise ValueError(f"{self}: the shares lie in [0, 1].")
 
 

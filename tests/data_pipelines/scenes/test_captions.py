@@ -130,3 +130,20 @@ def test_captions_depend_on_the_generator_alone():
     texts = [[captions.caption(scene, np.random.default_rng(k)) for k in range(20)] for _ in range(2)]
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 3
+
+
+def test_a_share_of_the_lists_names_objects_from_left_to_right():
+    pair = Scene(
+        (Object("circle", "red", "small", 0.7, 0.3, 0.14), Object("square", "blue", "small", 0.3, 0.7, 0.14)), "white"
+    )
+    for share, seen in ((0.0, 0.5), (0.6, 0.8), (1.0, 1.0)):
+        wording = world.Wording(color=0.0, relation=0.0, in_order=share)
+        texts = [captions.caption(pair, np.random.default_rng(k), wording) for k in range(400)]
+        in_order = [text.index("square") < text.index("circle") for text in texts]
+        assert np.mean(in_order) == pytest.approx(seen, abs=0.08), share
+
+
+def test_worlds_of_earlier_versions_are_called_as_they_were():
+    assert repr(world.Wording(color=0.55)) == "Wording(color=0.55, relation=0.5)"
+    assert "wording" not in repr(world.QUICKSTART)
+    assert repr(world.World(wording=world.Wording(in_order=0.5))).endswith("relation=0.5, in_order=0.5))")
