@@ -261,7 +261,7 @@ def _read(source: base.RandomAccess, transform: Any, indices: range) -> list[tup
     found: list[tuple[int, Any]] = []
     for index in indices:
         try:
-            sample = source[index]
+            sample = base.read(source, index)
             sample = sample if transform is None else transform(sample, loader.make_rng(0, index))
             found.append((index, sample | {"index": index}))
         except base.CorruptRecord as fault:

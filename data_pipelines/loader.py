@@ -128,7 +128,7 @@ class Loader:
         for attempt in range(min(self.budget + 1, length)):
             index = (first + attempt) % length
             try:
-                sample = self.source[index]
+                sample = base.read(self.source, index)
                 return (sample if self.transform is None else self.transform(sample, rng)), faults
             except base.CorruptRecord as fault:
                 faults[index] = fault
@@ -250,7 +250,7 @@ def readable(source: base.RandomAccess, indices: Iterable[int], max_corrupt: int
     count, faults, limit = 0, [], allowed(source, max_corrupt)
     for index in indices:
         try:
-            sample = source[index]
+            sample = base.read(source, index)
         except base.CorruptRecord as fault:
             logger.warning("corrupt record left out: sample %d, %s", index, fault)
             faults.append(f"sample {index}, {fault}")

@@ -46,7 +46,7 @@ def encode(sample: Mapping[str, Any]) -> bytes:
             parts.append(value.astype(DTYPES[value.dtype.name], copy=False).tobytes())
         else:
             fields[name] = value
-    header = json.dumps({"fields": fields, "arrays": arrays}, ensure_ascii=False).encode()
+    header = json.dumps({"fields": fields, "arrays": arrays}, ensure_ascii=False).encode(errors="surrogatepass")
     return b"".join([PREFIX.pack(MAGIC, len(header)), header, *parts])
 
 

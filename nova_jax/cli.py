@@ -108,6 +108,7 @@ class Generate:
         sampling = cli_canvas.given(self, "sampler", "num_steps", "time_grid", "guidance_scale", "guidance_interval")
         trained = inference.load_run(self.run, text_path=self.text_encoder)
         out = self.out or self.run / "generated"
+        cli_canvas.check_folder(out)
         if cli_reel.draws_videos(trained):
             self._draw_videos(trained, out, options, sampling)
             return

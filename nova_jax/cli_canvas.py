@@ -8,6 +8,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -72,6 +73,18 @@ def check_numbers(upscale: int, seed: int | None = None, count: int | None = Non
     last = inference.SEEDS.high - max(0, (count or 1) - 1)  # of the first picture; the others count up
     problems += [] if seed is None else checks.whole("--seed", seed, Range(0, max(0, last)))
     refuse(problems)
+
+
+def check_folder(folder: pathlib.Path) -> None:
+    """Refuses a folder that cannot be made or written to, before anything is drawn for it.
+
+    Raises:
+        ValueError: it, or the nearest above it that is there, is a file, or closed to writing.
+    """
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        fault = "may not be written to" if there.is_dir() else "is no folder"
+        raise ValueError(f"nothing can be written to {folder}, as {there} {fault}: give another one with --out")
 
 
 def read_request(

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from nova_jax.tasks import (
 TASKS = {"text-to-video": TextToVideo, "multi-shot": MultiShotAutomated}
 OPTIONS = {"text-to-video": ("text", "image", "seed"), "multi-shot": ("text", "duration_seconds", "seed")}
 SHOT, FILM = "shot_{:04d}.mp4", "output.mp4"
+SHOTS = re.compile(r"shot_(\d{4,})\.mp4")
 
 
 def draws_videos(trained: inference.TrainedRun) -> bool:
@@ -174,14 +176,18 @@ def _write_video(
 def _write_film(
     folder: pathlib.Path, request: VideoRequest, frames: Iterator[Any], said: Mapping[str, str]
 ) -> list[media.Written]:
-    """Writes each shot, and all of them joined."""
+    """Writes each shot, and all of them joined; removes the further shots of a longer film that was there."""
     shots = []
     for number, shot in enumerate(request.storyboard):
         told = {"prompt": shot.text or "", "shot": str(number + 1), **said}
         kept = itertools.islice(frames, request.limits.frames_kept)
         shots.append(media.write_mp4(folder / SHOT.format(number + 1), kept, request.fps, told))
     told = {"prompt": _text(request), **said}
-    return [*shots, media.join_mp4([shot.path for shot in shots], folder / FILM, told)]
+    film = media.join_mp4([shot.path for shot in shots], folder / FILM, told)
+    for path in folder.iterdir():
+        if (found := SHOTS.fullmatch(path.name)) and int(found[1]) > len(shots):
+            path.unlink()
+    return [*shots, film]
 
 
 def describe(request: VideoRequest) -> dict[str, Any]:

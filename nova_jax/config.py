@@ -195,6 +195,8 @@ def _convert(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
         return True, float(value)
     if kind is str:
         return value is not None, value if isinstance(value, str) else text
+    if isinstance(kind, type) and issubclass(kind, pathlib.PurePath):
+        return value is not None, pathlib.Path(value if isinstance(value, str) else text)
     if kind is tuple or origin in (tuple, Sequence):
         if isinstance(value, str) and typing.get_args(kind)[:1] == (str,):  # bare words
             value = tuple(word.strip() for word in value.split(",") if word.strip())
@@ -217,7 +219,7 @@ def _is_dtype(value: Any) -> bool:
 
 
 def to_dict(value: Any) -> Any:
-    """A JSON-able form with class names, readable back by `from_dict`.
+    """A JSON-able form with class names, readable back by `from_dict`; paths are text.
 
     Raises:
         ConfigError: a value has no JSON form (for example a function).
@@ -227,6 +229,8 @@ def to_dict(value: Any) -> Any:
         return {CLASS_KEY: name} | {field: to_dict(getattr(value, field)) for field in fields_of(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, pathlib.PurePath):
+        return str(value)
     if isinstance(value, (tuple, list, frozenset)):
         return [to_dict(item) for item in (sorted(value) if isinstance(value, frozenset) else value)]
     if isinstance(value, dict):
@@ -237,7 +241,7 @@ def to_dict(value: Any) -> Any:
 
 
 def from_dict(data: Any, packages: Sequence[str] = ("nova_jax",)) -> Any:
-    """Rebuilds what `to_dict` wrote. Lists become tuples, since configs are hashable.
+    """Rebuilds what `to_dict` wrote. Lists become tuples, since configs are hashable; paths stay text where they may.
 
     Raises:
         ConfigError: a class outside `packages`, or one that does not exist here, or fields it does not have.
@@ -253,10 +257,17 @@ def from_dict(data: Any, packages: Sequence[str] = ("nova_jax",)) -> Any:
     name: str = data[CLASS_KEY]
     cls = _find_class(MOVED.get(name, name), packages)
     given = {key: from_dict(item, packages) for key, item in data.items() if key != CLASS_KEY}
-    known = {f.name for f in dataclasses.fields(cls) if f.init}
-    if unknown := sorted(set(given) - known):
+    known = {f.name: f.type for f in dataclasses.fields(cls) if f.init}
+    if unknown := sorted(set(given) - set(known)):
         raise ConfigError(f"{data[CLASS_KEY]} has no fields {unknown}; it has {sorted(known)}")
-    return cls(**given)
+    return cls(**{name: _as_path(item, known[name]) for name, item in given.items()})
+
+
+def _as_path(value: Any, annotation: Any) -> Any:
+    """A text as a path where the field takes paths and no text."""
+    allowed = _allowed_types(annotation)
+    takes_paths = any(isinstance(kind, type) and issubclass(kind, pathlib.PurePath) for kind in allowed)
+    return pathlib.Path(value) if isinstance(value, str) and takes_paths and str not in allowed else value
 
 
 def renamed(data: Any) -> Any:

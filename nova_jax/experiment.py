@@ -46,7 +46,8 @@ CHANGEABLE = (
     "preview",
     "teacher",
     "start_from",
-    "data.max_corrupt",
+    "data.**.max_corrupt",
+    "data.**.max_pixels",
     "optimizer.peak",
     "optimizer.clip_norm",
 )
@@ -443,6 +444,7 @@ def _previews(config: TrainConfig) -> list[loop.Callback]:
     if preview is None or not preview.prompts or config.data.codec() is None:
         return []
     make = make_trained_run(config)
+    inference.check_prompts(config.data.text_encoder, preview.prompts)
 
     def draw(at: int, state: TrainState) -> None:
         trained = make(at, state)

@@ -16,8 +16,8 @@ def is_pointer(data: bytes) -> bool:
 
 
 def is_pointer_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a pointer; large files are not opened."""
-    if os.path.getsize(path) >= MAX_BYTES:
+    """Whether a file is a pointer; large files are not opened, nor what gives its bytes only once (a pipe)."""
+    if not os.path.isfile(path) or os.path.getsize(path) >= MAX_BYTES:
         return False
     with open(path, "rb") as file:
         return is_pointer(file.read(len(START)))

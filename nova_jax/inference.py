@@ -23,6 +23,7 @@ from nova_jax.models.text import encoder as text_encoders
 from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.runs import record
 from nova_jax.sampling import named, noise, time_grids
+from nova_jax.tasks import checks
 from nova_jax.tasks.limits import Range
 from nova_jax.training import checkpoint
 from nova_jax.types import Conditioning, Params
@@ -191,8 +192,8 @@ def generate(
         uint8 pixels (b, f, h, w, 3).
 
     Raises:
-        ValueError: no prompts, not one seed for each, a seed out of `SEEDS`, a prompt too long, a time grid that there
-            is not, settings that a student has not learnt.
+        ValueError: no prompts, not one seed for each, a seed out of `SEEDS`, a prompt too long or not Unicode, a time
+            grid that there is not, settings that a student has not learnt.
         FloatingPointError: a walk ended in NaN or infinity; at which step.
     """
     decode = make_decode(trained.codec)
@@ -235,6 +236,7 @@ def _draw_chunks(
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one or more prompts, each with its seed")
     if wrong := [seed for seed in seeds if not SEEDS.low <= seed <= SEEDS.high]:
         raise ValueError(f"seed is {wrong[0]}; it must be a whole number {SEEDS}")
+    check_prompts(trained.text_encoder, [*prompts, *(negative_prompts or ())])
     settings = settings_for(trained) if settings is None else settings
     check_settings(trained, settings)
     times = time_grids.pad(_grid(trained, settings), max(settings.num_steps, ROOM))
@@ -270,6 +272,20 @@ def _rows(values: Any, *, start: int, size: int) -> Any:
 
 def _grid(trained: TrainedRun, settings: SamplingSettings) -> jax.Array:
     return settings.start * time_grids.named(settings.time_grid, settings.num_steps, trained.objective.schedule)
+
+
+def check_prompts(encoder: Any, prompts: Sequence[str]) -> None:
+    """Refuses prompts that a `TextEncoder` cannot read, all of them before the first one is drawn.
+
+    Raises:
+        CaptionTooLong: a prompt is too long for the text encoder.
+        ValueError: a prompt holds half a character, or bytes that are not UTF-8.
+    """
+    if wrong := [prompt for prompt in prompts if not checks.is_unicode(prompt)]:
+        raise ValueError(
+            f"the prompt {checks.show(wrong[0])} holds half a character, or bytes that are not UTF-8: give Unicode text"
+        )
+    encoder.tokenize(list(prompts))
 
 
 def encode(trained: TrainedRun, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nova_jax import canvas, cli, experiment, inference, weights
+from nova_jax import canvas, cli, drawing, experiment, inference, weights
 from nova_jax.models.text import ByteTextEncoder
 from nova_jax.training import checkpoint
 from tests import tiny_canvas
@@ -304,6 +304,17 @@ def test_all_problems_of_a_task_are_named_at_once_by_their_options(runs, files, 
     assert f"--image {files['notes.png']} is in neither format; it must be a PNG or JPEG." in said
 
 
+def test_a_prompt_that_cannot_be_read_is_refused_before_the_first_is_drawn(runs, monkeypatch):
+    monkeypatch.setattr(drawing, "make_draw", lambda *args: pytest.fail("drawn"))
+    trained = inference.load_run(runs[0])
+    prompts, seeds = ["circle"] * inference.CHUNK, range(inference.CHUNK + 1)
+    for wrong, sentence in (("circle " * 99, "fit: shorten it"), ("half \ud83d", r"'half \\ud83d' holds half a char")):
+        with pytest.raises(ValueError, match=sentence):
+            inference.generate(trained, [*prompts, wrong], seeds)
+        with pytest.raises(ValueError, match=sentence):
+            inference.generate(trained, ["circle", *prompts], seeds, negative_prompts=[*prompts, wrong])
+
+
 @pytest.mark.parametrize(
     ("run", "line", "sentence"),
     [
@@ -323,12 +334,17 @@ def test_all_problems_of_a_task_are_named_at_once_by_their_options(runs, files, 
         (0, "x --seed -1", "--seed is -1; it must be a whole number from 0 to 4,294,967,295"),
         (0, "x --seed 4294967296", "--seed is 4294967296; it must be a whole number from 0 to 4,294,967,295"),
         (0, "x --seed 4294967295 --count 2", "--seed is 4294967295; .* from 0 to 4,294,967,294"),
+        (0, "x 'half \udce9'", r"the prompt 'half \\udce9' holds half a character, or bytes that are not UTF-8"),
+        (1, "--task text-to-image --text 'half \udce9'", "--text is a text with half a surrogate pair"),
         (0, "x --count 0", "--count is 0; it must be a whole number from 1"),
         (0, "x --upscale 0", "--upscale is 0; it must be a whole number from 1 to 64"),
         (1, "--task text-to-image --text x --upscale -2", "--upscale is -2; it must be a whole number from 1 to 64"),
         (1, "--task text-to-image --text x --seed 2147483647", "--seed is 2147483647; .* from 0 to 2,147,483,646"),
         (1, "--task text-to-image --text x --count 6", "--count is 6; it must be a whole number from 1 to 5"),
         (0, "x --num-steps 0", "num_steps is 0; it must be at least 1"),
+        (0, "x --num-steps 100000000000", "num_steps is 100000000000; it must be at most 10,000"),
+        (0, "x --out image.png", r"nothing can be written to .*image\.png, as .*image\.png is no folder"),
+        (1, "--task text-to-image --text x --out image.png", r"image\.png is no folder: give another one with --out"),
         (0, "x --guidance-scale nan", "guidance_scale is nan; it must be 0 or more"),
         (0, "x --guidance-scale inf", "guidance_scale is inf; it must be 0 or more"),
         (0, "x --guidance-interval 0.7 0.2", "guidance_interval is 0.7 0.2; it must be two times"),

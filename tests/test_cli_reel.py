@@ -208,6 +208,15 @@ def test_a_video_or_film_that_is_there_is_replaced_only_when_asked(generate, ref
         generate(f"{line} --output {output} --overwrite")
 
 
+def test_a_shorter_film_leaves_no_shot_of_the_longer_one_that_it_replaces(generate):
+    longer = FILM.replace("duration-seconds 12", "duration-seconds 18")
+    assert len(generate(f"{longer} --output film")) == 4
+    pathlib.Path("film/shot_notes.mp4").touch()
+    found = generate(f"{FILM} --output film --overwrite")
+    there = {path.name for path in pathlib.Path("film").iterdir()}
+    assert there == {path.name for path, _, _ in found} | {"shot_notes.mp4"}
+
+
 def test_numbers_out_of_range_are_named_as_they_were_typed(refusal):
     assert refusal("a --seed -1") == "nova: --seed is -1; it must be a whole number from 0 to 4,294,967,295."
     assert (

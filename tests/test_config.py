@@ -212,6 +212,17 @@ def test_library_configs_survive_the_trip_through_json():
     assert config.from_dict(json.loads(json.dumps(config.to_dict(value)))) == value
 
 
+def test_a_path_is_text_in_json_and_a_path_again_where_only_a_path_may_stand(tmp_path):
+    moves = Moves(first=Places(file=tmp_path / "b", several=(tmp_path / "c", "d")), place=tmp_path)
+    saved = json.loads(json.dumps(config.to_dict(moves)))
+    assert (saved["place"], saved["first"]["several"]) == (f"{tmp_path}", [f"{tmp_path}/c", "d"])
+    packages = (Moves.__module__.partition(".")[0],)
+    found = config.from_dict(saved | {"model": None}, packages)
+    assert (found.place, found.first.several) == (f"{tmp_path}", (f"{tmp_path}/c", "d"))
+    assert found.first.file == tmp_path / "b"
+    assert config.override(moves, ["first.file=x/y"]).first.file == pathlib.Path("x/y")
+
+
 def test_a_config_file_may_only_name_library_classes():
     with pytest.raises(config.ConfigError, match="may only name classes of nova_jax"):
         config.from_dict({"_class_name": "subprocess:Popen", "args": ["true"]})

@@ -15,11 +15,13 @@ import errno
 import glob
 import hashlib
 import importlib
+import io
 import operator
 import os
 import re
 import reprlib
 import secrets
+import stat
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, ClassVar, Protocol, SupportsIndex, runtime_checkable
@@ -43,6 +45,8 @@ UNOPENABLE = (  # what the path is, rather than how the disk feels
 HIDDEN = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders of thumbnails, metadata and waste without a leading dot
 NOT_READ = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff")  # pictures all the same
 MAX_NAME = 300  # characters of a name in a sentence; a path is rarely longer
+SHORT = reprlib.Repr()
+SHORT.maxstring = MAX_NAME
 MAX_CAPTION_BYTES = 64 * 1024
 
 
@@ -65,6 +69,10 @@ class CorruptRecord(ValueError):
 
     def __str__(self) -> str:
         return f"{self.shard}, record {show(self.key)}: {self.reason}"
+
+
+class NoFile(ValueError):
+    """A pipe, socket or device where a file is wanted."""
 
 
 @runtime_checkable
@@ -135,10 +143,29 @@ class Source(abc.ABC):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
+def read(source: RandomAccess, index: int) -> Any:
+    """The sample of any source at 0 <= index < len; its caption, if it has one, is whole Unicode text.
+
+    Raises:
+        CorruptRecord: this one sample cannot be read, or its caption is none; see `check_caption`.
+    """
+    sample = source[index]
+    caption = sample.get("caption") if isinstance(sample, dict) else None
+    if not isinstance(caption, str):
+        return sample
+    try:
+        return sample | {"caption": check_caption(caption)}
+    except ValueError as error:
+        raise CorruptRecord(type(source).__name__, index, str(error)) from error
+
+
 def show(name: Any) -> str:
-    """A name that a file gives, fit for a sentence: one that is long or cannot be printed is quoted and cut."""
-    text = str(name)
-    return text if text.isprintable() and len(text) <= MAX_NAME else reprlib.repr(text)
+    """A name that a file gives, as text that can be stored and shown: with `?` for bytes on disk that are not UTF-8.
+
+    One that is long or cannot be printed is quoted and cut.
+    """
+    text = str(name).encode("utf-8", "replace").decode()
+    return text if text.isprintable() and len(text) <= MAX_NAME else SHORT.repr(text)
 
 
 def find_files(paths: Paths, suffix: str) -> tuple[str, ...]:
@@ -150,13 +177,14 @@ def find_files(paths: Paths, suffix: str) -> tuple[str, ...]:
     Raises:
         DatasetError: one of them names nothing, or a file that git-lfs has not downloaded.
     """
-    if isinstance(paths, tuple):
-        return tuple(file for path in paths for file in find_files(path, suffix))
-    path = os.path.expanduser(os.fspath(paths))
-    if os.path.exists(path):
-        return tuple(map(_whole, _expand(path, suffix)))
-    parts = [part.strip() for part in COMMA.split(path)]
-    return tuple(_whole(file) for part in parts if part for file in _expand(os.path.expanduser(part), suffix))
+    found = []
+    for path in paths if isinstance(paths, tuple) else (paths,):
+        path = os.path.expanduser(os.fspath(path))
+        parts = [path] if os.path.exists(path) else filter(None, map(str.strip, COMMA.split(path)))
+        found += [_whole(file) for part in parts for file in _expand(os.path.expanduser(part), suffix)]
+    if not found:
+        raise DatasetError(f"{paths!r} names no file: {_wanted(suffix)}")
+    return tuple(found)
 
 
 def _expand(path: str, suffix: str) -> list[str]:
@@ -172,18 +200,42 @@ def _expand(path: str, suffix: str) -> list[str]:
         found = sorted(glob.glob(path))
     if not found:
         what = f"the folder {path} holds no {suffix} file" if os.path.isdir(path) else f"there is no file {path}"
-        raise DatasetError(
-            f"{what}: give a file, a folder of {suffix} files, a glob, a range such as a-{{000..012}}{suffix}, or "
-            "several with commas between them"
-        )
+        raise DatasetError(f"{what}: {_wanted(suffix)}")
     return found
 
 
+def _wanted(suffix: str) -> str:
+    return (
+        f"give a file, a folder of {suffix} files, a glob, a range such as a-{{000..012}}{suffix}, or several with "
+        "commas between them"
+    )
+
+
 def _whole(path: str) -> str:
-    """The path of a file that is there as a whole."""
-    if os.path.isfile(path) and git_lfs.is_pointer_file(path):
+    """The path of a file that is there as a whole, and can be read at any place."""
+    if not os.path.isfile(path):
+        raise DatasetError(f"{path} is no file but {what_it_is(path)}: give files, or move it away")
+    if git_lfs.is_pointer_file(path):
         raise DatasetError(f"{path} is {git_lfs.POINTER}")
     return path
+
+
+def open_file(path: str) -> io.BufferedReader:
+    """Opens a file for reading; never a pipe, which would wait for someone to write, nor a socket or device.
+
+    Raises:
+        NoFile: it is one of these.
+        OSError: the file cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise NoFile(f"{show(os.path.basename(path))} is {what_it_is(path)}, not a file")
+    return open(path, "rb")
+
+
+def what_it_is(path: str) -> str:
+    """What lies at a path that holds no file, in a word."""
+    is_kind = {"a folder": os.path.isdir, "a broken link": os.path.islink}
+    return next((kind for kind, test in is_kind.items() if test(path)), "a pipe, socket or device")
 
 
 def _choices(braces: re.Match[str]) -> Iterator[str]:
@@ -258,15 +310,10 @@ def check_caption(text: str) -> str:
     return text.removeprefix("\ufeff")
 
 
-def printable(name: str) -> str:
-    """A file's name as text that can be stored and shown, with `?` for bytes on disk that are not UTF-8."""
-    return name.encode("utf-8", "replace").decode()
-
-
 def left_out(count: int, first: str, decoder: Decoder) -> str:
     """What to say of files that look like pictures and are not read."""
     return (
-        f"{count} files are left out, the first {printable(first)!r}: {decoder.kind}s are read from names that end in "
+        f"{count} files are left out, the first {show(first)!r}: {decoder.kind}s are read from names that end in "
         f"{', '.join(decoder.suffixes)}, and in a tar have no other dot; convert or rename them"
     )
 

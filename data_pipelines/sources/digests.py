@@ -76,12 +76,14 @@ def _read_one(line: str, file: str) -> _Read:
     """The digest of one file, from what is remembered of it if its status is still the same."""
     now = time.time()
     try:
-        with open(file, "rb") as opened:
+        with base.open_file(file) as opened:
             status = os.fstat(opened.fileno())
             seen, (remembered, _, digest) = base.status_of(status), line.rpartition(" ")
             if remembered == seen:
                 return _Read(digest, line)
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    except base.NoFile:
+        return _Read(UNREADABLE)
     except OSError as error:
         if error.errno not in base.UNOPENABLE:
             raise

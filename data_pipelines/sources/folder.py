@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
@@ -46,10 +47,10 @@ class Folder(base.Source):
         try:
             if fault:
                 raise ValueError(fault)
-            with open(os.path.join(self._root, name), "rb") as file:
+            with base.open_file(os.path.join(self._root, name)) as file:
                 pixels = self.decoder(_read(file, self.decoder))
             if caption is None and self.caption is not None:
-                with open(os.path.join(self._root, _sidecar(name)), "rb") as file:
+                with base.open_file(os.path.join(self._root, _sidecar(name))) as file:
                     caption = base.decode_caption(file.read(base.MAX_CAPTION_BYTES + 1))
         except OSError as error:
             if error.errno not in base.UNOPENABLE:
@@ -57,10 +58,10 @@ class Folder(base.Source):
             path = base.show(os.path.basename(error.filename))
             is_absent = isinstance(error, FileNotFoundError)
             reason = f"there is no {path}" if is_absent else f"{path} cannot be opened: {error.strerror}"
-            raise base.CorruptRecord(self._root, base.printable(name), reason) from error
+            raise base.CorruptRecord(self._root, base.show(name), reason) from error
         except ValueError as error:
-            raise base.CorruptRecord(self._root, base.printable(name), str(error)) from error
-        return {"pixels": pixels, "caption": caption or "", "key": base.printable(name)}
+            raise base.CorruptRecord(self._root, base.show(name), str(error)) from error
+        return {"pixels": pixels, "caption": caption or "", "key": base.show(name)}
 
     def fingerprint(self) -> str:
         """Hash of every picture's name and content, and of its caption."""
@@ -105,7 +106,7 @@ class Folder(base.Source):
 
     def _metadata(self) -> str | None:
         paths = [os.path.join(self._root, f"metadata.{suffix}") for suffix in ("jsonl", "csv")]
-        return next((path for path in paths if os.path.exists(path)), None)
+        return next((path for path in paths if os.path.isfile(path)), None)
 
     def _check_sidecars(self, entries: list[str], names: set[str]) -> None:
         has_captions = any(_sidecar(name) in names for name in entries)
@@ -138,16 +139,27 @@ def _read(file: BinaryIO, decoder: base.Decoder) -> bytes:
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Names of all plain files below `root`, relative to it, with forward slashes.
+    """Names of all files below `root`, relative to it, with forward slashes.
 
-    Hidden files and folders are left out, and links that lead out.
+    Hidden files and folders are left out, links that lead out, and pipes, sockets and devices.
     """
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not base.is_hidden(name)]
         for name in files:
             path = os.path.join(folder, name)
-            if not base.is_hidden(name) and (not os.path.islink(path) or _is_inside(root, path)):
+            if not base.is_hidden(name) and _is_data(root, path):
                 yield os.path.relpath(path, root).replace(os.sep, "/")
+
+
+def _is_data(root: str, path: str) -> bool:
+    """Whether it is a file, or a link within `root`, whatever became of its target."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return True  # gone since it was listed: a corrupt record
+    if stat.S_ISLNK(mode):
+        return _is_inside(root, path) and (os.path.isfile(path) or not os.path.exists(path))
+    return stat.S_ISREG(mode)
 
 
 def _is_inside(root: str, path: str) -> bool:

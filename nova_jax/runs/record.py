@@ -58,13 +58,32 @@ def completed(saved: Any) -> Any:
 
 
 def differences(old: Any, new: Any, changeable: Sequence[str] = (), path: str = "") -> list[str]:
-    """Dotted paths at which two configs in JSON form differ, but for those that may change, each with both values."""
+    """Dotted paths at which two configs in JSON form differ, each with both values.
+
+    Args:
+        old: a config, or a part of it.
+        new: the other one.
+        changeable: paths that may differ; `a.**.b` is every field b that lies anywhere below a, in lists too.
+        path: of the part.
+    """
     old, new = (json.loads(json.dumps(value)) for value in (old, new))
+    if old == new or _may_change(path, changeable):
+        return []
     if isinstance(old, dict) and isinstance(new, dict):
-        prefix = path + "." if path else ""
-        keys = [key for key in {**old, **new} if prefix + key not in changeable]
-        return [line for key in keys for line in differences(old.get(key), new.get(key), changeable, prefix + key)]
-    return [] if old == new else [f"{path} was {json.dumps(old)} and is {json.dumps(new)}"]
+        parts = [(f"{path}.{key}" if path else key, old.get(key), new.get(key)) for key in {**old, **new}]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        parts = [(f"{path}[{i}]", *pair) for i, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return [f"{path} was {json.dumps(old)} and is {json.dumps(new)}"]
+    return [line for part, then, now in parts for line in differences(then, now, changeable, part)]
+
+
+def _may_change(path: str, changeable: Sequence[str]) -> bool:
+    for name in changeable:
+        above, is_any, field = name.partition(".**.")
+        if path == name or (is_any and path.startswith(f"{above}.") and path.endswith(f".{field}")):
+            return True
+    return False
 
 
 def _has_length(data: Any) -> bool:

@@ -21,6 +21,8 @@ from nova_jax.sampling.sampler import Sampler
 from nova_jax.sampling.sde_dpm_solver_pp import SDEDPMSolverPP
 from nova_jax.sampling.unipc import UniPC
 
+MAX_STEPS = 10_000  # float32 still tells their times apart
+
 SAMPLERS: dict[str, Sampler] = {
     "euler": Euler(),
     "heun": Heun(),
@@ -58,13 +60,15 @@ def get(name: str, num_steps: int | None = None) -> Sampler:
         num_steps: if given, the number of steps it is asked to take.
 
     Raises:
-        ValueError: an unknown name (with a list of the known), or fewer steps than its order takes.
+        ValueError: an unknown name (with a list of the known), fewer steps than its order takes, or over `MAX_STEPS`.
     """
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
     sampler = SAMPLERS[name]
     if num_steps is not None and num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+    if num_steps is not None and num_steps > MAX_STEPS:
+        raise ValueError(f"num_steps is {num_steps}; it must be at most {MAX_STEPS:,}")
     if num_steps is not None and num_steps < sampler.min_steps:
         raise ValueError(
             f"{name} needs at least {sampler.min_steps} steps to reach its order, got {num_steps}: take more steps, or "

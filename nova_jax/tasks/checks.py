@@ -71,9 +71,14 @@ def text(field: str, value: Any, bounds: Range = TEXT_LENGTH, *, is_optional: bo
         return [Problem(field, show(value), allowed)]
     if not bounds.low <= len(value) <= bounds.high:
         return [Problem(field, f"{len(value):,} characters long", allowed)]
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_unicode(value):
         return [Problem(field, "a text with half a surrogate pair", "Unicode that UTF-8 can encode")]
     return []
+
+
+def is_unicode(value: str) -> bool:
+    """Whether UTF-8 can encode a text: JSON may give half a surrogate pair, and a shell bytes that are no text."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def items(field: str, value: Any, bounds: Range, kind: str, check: Check) -> list[Problem]:

@@ -3,7 +3,7 @@
 Orbax writes the arrays (sharded, in the background, committed by a rename). It does not notice a flipped bit in array
 data when reading, nor does it fall back to an older checkpoint. So a checkpoint counts as committed only once it holds
 
-    manifest.sha256      one line `digest  path` for every file in it, in the format of `sha256sum --check`
+    manifest.sha256      `# N files`, then a line `digest  path` for each of them, in the format of `sha256sum --check`
 
 written by the main process after the rename, and every restore recomputes the digests of the files that it names. What
 it does not name, such as the .DS_Store of a file browser, does not matter. The newest checkpoint that agrees is used;
@@ -36,6 +36,7 @@ MANIFEST = "manifest.sha256"
 COMMITTED = re.compile(r"\d{8,}")
 UNFINISHED = re.compile(r"\d{8,}\.(orbax-checkpoint-tmp.*|deleting)")
 ASIDE = re.compile(r"\d{8,}\.(damaged|incomplete)(-\d+)?")
+HEAD = re.compile(r"# (\d+) files\n")  # manifests of earlier versions have none
 LINE = re.compile(r"([0-9a-f]{64})  (.+)\n")
 STRAY = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")  # what file browsers leave, and change, anywhere
 NONE, DAMAGED = -1, -2  # in place of a step, agreed on by all processes
@@ -257,15 +258,18 @@ def _newer(directory: pathlib.Path, chosen: pathlib.Path) -> list[str]:
 def manifest(path: pathlib.Path) -> str:
     """The text that `manifest.sha256` gets: a digest of every other file, in order of their paths."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and not STRAY.fullmatch(file.name))
-    return _digests(path, [str(file.relative_to(path)) for file in files if file != path / MANIFEST])
+    names = [str(file.relative_to(path)) for file in files if file != path / MANIFEST]
+    return f"# {len(names)} files\n{_digests(path, names)}"
 
 
 def differences(path: pathlib.Path) -> list[str]:
     """What is wrong with a checkpoint: files of its manifest that changed or vanished, or itself; empty when intact."""
     claimed = (path / MANIFEST).read_bytes().decode(errors="replace")
     lines = claimed.splitlines(keepends=True)
+    head = HEAD.fullmatch(lines[0]) if lines else None
+    lines = lines[1:] if head else lines
     named = [found[2] for line in lines if (found := LINE.fullmatch(line))]
-    if not lines or len(named) < len(lines):
+    if not lines or len(named) < len(lines) or (head and int(head[1]) != len(named)):
         return [f"{MANIFEST} changed"]
     lost = [name for name in named if not (path / name).is_file()]
     kept = [line for line, name in zip(lines, named, strict=True) if name not in lost]

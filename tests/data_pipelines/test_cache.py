@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import os
@@ -158,6 +159,25 @@ def test_corrupt_records_are_left_out_and_listed(source, folder):
     strict = cache.Options(batch_size=4, shard_size=5, transform=images.Transform(), max_corrupt=0)
     with pytest.raises(sources.DatasetError, match=r"more than max_corrupt=0 .* record 00000"):
         cache.encode_source(source, encode, folder.with_name("strict"), model="m", options=strict)
+
+
+def test_half_a_character_in_a_caption_is_one_corrupt_record_and_in_another_text_none(folder):
+    @dataclasses.dataclass(frozen=True)
+    class Own(sources.Source):
+        def __len__(self):
+            return 5
+
+        def read(self, index):
+            caption = "half \ud83d" if index == 1 else f"{index}"
+            return {"pixels": np.zeros((1, 4, 4, 3), np.uint8), "caption": caption, "key": f"{index}\udce9.png"}
+
+        def fingerprint(self):
+            return "own"
+
+    cache.encode_source(Own(), encode, folder, model="m", options=OPTIONS)
+    latents = cache.LatentCache(folder)
+    assert [sample["caption"] for sample in latents] == ["0", "2", "3", "4"]
+    assert latents[1]["key"] == "2\udce9.png"
 
 
 def test_a_flipped_bit_in_a_shard_is_found(source, folder):

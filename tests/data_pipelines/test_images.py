@@ -65,14 +65,23 @@ def claim_size(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-@pytest.mark.parametrize("side", [8001, 10_000, 60_000])  # below PIL's warning, above it, above its error
+@pytest.mark.parametrize("side", [5001, 10_000, 60_000])  # below PIL's warning, above it, above its error
 def test_a_picture_that_claims_too_many_pixels_is_refused_before_decoding(side, monkeypatch):
     def load(self):
         raise AssertionError("decoded")
 
     monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", load)
-    with pytest.raises(images.Undecodable, match="64000000"):
+    with pytest.raises(images.Undecodable, match="25000000"):
         images.Decoder()(claim_size(side, side))
+
+
+def test_of_a_jpeg_decoded_at_a_fraction_of_its_size_that_many_pixels_are_counted(png, jpeg):
+    picture = np.full((128, 96, 3), 200, np.uint8)
+    small = images.Decoder(size=(8, 8), max_pixels=24 * 32)
+    assert np.abs(small(jpeg(picture)).astype(int) - 200).max() <= 1
+    for decoder, data in ((small, png(picture)), (images.Decoder(max_pixels=24 * 32), jpeg(picture))):
+        with pytest.raises(images.Undecodable, match=r"96 x 128 pixels; at most 768 are allowed: shrink it or raise"):
+            decoder(data)
 
 
 def test_only_still_png_jpeg_and_webp_are_accepted(pictures, png):

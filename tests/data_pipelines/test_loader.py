@@ -181,6 +181,17 @@ def test_what_cannot_be_read_is_left_out_of_what_a_model_is_measured_on(caplog):
     assert isinstance(loader.TooManyCorruptRecords(), ValueError), "commands answer such errors with one sentence"
 
 
+def test_half_a_character_in_a_caption_of_any_source_is_one_corrupt_record(caplog):
+    captions = [f"caption {i}" for i in range(4)]
+    source = sources.Arrays(np.zeros((4, 1, 2, 2, 4)), [*captions[:2], "half \ud83d", "\ufeffcaption 3"])
+    encode = text.Tokenize(WordTextEncoder(length=8, width=8, depth=1, num_heads=2))
+    pipeline = loader.Loader(source, batch_size=4, shuffle=False, max_corrupt=1, batch_transform=encode)
+    expected = encode({"caption": np.array([*captions[:2], captions[3], captions[3]])})
+    np.testing.assert_array_equal(next(pipeline.batches())["text_ids"], expected["text_ids"])
+    assert "sample 2, Arrays, record 2: the caption is not Unicode" in caplog.text
+    assert [sample["caption"] for sample in loader.readable(source, range(4), 1)] == [*captions[:2], captions[3]]
+
+
 def test_a_fraction_of_the_source_may_be_corrupt():
     assert loader.Loader(Numbers(5000), batch_size=2, max_corrupt=0.001).budget == 5
     assert loader.Loader(Numbers(500), batch_size=2).budget == 0

@@ -39,6 +39,16 @@ def test_attention_equals_the_softmax_formula(qkv, implementation, is_masked):
     np.testing.assert_allclose(out, oracle(*qkv, mask), atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "tiled", "flash_jvp", None])
+def test_a_mask_of_ones_and_zeros_is_one_of_booleans(qkv, implementation):
+    mask = np.array([[1, 1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1, 1]])
+    attend = functools.partial(attention.attend, implementation=implementation)
+    expected = attend(*qkv, mask=jnp.asarray(mask, bool))
+    assert np.abs(expected - attend(*qkv)).max() > 0.1
+    for dtype in (jnp.int32, jnp.uint8):
+        np.testing.assert_array_equal(attend(*qkv, mask=jnp.asarray(mask, dtype)), expected)
+
+
 def softmax_attention(q, k, v, mask):
     logits = jnp.einsum("bnkq,blkq->bknl", q, k) / q.shape[-1] ** 0.5
     where = None if mask is None else jnp.broadcast_to(mask[:, None, None], logits.shape)

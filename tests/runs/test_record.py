@@ -106,6 +106,24 @@ def test_the_record_of_an_autoencoder_is_as_it_was():
     assert record.upgrade(copy.deepcopy(given)) == given
 
 
+def test_a_field_that_may_change_may_do_so_in_every_part_of_a_mixture():
+    def saved(limit, seed=0):
+        part = {"source": {"decoder": {"size": [8, 8]}}, "seed": seed, "max_corrupt": limit}
+        return {"steps": 3, "data": {"parts": [[part, 2], [part | {"source": {"of": part}}, 1, 7.0]]}}
+
+    may_change = experiment.CHANGEABLE
+    assert record.differences(saved(8), saved(9) | {"steps": 4}, may_change) == []
+    assert record.differences({"max_corrupt": 8}, {"max_corrupt": 9}, may_change) != []
+    assert record.differences(saved(8), saved(8, seed=1), may_change) == [
+        "data.parts[0][0].seed was 0 and is 1",
+        "data.parts[1][0].source.of.seed was 0 and is 1",
+        "data.parts[1][0].seed was 0 and is 1",
+    ]
+    longer = {"parts": [*saved(8)["data"]["parts"], 1]}
+    (line,) = record.differences(saved(8)["data"], longer, may_change, "data")
+    assert line.startswith("data.parts was [[")
+
+
 def test_a_folder_without_a_record_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not a run folder: it has no config\.json"):
         record.read(tmp_path)

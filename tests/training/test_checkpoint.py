@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -81,10 +82,25 @@ def test_the_newest_and_every_kth_checkpoint_are_kept(tmp_path):
 def test_the_manifest_can_be_checked_with_sha256sum(tmp_path):
     save(tmp_path, 1)
     folder = tmp_path / "00000001"
-    lines = (folder / checkpoint.MANIFEST).read_text().splitlines()
+    head, *lines = (folder / checkpoint.MANIFEST).read_text().splitlines()
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {line[66:] for line in lines} == files - {checkpoint.MANIFEST}
     assert all(len(line.split("  ")[0]) == 64 for line in lines)
+    assert head == f"# {len(lines)} files"
+    if shutil.which("sha256sum"):
+        checked = ["sha256sum", "--check", "--strict", checkpoint.MANIFEST]
+        assert subprocess.run(checked, cwd=folder, capture_output=True, check=True).stderr == b""
+
+
+def test_a_manifest_cut_anywhere_is_noticed_and_one_of_an_earlier_version_is_read(tmp_path):
+    save(tmp_path, 1)
+    place = tmp_path / "00000001" / checkpoint.MANIFEST
+    whole = place.read_text().splitlines(keepends=True)
+    for kept in range(len(whole)):
+        place.write_text("".join(whole[:kept]))
+        assert checkpoint.differences(place.parent) == [f"{checkpoint.MANIFEST} changed"], kept
+    place.write_text("".join(whole[1:]))
+    assert checkpoint.differences(place.parent) == []
 
 
 def test_a_flipped_bit_in_any_file_is_found(tmp_path):

@@ -79,6 +79,28 @@ def test_several_files_are_named_by_commas_braces_and_globs(tmp_path):
         found(f"{tmp_path}/a-{{0..999999999}}.tar")
     with pytest.raises(sources.DatasetError, match=r"there is no file .*c\.tar"):
         found(f"{tmp_path}/a-000.tar,{tmp_path}/c.tar")
+    for nothing in ("", " , ", ()):
+        with pytest.raises(sources.DatasetError, match=r"names no file: give a file, a folder of \.tar files"):
+            found(nothing)
+
+
+def test_what_is_no_file_is_refused_among_the_shards(tmp_path):
+    (tmp_path / "a.tar").touch()
+    (tmp_path / "b.tar").mkdir()
+    with pytest.raises(sources.DatasetError, match=r"b\.tar is no file but a folder"):
+        base.find_files(str(tmp_path), ".tar")
+    (tmp_path / "b.tar").rmdir()
+    os.mkfifo(tmp_path / "b.tar")
+    for paths in (str(tmp_path), f"{tmp_path}/*.tar", f"{tmp_path}/b.tar"):
+        with pytest.raises(sources.DatasetError, match=r"b\.tar is no file but a pipe, socket or device"):
+            base.find_files(paths, ".tar")
+
+
+def test_a_name_is_told_in_text_that_can_be_stored_and_shown():
+    shown = {"a b.png": "a b.png", "caf\udce9.png": "caf?.png", "a\nb": r"'a\nb'", 3: "3"}
+    assert {name: base.show(name) for name in shown} == shown
+    assert base.show("x" * 900).startswith("'xxx")
+    assert len(base.show("x" * 900)) <= base.MAX_NAME
 
 
 def test_captions_lose_a_byte_order_mark_and_must_be_whole_characters():

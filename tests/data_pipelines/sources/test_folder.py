@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -207,6 +208,25 @@ def test_hidden_files_and_folders_hold_no_pictures(folder, png, pictures):
     assert [sample["key"] for sample in sources.Folder(folder)] == expected
     hidden = shutil.copytree(folder, folder / ".data", ignore=shutil.ignore_patterns(".*"))
     assert [sample["key"] for sample in sources.Folder(hidden)] == expected
+
+
+def test_pipes_and_sockets_are_no_pictures_and_never_waited_for(folder):
+    expected = [sample["key"] for sample in sources.Folder(folder)]
+    os.mkfifo(folder / "pipe.png")
+    (folder / "link.png").symlink_to("pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(folder / "socket.png"))
+    assert [sample["key"] for sample in sources.Folder(folder)] == expected
+    (folder / "0.txt").unlink()
+    os.mkfifo(folder / "0.txt")
+    with pytest.raises(sources.CorruptRecord, match=r"0\.txt is a pipe, socket or device, not a file"):
+        sources.Folder(folder)[0]
+    (folder / "metadata.csv").write_text("file_name,caption\npipe.png,a\n2.png,b\n")
+    named = sources.Folder(folder)
+    assert len(named.fingerprint()) == 64
+    with pytest.raises(sources.CorruptRecord, match=r"record pipe\.png: pipe\.png is a pipe, socket or device"):
+        named[0]
+    assert named[1]["caption"] == "b"
 
 
 def test_pictures_in_formats_that_are_not_read_are_said(folder, caplog):
