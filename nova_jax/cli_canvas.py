@@ -33,6 +33,7 @@ TASKS = {
 }
 STANDARD_INPUT = pathlib.Path("-")
 UPSCALE = Range(1, 64)
+COUNT = Range(1, 10_000)  # images of a prompt in one call
 
 Options = Mapping[str, Any]  # by the field of the request or of its settings
 
@@ -69,7 +70,7 @@ def check_numbers(upscale: int, seed: int | None = None, count: int | None = Non
         InvalidRequest: with every number out of range.
     """
     problems = checks.whole("--upscale", upscale, UPSCALE)
-    problems += [] if count is None else checks.whole("--count", count, Range(1, inference.SEEDS.high + 1))
+    problems += [] if count is None else checks.whole("--count", count, COUNT)
     last = inference.SEEDS.high - max(0, (count or 1) - 1)  # of the first picture; the others count up
     problems += [] if seed is None else checks.whole("--seed", seed, Range(0, max(0, last)))
     refuse(problems)

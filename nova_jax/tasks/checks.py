@@ -16,7 +16,7 @@ from nova_jax.tasks.problems import Problem
 
 Check = Callable[[str, Any], list[Problem]]  # (field, value) -> what is wrong
 
-MAX_KEY = 60  # characters of a key in a sentence
+MAX_KEY, MAX_VALUE = 60, 200  # characters of a key and of a value in a sentence
 HEX_COLOR = re.compile("#[0-9A-Fa-f]{6}")
 PURE = "pure black (0) and pure white (255) in every pixel; PNG keeps them, JPEG mixes them"
 
@@ -27,7 +27,8 @@ def show(value: Any) -> str:
         return "missing"
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} and shape {value.shape}"
-    return reprlib.repr(value)
+    text = reprlib.repr(value)
+    return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}.."
 
 
 def show_key(key: Any) -> str:

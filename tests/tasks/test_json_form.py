@@ -250,3 +250,11 @@ def test_only_the_public_tasks_have_json():
 
     with pytest.raises(ValueError, match="Other has no public form"):
         tasks.to_json(Other(image=examples.picture(), limits=TINY))
+
+
+def test_a_large_value_in_a_wrong_place_is_told_in_a_short_line():
+    nested = [{"text": [{"text": 10**300}] * 6}] * 6
+    body = {"taskType": "TEXT_IMAGE", "textToImageParams": {"text": "a"}, "imageGenerationConfig": {"cfgScale": nested}}
+    with pytest.raises(tasks.InvalidRequest, match=r"cfgScale is .*text") as refused:
+        tasks.parse_request(json.dumps(body), TINY)
+    assert max(map(len, str(refused.value).splitlines())) < 400
