@@ -5,7 +5,7 @@
 The three stages of `experiments.canvas`: autoencoder, pretraining, editing. Processes draw the pictures and make the
 batches, for a GPU learns from them faster than one interpreter makes them.
 
-Measured: docs/canvas.md has the scores of a shorter training, and what it took.
+Measured: docs/canvas.md has the scores of a shorter training, with captions in groups of bytes, and what it took.
 """
 
 import dataclasses

@@ -8,7 +8,8 @@ in batches of about the same number of tokens, so three programs are compiled. H
 frames (`diffusion.given_frames`), which is all that picture to video, interpolation and continuation need. It ends with
 the exam of every ability in `runs/reel/evaluation`, which `nova evaluate --run runs/reel` repeats.
 
-On two CPU cores the model takes 53 minutes, its exam 12; what that teaches is in docs/reel.md.
+On two CPU cores the model took 53 minutes with captions in groups of bytes, its exam 12; what that taught is in
+docs/reel.md.
 """
 
 import dataclasses

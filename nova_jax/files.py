@@ -1,10 +1,10 @@
-"""Files of what is drawn: names that tell texts apart, and writing that never replaces what another call drew.
+"""Files of samples: names that tell prompts apart, and writing that never replaces what another call has sampled.
 
-    a-red-circle-seed3.png             words that tell the whole text
+    a-red-circle-seed3.png             words that are the whole prompt
     a-red-circle-1f2e3d4c-seed3.png    words and a digest, where the words leave out a letter or a sign
     a-red-circle-seed3-2.png           a number, where a file of this name holds something else
 
-The same picture, drawn once more, keeps its file: nothing is written twice.
+The same image, sampled once more, keeps its file: nothing is written twice.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ def name(text: str, seed: int, *, kind: str = "", facts: Mapping[str, str] | Non
     """The name of a file without its suffix: kind, words of the text, digest, seed.
 
     Args:
-        text: What is drawn.
-        seed: Of the first noise.
-        kind: Of the file, such as a task.
-        facts: All that decides what is drawn; the digest is theirs. None: the text decides, and there is a digest only
-            where the words do not tell all of it, so that two texts never share a name.
+        text: The prompt.
+        seed: The seed of the starting noise.
+        kind: The kind of file, such as a task.
+        facts: All that decides the sample; the digest is of these. None: the prompt decides, and there is a digest only
+            where the words leave something of it out, so that two prompts never share a name.
     """
     words = "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())[:WORDS]
     words = words.encode()[:WORD_BYTES].decode(errors="ignore").strip("-")
-    is_told = facts is None and text != "" and words.replace("-", " ") == text
-    told = text if facts is None else json.dumps(dict(facts))
-    digest = hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()[:8]
-    return "-".join([*filter(None, (kind, words, "" if is_told else digest)), f"seed{seed}"])
+    is_whole = facts is None and text != "" and words.replace("-", " ") == text
+    identity = text if facts is None else json.dumps(dict(facts))
+    digest = hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:8]
+    return "-".join([*filter(None, (kind, words, "" if is_whole else digest)), f"seed{seed}"])
 
 
 def save(place: pathlib.Path, write: Callable[[pathlib.Path], object], *, overwrite: bool = False) -> pathlib.Path:

@@ -274,7 +274,7 @@ def _grid(trained: TrainedRun, settings: SamplingSettings) -> jax.Array:
     return settings.start * time_grids.named(settings.time_grid, settings.num_steps, trained.objective.schedule)
 
 
-def check_prompts(encoder: Any, prompts: Sequence[str]) -> None:
+def check_prompts(encoder: Any, prompts: Sequence[str]) -> None:  # Any: a protocol's check would read T5's folder
     """Refuses prompts that a `TextEncoder` cannot read, all of them before the first one is drawn.
 
     Raises:

@@ -10,18 +10,7 @@ import pytest
 from data_pipelines import loader, sources
 from experiments import emoji, image_vae
 from nova_jax import config as configs
-from nova_jax.models import vae
-
-VAE = vae.VAE(
-    latent_channels=4,
-    width=8,
-    width_multipliers=(1, 1),
-    halves_time=(False,),
-    num_blocks=1,
-    patch_size=4,
-    is_temporal=False,
-    has_attention=False,
-)
+from tests.tiny_run import TINY_VAE
 
 
 @pytest.fixture
@@ -56,7 +45,7 @@ def test_the_limit_of_corrupt_pictures_reaches_the_autoencoder(folder, monkeypat
 @pytest.mark.slow
 def test_a_truncated_picture_ends_neither_the_autoencoder_nor_its_export(folder):
     config = config_of(folder, "batch_size=8", "data.max_corrupt=1")
-    prepared = emoji.with_codec(config, steps=2, batch_size=8, vae=VAE)
+    prepared = emoji.with_codec(config, steps=2, batch_size=8, vae=TINY_VAE)
     card = json.loads((folder / "run_vae" / "codec" / "card.json").read_text())
     assert card["held_out_pictures"] == 11
     assert len(prepared.data.with_text_encoder(config.model.text_encoder).latents) == 11

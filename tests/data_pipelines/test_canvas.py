@@ -10,23 +10,13 @@ from data_pipelines import canvas
 from data_pipelines.scenes.canvas import CanvasScenes
 from nova_jax import weights
 from nova_jax.models import text
-from nova_jax.models.vae import VAE
+from tests.tiny_run import TINY_VAE
 
 
 @pytest.fixture(scope="module")
 def codec_path(tmp_path_factory):
-    vae = VAE(
-        latent_channels=4,
-        width=8,
-        width_multipliers=(1, 1),
-        halves_time=(False,),
-        num_blocks=1,
-        patch_size=4,
-        is_temporal=False,
-        has_attention=False,
-    )
     path = tmp_path_factory.mktemp("vae")
-    weights.save(vae, vae.init(jax.random.key(0)), path)
+    weights.save(TINY_VAE, TINY_VAE.init(jax.random.key(0)), path)
     return str(path)
 
 

@@ -16,8 +16,8 @@ from nova_jax import experiment, weights
 from nova_jax.models import text
 from nova_jax.models.text import byte_groups
 from nova_jax.models.text.pretrained import T5TextEncoder
-from nova_jax.models.vae import VAE
 from tests.models.text import tiny_t5
+from tests.tiny_run import TINY_VAE
 
 SCENES = source.Scenes(length=24)
 BYTES = text.ByteTextEncoder(length=64)
@@ -25,18 +25,7 @@ BYTES = text.ByteTextEncoder(length=64)
 
 @pytest.fixture(scope="module")
 def codec_path(tmp_path_factory):
-    vae = VAE(
-        latent_channels=4,
-        width=8,
-        width_multipliers=(1, 1),
-        halves_time=(False,),
-        num_blocks=1,
-        patch_size=4,
-        is_temporal=False,
-        has_attention=False,
-        latents_mean=(0.5, 0.0, 0.0, 0.0),
-        latents_std=(2.0, 1.0, 1.0, 1.0),
-    )
+    vae = dataclasses.replace(TINY_VAE, latents_mean=(0.5, 0.0, 0.0, 0.0), latents_std=(2.0, 1.0, 1.0, 1.0))
     path = tmp_path_factory.mktemp("vae")
     weights.save(vae, vae.init(jax.random.key(0)), path)
     return str(path)
