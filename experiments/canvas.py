@@ -28,7 +28,7 @@ from data_pipelines.scenes import world
 from data_pipelines.scenes.canvas import CanvasPictures, CanvasScenes
 from data_pipelines.scenes.world import World
 from experiments import image_vae, reports
-from nova_jax import experiment, inference
+from nova_jax import experiment, generation
 from nova_jax.diffusion import DropRates, FlowMatching
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import WordTextEncoder
@@ -157,7 +157,7 @@ def prepare(
 ) -> experiment.TrainConfig:
     """Trains what the run needs and does not name: the autoencoder, and the network to start from."""
     data, start = config.data, config.start_from
-    codec = f"{start}/{inference.CODEC_FOLDER}" if start else ""
+    codec = f"{start}/{generation.CODEC_FOLDER}" if start else ""
     codec = data.codec_path or codec or train_codec(make_codec_config(data), f"{config.directory}_vae")
     data = dataclasses.replace(data, codec_path=codec)
     if not start:

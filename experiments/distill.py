@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments import reports
 from nova_jax import config as configs
-from nova_jax import distillation, experiment, inference
+from nova_jax import distillation, experiment, generation
 from nova_jax.diffusion import time_sampling
 from nova_jax.runs import record as records
 from nova_jax.training import optimizer as optimizers
@@ -84,7 +84,7 @@ def make_config(teacher: str, method: str) -> experiment.TrainConfig:
     packages = ("nova_jax", "data_pipelines")
     model, data, preview = (configs.from_dict(saved[key], packages) for key in ("model", "data", "preview"))
     preset = METHODS[method]
-    student = inference.SamplingSettings(
+    student = generation.SamplingSettings(
         sampler=preset.method.sampler, num_steps=_steps(preset.method), guidance_scale=1.0
     )
     return experiment.TrainConfig(

@@ -32,8 +32,7 @@ from data_pipelines.cutouts import CutoutPictures, Cutouts
 from data_pipelines.mixture import Mixture
 from data_pipelines.sources import WebDataset
 from experiments import canvas, image_vae
-from nova_jax import canvas as editor
-from nova_jax import experiment, inference, tasks
+from nova_jax import experiment, generation, tasks
 from nova_jax.diffusion import DropRates, FlowMatching
 from nova_jax.evaluation import intervals, pictures, task_report
 from nova_jax.tasks import color
@@ -113,17 +112,17 @@ def train_codec(data: CutoutTar, run_dir: str, steps: int = 4000) -> str:
 
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
     """Scores the run on held-out pictures: scores.json, tasks.png, and the numbers on the terminal."""
-    trained = inference.load_run(result.directory)
+    trained = generation.load_run(result.directory)
     part = config.data.parts[0][0]
     scores, sheet = evaluate(trained, part.sources[0], max_corrupt=part.max_corrupt)
     (result.directory / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-    path = inference.save_grid(result.directory / "tasks.png", sheet, columns=3 * ACROSS, upscale=2)
+    path = generation.save_grid(result.directory / "tasks.png", sheet, columns=3 * ACROSS, upscale=2)
     print_scores(scores)
     print(f"\npictures: {path}")
 
 
 def evaluate(
-    trained: inference.TrainedRun, learnt: Cutouts, count: int = MAX_SCORED, *, max_corrupt: int = 8
+    trained: generation.TrainedRun, learnt: Cutouts, count: int = MAX_SCORED, *, max_corrupt: int = 8
 ) -> tuple[dict[str, Scores], UInt8[np.ndarray, "n 1 h w 3"]]:
     """Scores of both tasks, and the first answers, three tiles each.
 
@@ -142,11 +141,13 @@ def evaluate(
     return scores, np.concatenate(tiles)[:, None]
 
 
-def score_mattes(trained: inference.TrainedRun, elements: Sequence[cutouts.Sample]) -> tuple[Scores, list[np.ndarray]]:
+def score_mattes(trained: generation.TrainedRun, elements: Sequence[cutouts.Sample]) -> tuple[Scores, list[np.ndarray]]:
     """Errors of alpha; and of each element source, true alpha and the drawn cut-out on a checkerboard (3, h, w, 3)."""
-    limits = editor.limits_of(trained)
+    limits = generation.images.limits_of(trained)
     sources = [element["source"][0] for element in elements]
-    drawn = editor.draw_all(trained, [tasks.RemoveBackground(image=image, limits=limits) for image in sources])
+    drawn = generation.images.draw_all(
+        trained, [tasks.RemoveBackground(image=image, limits=limits) for image in sources]
+    )
     cut = [of_one[0] for of_one in drawn]
     true = np.stack([element["pixels"] for element in elements])
     rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, true)
@@ -159,16 +160,16 @@ def score_mattes(trained: inference.TrainedRun, elements: Sequence[cutouts.Sampl
         for name, alphas in sets.items()
     }
     strips = [
-        np.stack([source, element["pixels"][0], editor.on_checkerboard(picture)])
+        np.stack([source, element["pixels"][0], generation.images.on_checkerboard(picture)])
         for source, element, picture in zip(sources, elements, cut, strict=True)
     ]
     return scores, strips
 
 
-def score_colors(trained: inference.TrainedRun, elements: Sequence[cutouts.Sample]) -> tuple[Scores, list[np.ndarray]]:
+def score_colors(trained: generation.TrainedRun, elements: Sequence[cutouts.Sample]) -> tuple[Scores, list[np.ndarray]]:
     """Errors of palettes; and of each element palette, true and drawn picture (3, h, w, 3)."""
     palettes = [element["palette"][: element["num_colors"]] for element in elements]
-    limits = editor.limits_of(trained)
+    limits = generation.images.limits_of(trained)
     requests = [
         tasks.ColorGuided(
             colors=[f"#{bytes(rgb.tolist()).hex()}" for rgb in palette],
@@ -179,7 +180,7 @@ def score_colors(trained: inference.TrainedRun, elements: Sequence[cutouts.Sampl
         for i, (element, palette) in enumerate(zip(elements, palettes, strict=True))
         for h, w in [element["pixels"].shape[1:3]]
     ]
-    drawn = np.stack([of_one[:1] for of_one in editor.draw_all(trained, requests)])
+    drawn = np.stack([of_one[:1] for of_one in generation.images.draw_all(trained, requests)])
     true = np.stack([element["pixels"] for element in elements])
     rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, true)
 

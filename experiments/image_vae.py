@@ -24,7 +24,7 @@ import numpy as np
 from data_pipelines import images, loader, streams
 from data_pipelines.scenes import scoring, source
 from data_pipelines.sources.held import Held
-from nova_jax import environment, experiment, inference, weights
+from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
 from nova_jax.models.vae import VAE
 from nova_jax.training import optimizer
@@ -83,13 +83,13 @@ def export(
     """
     vae = dataclasses.replace(config.model, dtype=jnp.float32)
     vae = with_statistics(vae, result.state.ema, config.data, samples)
-    folder = result.directory / inference.CODEC_FOLDER
+    folder = result.directory / generation.CODEC_FOLDER
     weights.save(vae, result.state.ema, folder, dtype="float16")
     vae, params = weights.load(folder)  # what is measured is what was written
     fit, rng = images.Transform(size=config.data.size), np.random.default_rng(0)
     shown = loader.readable(held_out, range(min(samples, len(held_out))), config.data.max_corrupt)
     fitted = [fit(sample, rng)["pixels"] for sample in shown]
-    truth = np.asarray(inference.to_uint8(jnp.asarray(fitted)))
+    truth = np.asarray(generation.to_uint8(jnp.asarray(fitted)))
     rebuilt = reconstruct(vae, params, truth)
     error = (truth.astype(np.float64) - rebuilt) ** 2
     card = {
@@ -113,7 +113,7 @@ def export(
 
 def reconstruct(vae: VAE, params: Any, pictures: np.ndarray, batch_size: int = 100) -> np.ndarray:
     """Pictures, uint8 (n, f, h, w, 3), through the autoencoder and back."""
-    through = jax.jit(lambda params, x: inference.to_uint8(vae.decode(params, vae.encode(params, x / 127.5 - 1.0)[0])))
+    through = jax.jit(lambda params, x: generation.to_uint8(vae.decode(params, vae.encode(params, x / 127.5 - 1.0)[0])))
     pad = -len(pictures) % batch_size
     padded = np.concatenate([pictures, pictures[:1].repeat(pad, axis=0)]).astype(np.float32)
     rebuilt = [np.asarray(through(params, padded[i : i + batch_size])) for i in range(0, len(padded), batch_size)]
@@ -123,7 +123,7 @@ def reconstruct(vae: VAE, params: Any, pictures: np.ndarray, batch_size: int = 1
 def train(config: experiment.TrainConfig, held_out: Any) -> str:
     """Runs an autoencoder's experiment and exports it; returns its folder. Does nothing twice."""
     result = experiment.run(config)
-    folder = result.directory / inference.CODEC_FOLDER
+    folder = result.directory / generation.CODEC_FOLDER
     if not (folder / "card.json").is_file():
         export(config, result, held_out)
     return str(folder)

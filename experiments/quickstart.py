@@ -43,7 +43,7 @@ PROMPTS = (
 
 # More pairs and fewer colours in captions: half of GenEval's tasks ask for two objects, and most leave colours open.
 WORLD = dataclasses.replace(
-    world.QUICKSTART, kinds=(0.32, 0.48, 0.18, 0.02), wording=world.Wording(color=0.55, relation=0.5)
+    world.QUICKSTART, kinds=(0.32, 0.48, 0.18, 0.02), wording=world.Wording(color=0.55, relation=0.5, in_order=1.0)
 )
 
 CONFIG = experiment.TrainConfig(

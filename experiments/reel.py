@@ -24,7 +24,7 @@ from data_pipelines.scenes.reel_source import Reels
 from data_pipelines.scenes.reel_world import ReelWorld
 from data_pipelines.sources.held import Held
 from experiments import image_vae, reports, video_vae
-from nova_jax import experiment, inference
+from nova_jax import experiment, generation
 from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames, TimeNoise, time_sampling
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import WordTextEncoder
@@ -104,7 +104,7 @@ CONFIG = experiment.TrainConfig(
 def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
     """Trains the autoencoder of clips, unless the data names one or the run that is started from has it."""
     data = config.data
-    codec = f"{config.start_from}/{inference.CODEC_FOLDER}" if config.start_from else ""
+    codec = f"{config.start_from}/{generation.CODEC_FOLDER}" if config.start_from else ""
     codec = data.codec_path or codec or train_codec(data, f"{config.directory}_vae")
     return dataclasses.replace(config, data=make_batches(dataclasses.replace(data, codec_path=codec)))
 

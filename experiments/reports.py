@@ -11,10 +11,10 @@ import numpy as np
 from data_pipelines.scenes import scoring, source
 from experiments import image_vae
 from nova_jax import config as configs
-from nova_jax import distillation, environment, experiment, inference
+from nova_jax import distillation, environment, experiment, generation
 from nova_jax.evaluation import geneval, plots, report, task_evaluation, task_report
 
-SETTINGS = inference.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=2.0)
+SETTINGS = generation.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=2.0)
 PER_TASK = 128
 CEILING_SCENES = 500
 PER_PROMPT = 4
@@ -23,11 +23,11 @@ STUDENT_STEPS = (1, 2, 4, 8)
 
 def finish_scenes(config: experiment.TrainConfig, result: experiment.Result) -> None:
     """Scores a model of the scenes world on GenEval's six tasks, with ceilings, and writes its report."""
-    trained = inference.load_run(result.directory)
+    trained = generation.load_run(result.directory)
     scenes: source.Scenes = config.data.source
     start = time.time()
     scored = scoring.score(
-        lambda prompts, seeds: inference.generate(trained, prompts, list(seeds), SETTINGS),
+        lambda prompts, seeds: generation.generate(trained, prompts, list(seeds), SETTINGS),
         scenes.world,
         per_task=PER_TASK,
     )
@@ -93,12 +93,12 @@ def finish_exam(config: experiment.TrainConfig, result: experiment.Result, *, sh
 
 def finish_captioned(config: experiment.TrainConfig, result: experiment.Result) -> None:
     """Draws the preview's prompts and writes the report of a model of captioned pictures."""
-    write(config, result, inference.load_run(result.directory), {})
+    write(config, result, generation.load_run(result.directory), {})
 
 
 def finish_student(config: experiment.TrainConfig, result: experiment.Result) -> None:
     """Scores a student at every number of steps beside its teacher, and writes its report with both side by side."""
-    trained, teacher = inference.load_run(result.directory), inference.load_run(config.teacher or "")
+    trained, teacher = generation.load_run(result.directory), generation.load_run(config.teacher or "")
     drawers = {"teacher, 50 steps": (teacher, teacher_settings(trained.objective))} | {
         f"student, {settings.num_steps} step{'s' * (settings.num_steps > 1)}": (trained, settings)
         for settings in student_settings(trained)
@@ -108,7 +108,7 @@ def finish_student(config: experiment.TrainConfig, result: experiment.Result) ->
     sections: dict[str, Any] = {
         name: [
             _describe(settings) + ".",
-            report.images(inference.generate(run, prompts, seeds, settings), prompts, zoom=2),
+            report.images(generation.generate(run, prompts, seeds, settings), prompts, zoom=2),
         ]
         for name, (run, settings) in drawers.items()
     }
@@ -128,30 +128,30 @@ def finish_student(config: experiment.TrainConfig, result: experiment.Result) ->
     write(config, result, trained, sections)
 
 
-def teacher_settings(method: distillation.Method) -> inference.SamplingSettings:
+def teacher_settings(method: distillation.Method) -> generation.SamplingSettings:
     """What a student is held against: its teacher in 50 steps, guided as the student has learnt it."""
-    return inference.SamplingSettings(sampler="euler", num_steps=50, guidance_scale=method.guidance.scale)
+    return generation.SamplingSettings(sampler="euler", num_steps=50, guidance_scale=method.guidance.scale)
 
 
-def student_settings(trained: inference.TrainedRun) -> list[inference.SamplingSettings]:
+def student_settings(trained: generation.TrainedRun) -> list[generation.SamplingSettings]:
     """One, two, four and eight steps, as far as the student knows them."""
     known = trained.objective.trained_steps or STUDENT_STEPS
-    default = inference.settings_for(trained)
+    default = generation.settings_for(trained)
     return [dataclasses.replace(default, num_steps=steps) for steps in STUDENT_STEPS if steps in known]
 
 
 def score_scenes(
-    trained: inference.TrainedRun, scenes: source.Scenes, settings: inference.SamplingSettings
+    trained: generation.TrainedRun, scenes: source.Scenes, settings: generation.SamplingSettings
 ) -> geneval.Summary:
     """GenEval's six tasks."""
     return scoring.score(
-        lambda prompts, seeds: inference.generate(trained, prompts, list(seeds), settings),
+        lambda prompts, seeds: generation.generate(trained, prompts, list(seeds), settings),
         scenes.world,
         per_task=PER_TASK,
     ).summary
 
 
-def measure_ceilings(trained: inference.TrainedRun, scenes: source.Scenes) -> dict[str, scoring.Ceiling]:
+def measure_ceilings(trained: generation.TrainedRun, scenes: source.Scenes) -> dict[str, scoring.Ceiling]:
     """What the parser reads on held-out ground truth and on its reconstructions: no generated picture can do better."""
     held_out = image_vae.under_another_seed(scenes)
     truth = np.stack([held_out[i]["pixels"] for i in range(CEILING_SCENES)])
@@ -173,13 +173,13 @@ def print_scores(scored: scoring.Scored, ceilings: dict[str, scoring.Ceiling]) -
 
 
 def write(
-    config: experiment.TrainConfig, result: experiment.Result, trained: inference.TrainedRun, sections: dict[str, Any]
+    config: experiment.TrainConfig, result: experiment.Result, trained: generation.TrainedRun, sections: dict[str, Any]
 ) -> None:
     """Writes report.html: samples, the given sections, loss curves, config and environment."""
     prompts = [prompt for prompt in config.preview.prompts for _ in range(PER_PROMPT)] if config.preview else []
     seeds = [seed % PER_PROMPT for seed in range(len(prompts))]
-    settings = inference.settings_for(trained) if config.teacher else SETTINGS
-    pictures = inference.generate(trained, prompts, seeds, settings) if prompts else []
+    settings = generation.settings_for(trained) if config.teacher else SETTINGS
+    pictures = generation.generate(trained, prompts, seeds, settings) if prompts else []
     record = json.loads((result.directory / "config.json").read_text())
     lines = [json.loads(line) for line in (result.directory / "log.jsonl").read_text().splitlines()]
     kept = {key: record[key] for key in ("parameters", "flops_per_step", "peak_flops", "peak_source")}
@@ -227,5 +227,5 @@ def _first(scored: scoring.Scored, task: str, count: int) -> list[int]:
     return [i for i, prompt in enumerate(scored.prompts) if prompt.task == task][:count]
 
 
-def _describe(settings: inference.SamplingSettings) -> str:
+def _describe(settings: generation.SamplingSettings) -> str:
     return f"{settings.sampler}, {settings.num_steps} steps, guidance {settings.guidance_scale:g}"

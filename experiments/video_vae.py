@@ -30,7 +30,7 @@ from data_pipelines.scenes.reel_source import Reels
 from data_pipelines.sources.frames import Frames
 from data_pipelines.sources.held import Held
 from experiments import image_vae
-from nova_jax import environment, experiment, inference, weights
+from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
 from nova_jax.models import inflation
 from nova_jax.models import vae as vaes
@@ -140,7 +140,7 @@ def train(config: experiment.TrainConfig, held_out: Any) -> str:
     """Runs both stages and exports the second; returns its folder. Does nothing twice."""
     config = prepare(config)
     result = experiment.run(config)
-    folder = result.directory / inference.CODEC_FOLDER
+    folder = result.directory / generation.CODEC_FOLDER
     if not (folder / "card.json").is_file():
         export(config, result, held_out)
     return str(folder)
@@ -161,13 +161,13 @@ def export(
     clips, _ = config.data.parts[0]
     vae = dataclasses.replace(config.model, dtype=jnp.float32)
     vae = image_vae.with_statistics(vae, result.state.ema, clips, samples, batch_size)
-    folder = result.directory / inference.CODEC_FOLDER
+    folder = result.directory / generation.CODEC_FOLDER
     weights.save(vae, result.state.ema, folder, dtype="float16")
     vae, params = weights.load(folder)  # what is measured is what was written
     fit, rng = images.Transform(size=clips.size), np.random.default_rng(0)
     shown = loader.readable(held_out, range(min(samples, len(held_out))), clips.max_corrupt)
     fitted = np.stack([fit(sample, rng)["pixels"] for sample in shown])
-    truth = np.asarray(inference.to_uint8(jnp.asarray(fitted)))
+    truth = np.asarray(generation.to_uint8(jnp.asarray(fitted)))
     rebuilt = image_vae.reconstruct(vae, params, truth, batch_size)
     still = image_vae.reconstruct(vae, params, truth[:, -1:], batch_size)
     card = {

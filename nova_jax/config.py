@@ -24,6 +24,9 @@ DTYPE_KEY = "_dtype"
 MOVED = {  # names in the configs of earlier versions -> today's
     "nova_jax.models.text:ByteTextEncoder": "nova_jax.models.text.byte_groups:ByteTextEncoder",
     "nova_jax.models.t5:T5Encoder": "nova_jax.models.text.t5:T5Encoder",
+    "nova_jax.experiment:TrainConfig": "nova_jax.runs.config:TrainConfig",
+    "nova_jax.experiment:Preview": "nova_jax.runs.config:Preview",
+    "nova_jax.inference:SamplingSettings": "nova_jax.generation.settings:SamplingSettings",
 }
 LINEN_FIELDS = ("parent", "name")  # bookkeeping of flax.linen, never part of a config
 PROSE = ("prompts", "text", "negative_text", "mask_prompt")  # fields whose `~` is a sign like any other

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import distill, reports
-from nova_jax import cli, experiment, inference
+from nova_jax import cli, experiment, generation
 from nova_jax.training import checkpoint
 from tests import tiny_run
 
@@ -39,7 +39,7 @@ def test_a_student_lies_beside_its_teacher_and_says_whose_it_is(teacher, student
 
 
 def test_a_student_starts_from_the_averaged_teacher(teacher, student):
-    params = inference.load_run(teacher).params
+    params = generation.load_run(teacher).params
     jax.tree.map(np.testing.assert_array_equal, student.state.extra["teacher"], params)
 
 
@@ -51,21 +51,21 @@ def test_a_student_goes_on_where_it_stopped(teacher, student):
 
 
 def test_a_student_draws_as_its_method_says(student):
-    trained = inference.load_run(student.directory)
-    settings = inference.settings_for(trained)
+    trained = generation.load_run(student.directory)
+    settings = generation.settings_for(trained)
     assert (settings.sampler, settings.num_steps, settings.guidance_scale) == ("flow_map", 4, 1.0)
-    pictures = inference.generate(trained, ["a red circle"], [0])
-    np.testing.assert_array_equal(pictures, inference.generate(trained, ["a red circle"], [0], settings))
+    pictures = generation.generate(trained, ["a red circle"], [0])
+    np.testing.assert_array_equal(pictures, generation.generate(trained, ["a red circle"], [0], settings))
     assert [found.num_steps for found in reports.student_settings(trained)] == [1, 2, 4, 8]
 
 
 def test_steps_and_guidance_that_a_student_has_not_learnt_are_refused(student):
-    trained = inference.load_run(student.directory)
-    settings = inference.settings_for(trained)
+    trained = generation.load_run(student.directory)
+    settings = generation.settings_for(trained)
     with pytest.raises(ValueError, match="has not learnt num_steps=3: use one of 1, 2, 4, 8, 16"):
-        inference.generate(trained, ["a red circle"], [0], dataclasses.replace(settings, num_steps=3))
+        generation.generate(trained, ["a red circle"], [0], dataclasses.replace(settings, num_steps=3))
     with pytest.raises(ValueError, match="guidance of 2 is distilled into this student: use 1"):
-        inference.generate(trained, ["a red circle"], [0], dataclasses.replace(settings, guidance_scale=4.0))
+        generation.generate(trained, ["a red circle"], [0], dataclasses.replace(settings, guidance_scale=4.0))
 
 
 def test_the_command_line_draws_with_a_student(student, tmp_path, capsys):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import reel_full_size, reel_plan
+from experiments.studies import reel_full_size, reel_plan
 from nova_jax.models import tiling
 from nova_jax.models import vae as vaes
 

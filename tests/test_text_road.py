@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from data_pipelines import mixture
-from nova_jax import cli, experiment, inference
+from nova_jax import cli, experiment, generation
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import ByteTextEncoder, CaptionTooLong
 from nova_jax.models.text.pretrained import T5TextEncoder
 from tests import tiny_run
 from tests.models.text import tiny_t5
 
-SETTINGS = inference.SamplingSettings(num_steps=2)
+SETTINGS = generation.SamplingSettings(num_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def finished(config):
 
 @pytest.fixture(scope="module")
 def trained(finished):
-    return inference.load_run(finished.directory)
+    return generation.load_run(finished.directory)
 
 
 def losses(result):
@@ -76,7 +76,7 @@ def test_states_that_are_made_for_every_batch_train_as_those_that_are_kept(finis
 def test_pictures_follow_their_prompt_and_seed(trained, config):
     assert trained.text_encoder == config.data.text_encoder
     trained = trained._replace(params=_away_from_zero(trained.params))
-    pixels = inference.generate(trained, ["a red circle", "a blue square", "a red circle"], [3, 3, 3], SETTINGS)
+    pixels = generation.generate(trained, ["a red circle", "a blue square", "a red circle"], [3, 3, 3], SETTINGS)
     assert pixels.shape == (3, 1, 32, 32, 3)
     np.testing.assert_array_equal(pixels[0], pixels[2])
     assert (pixels[0] != pixels[1]).any()
@@ -97,7 +97,7 @@ def _away_from_zero(params):
 def test_the_states_that_draw_are_those_that_trained(trained, config):
     batch = next(dataclasses.replace(config.data, caches_text=False).batches(0, 4))
     captions = [sample["caption"] for sample in (config.data.source[i] for i in range(len(config.data.source)))]
-    cond, null = inference.encode(trained, captions)
+    cond, null = generation.encode(trained, captions)
     assert not null.text.any()
     assert null.text_mask.tolist() == [[True] + [False] * 23]
     for states in np.asarray(batch.cond.text):
@@ -107,15 +107,15 @@ def test_the_states_that_draw_are_those_that_trained(trained, config):
 def test_an_encoder_whose_folder_has_moved_is_named_when_the_run_is_loaded(finished, trained, config, tmp_path):
     shutil.copytree(config.data.text_encoder.path, tmp_path / "moved")
     encoder = dataclasses.replace(config.data.text_encoder, path=str(tmp_path / "moved"))
-    moved = inference.load_run(finished.directory, text_path=encoder.path)
+    moved = generation.load_run(finished.directory, text_path=encoder.path)
     assert moved.text_encoder == encoder
-    for ours, theirs in zip(inference.encode(moved, ["a star"]), inference.encode(trained, ["a star"]), strict=True):
+    for ours, theirs in zip(generation.encode(moved, ["a star"]), generation.encode(trained, ["a star"]), strict=True):
         np.testing.assert_array_equal(ours.text, theirs.text)
 
 
 def test_a_prompt_that_does_not_fit_is_refused(trained):
     with pytest.raises(CaptionTooLong, match="has 24 tokens and 23 fit"):
-        inference.generate(trained, [" ".join(["red"] * 24)], [0], SETTINGS)
+        generation.generate(trained, [" ".join(["red"] * 24)], [0], SETTINGS)
 
 
 def test_the_command_line_draws_from_such_a_run_wherever_its_encoder_lies(finished, config, capsys, tmp_path):
@@ -146,7 +146,7 @@ def test_a_mixture_of_such_data_previews_and_is_drawn_from(config, tmp_path):
     )
     result = experiment.run(mixed)
     assert (result.directory / "samples" / "00000002.png").is_file()
-    assert inference.load_run(result.directory).text_encoder == config.data.text_encoder
+    assert generation.load_run(result.directory).text_encoder == config.data.text_encoder
 
 
 def test_a_longer_run_goes_on_where_it_stopped(finished, config):

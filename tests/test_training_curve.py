@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import training_curve
+from experiments.studies import training_curve
 from nova_jax.config import ConfigError
 
 

@@ -12,9 +12,10 @@ from data_pipelines.scenes.reel_source import Reels
 from data_pipelines.scenes.reel_world import ReelWorld
 from experiments import image_vae, video_vae
 from nova_jax import config as configs
-from nova_jax import experiment, recipe, weights
+from nova_jax import experiment, weights
 from nova_jax.models import inflation, presets
 from nova_jax.models import vae as vaes
+from nova_jax.runs import build
 from nova_jax.types import Batch
 
 SMALL = vaes.VAE(
@@ -39,8 +40,8 @@ def prepared(tmp_path_factory) -> experiment.TrainConfig:
 
 @pytest.mark.slow
 def test_the_second_stage_starts_from_the_pictures_of_the_first(prepared):
-    video = recipe.trained_params(prepared.model, prepared.start_from)
-    image = recipe.trained_params(inflation.without_time(SMALL), prepared.start_from)
+    video = build.trained_params(prepared.model, prepared.start_from)
+    image = build.trained_params(inflation.without_time(SMALL), prepared.start_from)
     kernel = video["decoder"]["conv_out"]["kernel"]
     np.testing.assert_array_equal(kernel[-1], image["decoder"]["conv_out"]["kernel"][0])
     assert not kernel[:-1].any()
@@ -63,15 +64,15 @@ def test_both_stages_end_in_a_codec_that_says_how_good_it_is(prepared):
 @pytest.mark.slow
 def test_an_autoencoder_that_differs_in_more_than_time_does_not_start_from_a_run(prepared):
     with pytest.raises(ValueError, match="width is 4 in the first and 16 in the second"):
-        recipe.trained_params(dataclasses.replace(SMALL, width=16), prepared.start_from)
+        build.trained_params(dataclasses.replace(SMALL, width=16), prepared.start_from)
 
 
 def test_an_autoencoder_starts_from_no_other_network(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a run folder"):
-        recipe.trained_params(SMALL, tmp_path)
+        build.trained_params(SMALL, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"config": {"model": configs.to_dict(presets.dit("nano"))}}))
     with pytest.raises(ValueError, match="trained a DiT, from which an autoencoder cannot start"):
-        recipe.trained_params(SMALL, tmp_path)
+        build.trained_params(SMALL, tmp_path)
 
 
 def test_the_first_stage_trains_the_same_network_without_time_on_pictures():

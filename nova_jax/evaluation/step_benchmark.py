@@ -27,7 +27,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from nova_jax import config, distillation, environment, inference
+from nova_jax import config, distillation, environment, generation
 from nova_jax.evaluation import geneval
 from nova_jax.evaluation.step_drawing import REFERENCE, Bench
 from nova_jax.evaluation.step_grid import TEACHER, Cell, Grid, cells, student_cells, student_name
@@ -103,7 +103,7 @@ def run(
 
 
 def _header(
-    models: Mapping[str, inference.TrainedRun], run_dir: pathlib.Path, grid: Grid, command: str
+    models: Mapping[str, generation.TrainedRun], run_dir: pathlib.Path, grid: Grid, command: str
 ) -> dict[str, Any]:
     """What all results of a folder have in common; `_resume` compares it."""
     trained = models[TEACHER]
@@ -136,18 +136,18 @@ def _measure(bench: Bench, todo: list[Cell], path: pathlib.Path, console: rich.c
     _append(path, {"kind": "programs"} | programs)
 
 
-def _load(run_dir: pathlib.Path, grid: Grid) -> dict[str, inference.TrainedRun]:
+def _load(run_dir: pathlib.Path, grid: Grid) -> dict[str, generation.TrainedRun]:
     """The run and its students, by name."""
-    trained = inference.load_run(run_dir)
+    trained = generation.load_run(run_dir)
     models = {TEACHER: trained}
     for folder in grid.students:
-        student = inference.load_run(folder)
+        student = generation.load_run(folder)
         check_student(folder, student, trained)
         models[student_name(folder)] = student
     return models
 
 
-def check_student(folder: str, student: inference.TrainedRun, trained: inference.TrainedRun) -> None:
+def check_student(folder: str, student: generation.TrainedRun, trained: generation.TrainedRun) -> None:
     """Refuses a run whose latents cannot be held against those of the teacher.
 
     Raises:
@@ -165,7 +165,7 @@ def check_student(folder: str, student: inference.TrainedRun, trained: inference
         raise ValueError(f"the student {folder} draws latents of another autoencoder: give students of this run")
 
 
-def _training(models: Mapping[str, inference.TrainedRun], run_dir: pathlib.Path, grid: Grid) -> list[dict[str, Any]]:
+def _training(models: Mapping[str, generation.TrainedRun], run_dir: pathlib.Path, grid: Grid) -> list[dict[str, Any]]:
     """A line for each model: what it is and what its training has cost so far, against the run's."""
     folders = [str(run_dir), *grid.students]
     lines = []
@@ -192,7 +192,7 @@ def _flops_before(run_dir: str | pathlib.Path) -> float:
     first = records.read(run_dir)["config"].get("start_from")
     if first is None:
         return 0.0
-    return inference.load_run(first).step * float(records.read(first)["flops_per_step"]) + _flops_before(first)
+    return generation.load_run(first).step * float(records.read(first)["flops_per_step"]) + _flops_before(first)
 
 
 class _Progress:
@@ -297,7 +297,7 @@ def _scorer(data: dict[str, Any], pictures: int, console: rich.console.Console) 
     return source.scorer(per_task=max(1, pictures // len(geneval.TASKS))) if hasattr(source, "scorer") else None
 
 
-def _flops(trained: inference.TrainedRun) -> float:
+def _flops(trained: generation.TrainedRun) -> float:
     """Of one evaluation for one picture: the closed form of the network, its text encoder left out."""
     network, shape, length = trained.network, tuple(trained.latent_shape[:3]), trained.text_encoder.length
     encoder = text_encoders.find(network)  # runs once for all steps

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nova_jax import drawing, inference, sampling
+from nova_jax import generation, sampling
 from nova_jax.evaluation import geneval, intervals, step_grid, timing
 from nova_jax.evaluation.step_grid import Cell, Grid
+from nova_jax.generation import program
 from nova_jax.sampling import named, time_grids
 from nova_jax.types import Conditioning, Sampled
 
@@ -51,7 +52,7 @@ class Bench:
     """
 
     def __init__(
-        self, models: Mapping[str, inference.TrainedRun], grid: Grid, folder: pathlib.Path, scorer: Any = None
+        self, models: Mapping[str, generation.TrainedRun], grid: Grid, folder: pathlib.Path, scorer: Any = None
     ) -> None:
         self.models, self.grid, self.folder, self.scorer = models, grid, folder, scorer
         self.programs: dict[tuple, Any] = {}
@@ -77,10 +78,10 @@ class Bench:
         self.prompts = [prompts[i] for i in self.order] + [prompt for prompt, _ in rows]
         self.seeds = (grid.seed + np.concatenate([seeds, [seed for _, seed in rows]])).astype(np.uint32)
 
-    def _encode(self, trained: inference.TrainedRun) -> list[Batch]:
+    def _encode(self, trained: generation.TrainedRun) -> list[Batch]:
         size = self.grid.batch_size
         slices = [slice(start, start + size) for start in range(0, len(self.prompts), size)]
-        return [(*inference.encode(trained, self.prompts[part]), self.seeds[part]) for part in slices]
+        return [(*generation.encode(trained, self.prompts[part]), self.seeds[part]) for part in slices]
 
     def program(
         self,
@@ -94,11 +95,11 @@ class Bench:
 
         Programs with and without guidance are two.
         """
-        trained, guided = self.models[model], drawing.guidance_of(guidance)
+        trained, guided = self.models[model], program.guidance_of(guidance)
         asked = Asked(trained.objective.schedule, trained.objective.prediction)
         key = (trained.network, trained.text_encoder, asked, sampler, guided, interval, room)
         if key not in self.programs:
-            draw = drawing.make_draw(trained.network, asked, sampler, guided, interval, trained.latent_shape)
+            draw = program.make_draw(trained.network, asked, sampler, guided, interval, trained.latent_shape)
             start = time.perf_counter()
             self.programs[key] = draw.lower(*self.arguments(0, np.ones(room + 1), guidance, model)).compile()
             self.compile_seconds += time.perf_counter() - start
@@ -136,16 +137,16 @@ class Bench:
 
     def evaluation(self, batch: int, guidance: float, model: str = step_grid.TEACHER) -> float:
         """Seconds of one network evaluation of a batch, from a walk of `CALLS` steps that does nothing else."""
-        trained, guided = self.models[model], drawing.guidance_of(guidance)
+        trained, guided = self.models[model], program.guidance_of(guidance)
         asked = Asked(trained.objective.schedule, trained.objective.prediction)
-        walk = drawing.make_draw(trained.network, asked, timing.Stay(), guided, None, trained.latent_shape)
+        walk = program.make_draw(trained.network, asked, timing.Stay(), guided, None, trained.latent_shape)
         arguments = self.arguments(batch, time_grids.uniform(CALLS), guidance, model)
         seconds, sampled = timing.seconds(lambda: walk(*arguments))
         return seconds / int(sampled.nfe)
 
     def prepare(self, cells: list[Cell]) -> None:
         """Compiles what cells are timed with and walks the fine paths, so that no cell pays for them."""
-        for cell in {(cell.model, drawing.guidance_of(cell.guidance)): cell for cell in cells}.values():
+        for cell in {(cell.model, program.guidance_of(cell.guidance)): cell for cell in cells}.values():
             self.evaluation(0, cell.guidance, cell.model)
         for guidance, interval in dict.fromkeys(map(self.target, cells)):
             self.reference(guidance, interval)
@@ -162,11 +163,11 @@ class Bench:
         arguments = self.arguments(batch, padded, cell.guidance, cell.model)
         spent, sampled = timing.seconds(lambda: program(*arguments))
         if not np.all(np.isfinite(sampled.x)):
-            settings = inference.SamplingSettings(
+            settings = generation.SamplingSettings(
                 sampler=cell.sampler, num_steps=cell.steps, guidance_scale=cell.guidance, time_grid=cell.time_grid
             )
             cond, null, seeds = self.batches[cell.model][batch]
-            inference.explain_nonfinite(self.models[cell.model], settings, (cond, null), seeds.tolist())
+            generation.explain_nonfinite(self.models[cell.model], settings, (cond, null), seeds.tolist())
         return spent, sampled
 
     def measure(self, cell: Cell) -> dict[str, Any]:
@@ -202,7 +203,7 @@ class Bench:
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents as uint8 pictures."""
         trained = self.models[step_grid.TEACHER]
-        return np.asarray(inference.make_decode(trained.codec)(trained.codec_params, latents))
+        return np.asarray(generation.make_decode(trained.codec)(trained.codec_params, latents))
 
     def _scores(self, pictures: np.ndarray) -> dict[str, Any]:
         """Task scores, with the overall rate over all pictures (the tasks have equally many)."""

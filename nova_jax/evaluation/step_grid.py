@@ -6,7 +6,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from nova_jax import distillation, inference
+from nova_jax import distillation, generation
 from nova_jax.sampling import named
 
 TEACHER = "teacher"  # the model of the run itself
@@ -55,8 +55,8 @@ class Grid:
             named.get(sampler, steps)
         if not all(0 <= scale < math.inf for scale in self.guidance):
             raise ValueError(f"guidance is {self.guidance}; scales must be 0 or more (1 is no guidance)")
-        if not 0 <= self.seed < inference.SEEDS.high:
-            raise ValueError(f"seed is {self.seed}; it must be a whole number {inference.SEEDS}")
+        if not 0 <= self.seed < generation.SEEDS.high:
+            raise ValueError(f"seed is {self.seed}; it must be a whole number {generation.SEEDS}")
         if self.pictures < 1 or self.batch_size < 1 or self.reference_steps < max(self.steps):
             raise ValueError(
                 "pictures and batch_size must be at least 1 and reference_steps no less than the most steps, got "
@@ -102,7 +102,7 @@ def student_name(run_dir: str) -> str:
     return pathlib.Path(run_dir).absolute().name
 
 
-def student_cells(name: str, student: inference.TrainedRun, grid: Grid) -> list[Cell]:
+def student_cells(name: str, student: generation.TrainedRun, grid: Grid) -> list[Cell]:
     """A student's points: its own sampler, uniform times, the steps that it has learnt.
 
     Guidance is distilled in (scale 1), unless the network reads the scale: then those of the grid are asked for.
@@ -117,12 +117,12 @@ def student_cells(name: str, student: inference.TrainedRun, grid: Grid) -> list[
         raise ValueError(
             f"{name} has learnt none of student_steps={_listed(grid.student_steps)}, but {_listed(known or ())}"
         )
-    sampler = inference.settings_for(student).sampler
+    sampler = generation.settings_for(student).sampler
     scales = grid.guidance if reads_guidance(student) else (1.0,)
     return [Cell(sampler, "uniform", scale, number, name) for scale, number in itertools.product(scales, steps)]
 
 
-def reads_guidance(student: inference.TrainedRun) -> bool:
+def reads_guidance(student: generation.TrainedRun) -> bool:
     """Whether a student is told the scale of guidance instead of having learnt one."""
     return student.objective.guidance.max_scale is not None
 

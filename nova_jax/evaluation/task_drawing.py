@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from nova_jax import canvas, inference, reel
+from nova_jax import generation
 from nova_jax.evaluation.exam import Apart, Ask, Locate, Picture, Pictures, Question
 from nova_jax.tasks import Inpaint, Limits, Outpaint, VideoLimits, VideoRequest
 from nova_jax.tasks.request import Request
 
-SAMPLER = f"heun, {canvas.STEPS['standard']} steps; masks and alphas {canvas.DENSE.num_steps}, unguided"
+SAMPLER = (
+    f"heun, {generation.images.STEPS['standard']} steps; masks and alphas {generation.images.DENSE.num_steps}, unguided"
+)
 
 
-def limits_of(trained: inference.TrainedRun) -> Limits | VideoLimits:
+def limits_of(trained: generation.TrainedRun) -> Limits | VideoLimits:
     """What a model draws: clips of one size and length if it was trained on more than one frame, or else pictures."""
-    return reel.limits_of(trained) if trained.latent_shape[0] > 1 else canvas.limits_of(trained)
+    return generation.videos.limits_of(trained) if trained.latent_shape[0] > 1 else generation.images.limits_of(trained)
 
 
 def requests(ask: Ask) -> tuple[Request, ...]:
@@ -29,7 +31,7 @@ def requests(ask: Ask) -> tuple[Request, ...]:
     return () if isinstance(ask, Locate) else (ask,)
 
 
-def check(trained: inference.TrainedRun, asked: Sequence[Ask]) -> None:
+def check(trained: generation.TrainedRun, asked: Sequence[Ask]) -> None:
     """Refuses questions that the network has no inputs for, or whose size it cannot draw.
 
     Raises:
@@ -38,11 +40,11 @@ def check(trained: inference.TrainedRun, asked: Sequence[Ask]) -> None:
     wanted = [request for ask in asked for request in requests(ask)]
     for request in wanted:
         if isinstance(request, VideoRequest):
-            reel.check(trained, request)
-    canvas.check_network(trained, [request for request in wanted if not isinstance(request, VideoRequest)])
+            generation.videos.check(trained, request)
+    generation.images.check_network(trained, [request for request in wanted if not isinstance(request, VideoRequest)])
 
 
-def draw(trained: inference.TrainedRun, asked: Sequence[Ask], guidance: float) -> Pictures:
+def draw(trained: generation.TrainedRun, asked: Sequence[Ask], guidance: float) -> Pictures:
     """The model's answers; an alpha and a mask as gray pictures.
 
     Args:
@@ -51,7 +53,7 @@ def draw(trained: inference.TrainedRun, asked: Sequence[Ask], guidance: float) -
         guidance: Scale of classifier-free guidance of videos; the other requests bring theirs.
     """
     sought = [ask for ask in asked if isinstance(ask, Locate)]
-    found = iter(canvas.locate(trained, [ask.image for ask in sought], [ask.prompt for ask in sought]))
+    found = iter(generation.images.locate(trained, [ask.image for ask in sought], [ask.prompt for ask in sought]))
     drawn = iter(draw_all(trained, [request for ask in asked for request in requests(ask)], guidance))
     answers = []
     for ask in asked:
@@ -60,7 +62,7 @@ def draw(trained: inference.TrainedRun, asked: Sequence[Ask], guidance: float) -
     return np.stack(answers)
 
 
-def draw_all(trained: inference.TrainedRun, wanted: Sequence[Request], guidance: float) -> list[Picture]:
+def draw_all(trained: generation.TrainedRun, wanted: Sequence[Request], guidance: float) -> list[Picture]:
     """The first picture of every request for pictures, or the whole video of every request for videos.
 
     Args:
@@ -70,26 +72,28 @@ def draw_all(trained: inference.TrainedRun, wanted: Sequence[Request], guidance:
     """
     videos = [request for request in wanted if isinstance(request, VideoRequest)]
     if len(videos) < len(wanted):
-        return [_opaque(pictures[:1]) for pictures in canvas.draw_all(trained, wanted)]
-    return [np.concatenate(list(shots)) for shots in reel.draw_all(trained, videos, video_settings(guidance))]
+        return [_opaque(pictures[:1]) for pictures in generation.images.draw_all(trained, wanted)]
+    return [
+        np.concatenate(list(shots)) for shots in generation.videos.draw_all(trained, videos, video_settings(guidance))
+    ]
 
 
-def video_settings(guidance: float) -> inference.SamplingSettings:
+def video_settings(guidance: float) -> generation.SamplingSettings:
     """How videos are drawn: as pictures are."""
-    return inference.SamplingSettings(num_steps=canvas.STEPS["standard"], guidance_scale=float(guidance))
+    return generation.SamplingSettings(num_steps=generation.images.STEPS["standard"], guidance_scale=float(guidance))
 
 
-def rebuild(trained: inference.TrainedRun, questions: Sequence[Question]) -> Pictures:
+def rebuild(trained: generation.TrainedRun, questions: Sequence[Question]) -> Pictures:
     """The true pictures after the autoencoder, a film shot by shot; of an edit in a mask, the source outside."""
     return np.stack([_rebuild(trained, q) for q in questions])
 
 
-def _rebuild(trained: inference.TrainedRun, q: Question) -> Picture:
-    decode = inference.make_decode(trained.codec)
+def _rebuild(trained: generation.TrainedRun, q: Question) -> Picture:
+    decode = generation.make_decode(trained.codec)
     shots = np.stack(np.split(q.truth, num_shots(q.ask)))
-    latents = inference.to_latents(trained, shots)
+    latents = generation.to_latents(trained, shots)
     picture = np.concatenate([np.asarray(decode(trained.codec_params, each[None]))[0] for each in latents])
-    return canvas.plan(q.ask, trained).finish(picture) if isinstance(q.ask, (Inpaint, Outpaint)) else picture
+    return generation.images.plan(q.ask, trained).finish(picture) if isinstance(q.ask, (Inpaint, Outpaint)) else picture
 
 
 def num_shots(ask: Ask) -> int:

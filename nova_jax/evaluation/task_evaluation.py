@@ -21,7 +21,7 @@ import numpy as np
 import rich.console
 from jaxtyping import Float
 
-from nova_jax import config, environment, files, inference
+from nova_jax import config, environment, generation
 from nova_jax.evaluation import exam, intervals, pictures, task_drawing
 from nova_jax.evaluation.exam import Bar, Exam, Judged, Level, Part, Pictures, Question, Score
 from nova_jax.runs import record as records
@@ -124,7 +124,7 @@ def run(
     """
     refuse([*checks.whole("per_task", per_task, PER_TASK), *checks.number("guidance", guidance, CFG_SCALE)])
     run_dir = pathlib.Path(run_dir)
-    trained = inference.load_run(run_dir)
+    trained = generation.load_run(run_dir)
     saved = records.read(run_dir)["config"]
     paper = find_exam(run_dir, saved["data"], per_task)
     parts = paper.parts(task_drawing.limits_of(trained), guidance)
@@ -152,7 +152,7 @@ def run(
         "environment": environment.describe(),
     }
     place = pathlib.Path(folder) if folder else run_dir / "evaluation"
-    with files.folder(place, overwrite=overwrite) as where:
+    with generation.files.folder(place, overwrite=overwrite) as where:
         evaluation = Evaluation(*grade(paper, answered), answered, facts, where)
         (where / SCORES).write_text(json.dumps(record(evaluation), indent=1) + "\n", encoding="utf-8")
     return evaluation

@@ -8,7 +8,7 @@ import numpy as np
 
 from nova_jax import distillation
 from nova_jax.diffusion import FlowMatching
-from nova_jax.inference import TrainedRun
+from nova_jax.generation import TrainedRun
 from nova_jax.models import dit
 from nova_jax.models.text import WordTextEncoder
 from nova_jax.training import optimizer

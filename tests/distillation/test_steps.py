@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nova_jax import recipe
 from nova_jax.parallel import distributed
 from nova_jax.parallel import mesh as meshes
+from nova_jax.runs import build
 from nova_jax.training import checkpoint, step
 from tests.distillation import students, toy_students
 from tests.training import toy
@@ -99,7 +99,7 @@ def test_a_discriminator_on_the_teachers_tokens_is_trained_and_judges_the_studen
     """On the real DiT: it starts undecided, learns, and its judgement is part of the student's loss."""
     method = dataclasses.replace(students.METHODS["dmd2"], discriminator_layers=1, adversarial_scale=100.0)
     model = students.make_model(has_second_time=True)
-    made = recipe.distilled(
+    made = build.distilled(
         model, method, students.OPTIMIZER, students.rows(0, 1), students.make_teacher(), seed=0, ema_decay=0.9
     )
     state = step.build(made.make_state, *made.arguments)
@@ -113,4 +113,4 @@ def test_a_discriminator_on_the_teachers_tokens_is_trained_and_judges_the_studen
 
 def test_a_discriminator_needs_layers_that_the_teacher_has():
     with pytest.raises(ValueError, match="discriminator_layers=3: the teacher has layers 1 to 2"):
-        recipe.make_judge(students.make_model(), 3)
+        build.make_judge(students.make_model(), 3)

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nova_jax import distillation, recipe
+from nova_jax import distillation
 from nova_jax.diffusion import FlowMatching, conditioning, schedules
 from nova_jax.distillation import teacher as teachers
+from nova_jax.runs import build
 from tests.distillation import students
 
 
@@ -18,7 +19,7 @@ def at(batch, t=0.7):
 def distil(method, model=None, **teacher):
     model = students.make_model(has_second_time=True) if model is None else model
     taught = students.make_teacher()._replace(**teacher)
-    return recipe.distilled(model, method, students.OPTIMIZER, students.rows(0, 1), taught, seed=0, ema_decay=0.9)
+    return build.distilled(model, method, students.OPTIMIZER, students.rows(0, 1), taught, seed=0, ema_decay=0.9)
 
 
 def test_a_student_without_a_second_time_is_refused():
@@ -30,8 +31,8 @@ def test_attention_that_cannot_go_forwards_is_refused_with_those_that_can():
     cudnn = students.make_model(has_second_time=True, attention_implementation="cudnn")
     with pytest.raises(ValueError, match=r"attention 'cudnn' cannot: set .* one of flash_jvp, tiled, xla"):
         distil(distillation.MeanFlow(), cudnn)
-    recipe.check_student(cudnn, distillation.MeanFlow(difference=0.02))
-    recipe.check_student(cudnn, distillation.Shortcut())
+    build.check_student(cudnn, distillation.MeanFlow(difference=0.02))
+    build.check_student(cudnn, distillation.Shortcut())
 
 
 def test_a_scale_as_input_needs_an_input_for_it():
@@ -60,10 +61,10 @@ def test_a_teacher_of_another_kind_is_refused():
 def test_a_method_that_learns_from_a_teacher_needs_one():
     model = students.make_model(has_second_time=True)
     with pytest.raises(ValueError, match="DMD2 learns from a teacher: set teacher=RUN"):
-        recipe.distilled(
+        build.distilled(
             model, distillation.DMD2(), students.OPTIMIZER, students.rows(0, 1), None, seed=0, ema_decay=0.9
         )
-    made = recipe.distilled(
+    made = build.distilled(
         model,
         distillation.MeanFlow(source="data"),
         students.OPTIMIZER,
@@ -77,7 +78,7 @@ def test_a_method_that_learns_from_a_teacher_needs_one():
 
 def test_the_guided_teacher_obeys_scale_and_interval():
     taught = students.make_teacher()
-    network, params = recipe.as_network(taught.network), jax.tree.map(jnp.asarray, taught.params)
+    network, params = build.as_network(taught.network), jax.tree.map(jnp.asarray, taught.params)
     x, _, cond = at(students.rows(1))
     t = jnp.linspace(0.1, 0.8, students.BATCH)
     of_cond = network(params, x, t, cond)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import distill_toy
+from experiments.studies import distill_toy
 from nova_jax import distillation
 from nova_jax.distillation import flow_map
 from nova_jax.types import Conditioning

@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from nova_jax import distillation, recipe
+from nova_jax import distillation
+from nova_jax.runs import build
 from nova_jax.types import Conditioning
 from tests.distillation import students
 from tests.training import toy
@@ -31,7 +32,7 @@ def make_recipe(name):
         return distillation.start(method, NETWORKS, params, params, students.OPTIMIZER)
 
     train_step = method.make_step(NETWORKS, students.OPTIMIZER, ema_decay=0.9)
-    return recipe.Recipe(make_state, (params,), train_step)
+    return build.Recipe(make_state, (params,), train_step)
 
 
 def rows(position, shard=(0, 1)):

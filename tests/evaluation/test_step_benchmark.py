@@ -12,7 +12,7 @@ import rich.console
 from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.scenes import scoring, world
-from nova_jax import cli, inference, sampling
+from nova_jax import cli, generation, sampling
 from nova_jax.evaluation import intervals, step_benchmark, step_report
 from nova_jax.parallel import mesh as meshes
 from nova_jax.sampling import named
@@ -78,13 +78,13 @@ def test_more_steps_come_nearer_to_the_fine_path_of_the_same_noise(bench):
 
 def test_a_cell_draws_what_generate_draws(trained, bench):
     """The same noise in every cell, whatever the batch: picture by picture those of the plain function."""
-    trained = inference.load_run(trained)
+    trained = generation.load_run(trained)
     kept = np.load(bench / "pictures" / "euler-uniform-g2-3.npy")
-    settings = inference.SamplingSettings(sampler="euler", num_steps=3, guidance_scale=2.0)
+    settings = generation.SamplingSettings(sampler="euler", num_steps=3, guidance_scale=2.0)
     order = np.random.default_rng(GRID.seed).permutation(6)
     prompts = scoring.Scorer(world.World(), per_task=1).prompts
     texts = [prompts[i].text for i in order[:3]]
-    drawn = inference.generate(trained, texts, [int(i) for i in order[:3]], settings)
+    drawn = generation.generate(trained, texts, [int(i) for i in order[:3]], settings)
     difference = np.abs(drawn[:, 0].astype(int) - kept[:3].astype(int))
     assert difference.max() <= 1  # rounding to whole numbers, batches of another size
 
@@ -93,7 +93,7 @@ def make_bench(run_dir, folder, batch_size, devices=1):
     """A benchmark of six prompts, its batches cut over this many devices, and the noise that they must begin with."""
     mesh = meshes.MeshConfig().make(jax.devices()[:devices])
     everywhere, cut = NamedSharding(mesh, PartitionSpec()), meshes.batch_sharding(mesh)
-    trained = inference.load_run(run_dir)
+    trained = generation.load_run(run_dir)
     trained = trained._replace(params=jax.device_put(trained.params, everywhere))
     grid = dataclasses.replace(GRID, batch_size=batch_size)
     models = {step_benchmark.TEACHER: trained}
@@ -262,8 +262,8 @@ def test_a_missing_run_a_missing_checkpoint_and_missing_results_are_one_sentence
 
 
 def test_a_walk_that_breaks_down_says_which_sampler_step_and_time(trained):
-    trained = inference.load_run(trained)
+    trained = generation.load_run(trained)
     broken = trained._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, trained.params))
-    settings = inference.SamplingSettings(sampler="dpmpp_2m", num_steps=4)
+    settings = generation.SamplingSettings(sampler="dpmpp_2m", num_steps=4)
     with pytest.raises(FloatingPointError, match=r"DPMSolverPP.* after step 1 of 4, from t = 1 to 0\.75"):
-        inference.generate(broken, ["a circle"], [0], settings)
+        generation.generate(broken, ["a circle"], [0], settings)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from nova_jax import cli, distillation, experiment, inference
+from nova_jax import cli, distillation, experiment, generation
 from nova_jax.evaluation import step_benchmark, step_drawing, step_grid, step_report
 from nova_jax.training.optimizer import AdamW
 from tests import tiny_run
@@ -169,7 +169,7 @@ def test_the_report_shows_students_apart_and_names_their_runs(bench, student):
 
 
 def test_diversity_is_the_root_of_the_mean_variance_over_seeds(trained, tmp_path):
-    models = {TEACHER: inference.load_run(trained)}
+    models = {TEACHER: generation.load_run(trained)}
     grid = make_grid(prompts=("a red circle", "a blue square", "a red circle"), batch_size=4)
     bench = step_drawing.Bench(models, grid, tmp_path)
     cell = step_benchmark.Cell("euler", "uniform", 1.0, 2)
@@ -181,7 +181,7 @@ def test_diversity_is_the_root_of_the_mean_variance_over_seeds(trained, tmp_path
 
 
 def test_diversity_of_a_model_that_ignores_its_noise_is_0(trained, tmp_path, monkeypatch):
-    bench = step_drawing.Bench({TEACHER: inference.load_run(trained)}, make_grid(prompts=("a circle",)), tmp_path)
+    bench = step_drawing.Bench({TEACHER: generation.load_run(trained)}, make_grid(prompts=("a circle",)), tmp_path)
     cell = step_benchmark.Cell("euler", "uniform", 1.0, 2)
     sampled = bench.walk(cell, bench.judged)[1]
     same = sampled._replace(x=np.ones_like(sampled.x))
@@ -190,7 +190,7 @@ def test_diversity_of_a_model_that_ignores_its_noise_is_0(trained, tmp_path, mon
 
 
 def test_a_students_target_is_the_guidance_that_is_distilled_into_it(trained, student, tmp_path):
-    of = inference.load_run(student)
+    of = generation.load_run(student)
     fixed, told = (
         of._replace(objective=distillation.Shortcut(max_steps=8, guidance=guidance))
         for guidance in (
@@ -198,7 +198,7 @@ def test_a_students_target_is_the_guidance_that_is_distilled_into_it(trained, st
             distillation.Guidance(scale=1.0, max_scale=4.0),
         )
     )
-    models = {TEACHER: inference.load_run(trained), "fixed": fixed, "told": told}
+    models = {TEACHER: generation.load_run(trained), "fixed": fixed, "told": told}
     grid = make_grid(guidance=(1.0, 2.0), prompts=("a circle",))
     bench = step_drawing.Bench(models, grid, tmp_path)
     targets = {
@@ -228,10 +228,10 @@ def test_students_that_are_none_are_refused(trained, student, tmp_path):
 
 
 def test_a_student_of_another_autoencoder_is_refused(trained, student):
-    of = inference.load_run(student)
+    of = generation.load_run(student)
     other = of._replace(codec_params=jax.tree.map(lambda leaf: leaf + 1, of.codec_params))
     with pytest.raises(ValueError, match="another autoencoder"):
-        step_benchmark.check_student("s", other, inference.load_run(trained))
+        step_benchmark.check_student("s", other, generation.load_run(trained))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from nova_jax import cli, experiment, inference, tasks
+from nova_jax import cli, experiment, generation, tasks
 from nova_jax.evaluation import exam, task_drawing, task_report
 from nova_jax.training import checkpoint
 from tests import tiny_reel
@@ -47,7 +47,7 @@ def test_the_command_scores_every_part_of_a_video_run_and_writes_the_page(run, c
 
 @pytest.mark.slow
 def test_shots_apart_are_those_that_are_asked_for_alone(run):
-    trained = inference.load_run(run)
+    trained = generation.load_run(run)
     limits = task_drawing.limits_of(trained)
     one, two = (tasks.TextToVideo(text=text, seed=seed, limits=limits) for seed, text in enumerate("ab"))
     drawn = task_drawing.draw(trained, [exam.Apart((one, two)), exam.Apart((two, one))], 2.0)
@@ -59,7 +59,7 @@ def test_shots_apart_are_those_that_are_asked_for_alone(run):
 
 @pytest.mark.slow
 def test_the_truth_of_a_film_is_rebuilt_shot_by_shot(run):
-    trained = inference.load_run(run)
+    trained = generation.load_run(run)
     limits = task_drawing.limits_of(trained)
     true = np.random.default_rng(0).integers(0, 256, (18, 32, 32, 3), np.uint8)
     film = tasks.MultiShotManual(shots=[tasks.ShotRequest("a"), tasks.ShotRequest("b")], limits=limits)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nova_jax import config as configs
-from nova_jax import experiment, inference
+from nova_jax import experiment, generation
 from nova_jax.models.text import ByteTextEncoder, WordTextEncoder
 from nova_jax.models.text.pretrained import T5TextEncoder
 from nova_jax.runs import record
@@ -153,19 +153,19 @@ def make_old(path):
 def test_an_old_run_draws_the_same_pictures_and_goes_on(config):
     result = experiment.run(config)
     path, prompts = result.directory / record.FILE, ["a red circle", "größe"]
-    settings = inference.SamplingSettings(num_steps=2)
-    today = inference.load_run(result.directory)
-    pixels = inference.generate(today, prompts, [3, 4], settings)
+    settings = generation.SamplingSettings(num_steps=2)
+    today = generation.load_run(result.directory)
+    pixels = generation.generate(today, prompts, [3, 4], settings)
     written = json.loads(path.read_text())
 
     old = make_old(path)
     assert "aligns_words" not in json.dumps(old)
     assert '"length": 64' not in json.dumps(old["config"]["model"])
-    loaded = inference.load_run(result.directory)
+    loaded = generation.load_run(result.directory)
     assert loaded.text_encoder == loaded.network.text_encoder == today.text_encoder == config.model.text_encoder
-    np.testing.assert_array_equal(inference.generate(loaded, prompts, [3, 4], settings), pixels)
+    np.testing.assert_array_equal(generation.generate(loaded, prompts, [3, 4], settings), pixels)
     with pytest.raises(ValueError, match="trains its own text encoder"):
-        inference.load_run(result.directory, text_path="t5")
+        generation.load_run(result.directory, text_path="t5")
 
     shorter = dataclasses.replace(config.model, text_encoder=config.model.text_encoder.clone(length=32))
     with pytest.raises(configs.ConfigError, match=r"length was 64 and is 32"):

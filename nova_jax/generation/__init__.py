@@ -1,0 +1,47 @@
+"""From a prompt or a request to pixels and files.
+
+prompts     prompts -> token ids -> states of the run's text encoder, and what stands for no prompt
+settings    solver, steps, time grid, guidance
+program     the network as a guided denoiser, sampled from noise to latents in one jitted program
+codec       latents -> pixels, and back
+batches     all of it for many prompts and seeds, in batches of one size
+images      editing requests; what each task gives the network, and what becomes of its image
+videos      video requests, shot by shot
+files       names, PNG files with their metadata, grids
+
+run = load.load_run("runs/quickstart")
+pixels = batches.generate(run, ["a red circle left of a blue square"], [0])     # uint8 (b, f, h, w, 3)
+"""
+
+from nova_jax.generation import files, images, program, videos
+from nova_jax.generation.batches import SEEDS, explain_nonfinite, generate, generate_latents, rows_per_call
+from nova_jax.generation.codec import decode_stream, make_decode, to_latents, to_uint8
+from nova_jax.generation.files import save_grid, save_pngs
+from nova_jax.generation.prompts import check_prompts, encode
+from nova_jax.generation.settings import SamplingSettings, check_settings, settings_for
+from nova_jax.runs.load import TrainedRun, load_run
+
+__all__ = [
+    "SEEDS",
+    "SamplingSettings",
+    "TrainedRun",
+    "check_prompts",
+    "check_settings",
+    "decode_stream",
+    "encode",
+    "explain_nonfinite",
+    "files",
+    "generate",
+    "generate_latents",
+    "images",
+    "load_run",
+    "make_decode",
+    "program",
+    "rows_per_call",
+    "save_grid",
+    "save_pngs",
+    "settings_for",
+    "to_latents",
+    "to_uint8",
+    "videos",
+]

@@ -1,0 +1,164 @@
+"""From prompts and seeds to pixels, in batches of a fixed size: encode, sample, decode.
+
+An image depends on its own prompt and seed alone, not on how many are asked for: its noise comes from the seed, and the
+compiled program always sees batches of one size.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+
+from nova_jax import sampling
+from nova_jax.generation import codec, program
+from nova_jax.generation import settings as sampling_settings
+from nova_jax.generation.prompts import check_prompts, encode, join
+from nova_jax.generation.settings import SamplingSettings
+from nova_jax.runs.load import TrainedRun
+from nova_jax.sampling import named, noise, time_grids
+from nova_jax.tasks.limits import Range
+from nova_jax.types import Conditioning
+
+CHUNK = 16  # images per call: a fixed size, so that an image does not depend on how many are asked for
+CHUNK_LATENTS = 4096  # of clips, as many per call as have so many latents (places, not channels), but at least one
+ROOM = 32  # steps that a compiled program has room for, at least; fewer cost nothing more
+SEEDS = Range(0, 2**32 - 1)
+
+Given = tuple[Float[np.ndarray, "b f h w c"], Bool[np.ndarray, "b f"]]  # known latents, and which of the frames are
+
+
+def generate(
+    trained: TrainedRun,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings | None = None,
+    *,
+    told: Conditioning | None = None,
+    negative_prompts: Sequence[str] | None = None,
+    given: Given | None = None,
+) -> np.ndarray:
+    """Draws one picture, or clip, per (prompt, seed).
+
+    A picture depends on its own prompt and seed alone: the starting noise comes from the seed, and the network always
+    sees batches of the same size.
+
+    Args:
+        trained: a run.
+        prompts: what to draw.
+        seeds: one for each prompt.
+        settings: how; None: `settings_for` the run.
+        told: what else the network is told, one row each (`tasks.conditions`); None: nothing. Guidance strengthens the
+            prompt and the palette alone.
+        negative_prompts: what to guide away from, one each; None: from saying nothing.
+        given: frames of the latents that are known, one row each; they come out as they are.
+
+    Returns:
+        uint8 pixels (b, f, h, w, 3).
+
+    Raises:
+        ValueError: no prompts, not one seed for each, a seed out of `SEEDS`, a prompt too long or not Unicode, a time
+            grid that there is not, settings that a student has not learnt.
+        FloatingPointError: a walk ended in NaN or infinity; at which step.
+    """
+    decode = codec.make_decode(trained.codec)
+    chunks = _draw_chunks(trained, prompts, seeds, settings, told, negative_prompts, given)
+    return np.concatenate([np.asarray(decode(trained.codec_params, x))[:count] for x, count in chunks])
+
+
+def generate_latents(
+    trained: TrainedRun,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings | None = None,
+    *,
+    told: Conditioning | None = None,
+    negative_prompts: Sequence[str] | None = None,
+    given: Given | None = None,
+) -> Float32[np.ndarray, "b f h w c"]:
+    """As `generate`, but returns the normalised latents."""
+    chunks = _draw_chunks(trained, prompts, seeds, settings, told, negative_prompts, given)
+    return np.concatenate([np.asarray(x)[:count] for x, count in chunks])
+
+
+def rows_per_call(latent_shape: tuple[int, ...]) -> int:
+    """The fixed number of pictures, or of clips of this shape (f, h, w, c), that are drawn together."""
+    f, h, w, _ = latent_shape
+    return CHUNK if f == 1 else min(CHUNK, max(1, CHUNK_LATENTS // (f * h * w)))
+
+
+def _draw_chunks(
+    trained: TrainedRun,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings | None,
+    told: Conditioning | None,
+    negative_prompts: Sequence[str] | None,
+    given: Given | None,
+) -> Iterator[tuple[jax.Array, int]]:
+    """Latents of `rows_per_call` samples at a time, and how many of them were asked for."""
+    if len(prompts) != len(seeds) or not prompts:
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one or more prompts, each with its seed")
+    if wrong := [seed for seed in seeds if not SEEDS.low <= seed <= SEEDS.high]:
+        raise ValueError(f"seed is {wrong[0]}; it must be a whole number {SEEDS}")
+    check_prompts(trained.text_encoder, [*prompts, *(negative_prompts or ())])
+    settings = sampling_settings.settings_for(trained) if settings is None else settings
+    sampling_settings.check_settings(trained, settings)
+    times = time_grids.pad(sampling_settings.time_grid(trained, settings), max(settings.num_steps, ROOM))
+    draw = program.make_draw(
+        trained.network,
+        trained.objective,
+        named.get(settings.sampler),
+        program.guidance_of(settings.guidance_scale),
+        settings.guidance_interval,
+        trained.latent_shape,
+    )
+    size = rows_per_call(trained.latent_shape)
+    for start in range(0, len(prompts), size):
+        rows = functools.partial(_rows, start=start, size=size)
+        negative = None if negative_prompts is None else encode(trained, rows(list(negative_prompts)))[0]
+        conditions = join(encode(trained, rows(list(prompts))), jax.tree.map(rows, told or Conditioning()), negative)
+        frames = None if given is None else (*map(rows, given), np.float32(settings.given_noise))
+        chosen = np.asarray(rows(np.asarray(seeds, np.uint32)))
+        latents = draw(trained.params, *conditions, chosen, times, jnp.float32(settings.guidance_scale), frames).x
+        if not np.all(np.isfinite(latents)):
+            explain_nonfinite(trained, settings, conditions, chosen.tolist(), frames)
+        yield latents, min(size, len(prompts) - start)
+
+
+def _rows(values: Any, *, start: int, size: int) -> Any:
+    """So many rows from `start` on, the missing ones empty."""
+    if isinstance(values, list):
+        chunk = list(values[start : start + size])
+        return chunk + [""] * (size - len(chunk))
+    chunk = np.asarray(values)[start : start + size]
+    return np.concatenate([chunk, np.zeros((size - len(chunk), *chunk.shape[1:]), chunk.dtype)])
+
+
+def explain_nonfinite(
+    trained: TrainedRun,
+    settings: SamplingSettings,
+    conditions: tuple[Conditioning, Conditioning],
+    seeds: Sequence[int],
+    given: Any = None,
+) -> None:
+    """Raises FloatingPointError: where the walk left the finite numbers, or that the guided network is not at fault."""
+    cond, null = conditions
+    schedule, times = trained.objective.schedule, sampling_settings.time_grid(trained, settings)
+    guided = program.guidance_of(settings.guidance_scale)
+    scale, interval = settings.guidance_scale, settings.guidance_interval
+    denoise = program.make_denoiser(trained.network, trained.params, trained.objective, null, guided, scale, interval)
+    eps = noise.initial_noise(np.asarray(seeds, np.uint32), trained.latent_shape)
+    sampling.check_finite(
+        program.holding(denoise, given, schedule, eps),
+        noise.start(eps, times[0], schedule),
+        sampler=named.get(settings.sampler),
+        times=times,
+        schedule=schedule,
+        cond=cond,
+        key=noise.keys_from_seeds(np.asarray(seeds, np.uint32)),
+    )
+    raise FloatingPointError(f"{settings.sampler} ended in numbers that are not finite, but not when walked again")

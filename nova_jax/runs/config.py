@@ -1,0 +1,167 @@
+"""A whole training run as one value: model, objective, data, optimizer, mesh, and what is shown while it trains."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from nova_jax.generation.settings import SamplingSettings
+from nova_jax.models.dit import DiT
+from nova_jax.models.text import encoder as text_encoders
+from nova_jax.models.text.encoder import TextEncoder
+from nova_jax.parallel import mesh as meshes
+from nova_jax.training import optimizer as optimizers
+from nova_jax.types import Batch, Params
+
+# What may change between two starts of one run. Everything else would make it another experiment.
+CHANGEABLE = (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "mesh",
+    "run_dir",
+    "tensorboard",
+    "preview",
+    "teacher",
+    "start_from",
+    "data.**.max_corrupt",
+    "data.**.max_pixels",
+    "optimizer.peak",
+    "optimizer.clip_norm",
+)
+SEEDS = 2**32
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """Training data as an endless stream of batches whose position is one integer: the samples consumed."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able facts for config.json: `latent_shape` and `text_length` make a run one that can be drawn from."""
+        ...
+
+    def with_text_encoder(self, encoder: TextEncoder) -> "DataSource":
+        """The same data, its captions read by the encoder that is trained inside the network."""
+        ...
+
+    def example(self) -> Batch:
+        """One sample, with the shapes and dtypes of training; where they differ, `examples()` gives each kind."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the samples or their order change."""
+        ...
+
+    def codec(self) -> tuple[Any, Params] | None:
+        """The autoencoder whose latents these are, with its parameters; None when x0 is pixels."""
+        ...
+
+    def batches(self, start: int, batch_size: int, shard_index: int, shard_count: int) -> Iterator[Batch]:
+        """This shard's rows of every global batch from position `start` on, as host arrays."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preview:
+    """Pictures drawn during training, one row of seeds per prompt, into `samples/` of the run folder."""
+
+    every: int = 500
+    prompts: tuple[str, ...] = ()
+    per_prompt: int = 2
+    settings: SamplingSettings = SamplingSettings(sampler="euler", num_steps=20)
+    upscale: int = 3
+
+    def __post_init__(self) -> None:
+        _check_least(self, every=1, per_prompt=1, upscale=1)
+
+
+def _check_least(config: Any, **least: int) -> None:
+    """Refuses a field below its least value.
+
+    Raises:
+        ValueError: the field, its value, and what is allowed.
+    """
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be a whole number of {low} or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole training run. Components are values; swap them in Python, change their fields by `override`.
+
+    Attributes:
+        name: of the experiment; its run folder is runs/NAME unless `run_dir` says otherwise.
+        model: a Linen module called with (x, t, cond), or a `models.vae.VAE`.
+        objective: (network, params, batch, key) -> (loss, metrics), or a distillation method.
+        data: a `DataSource`.
+        optimizer: see `training.optimizer`.
+        mesh: axis sizes; the default replicates over all devices.
+        batch_size: global.
+        accumulate: parts that a batch is processed in, to save memory.
+        ema_decay: of the averaged parameters, which are the ones sampled from.
+        keep: newest checkpoints kept.
+        preview: sample grids during training; needs a text-to-image network.
+        teacher: run folder that a distillation method learns from, and starts from unless told otherwise.
+        start_from: run folder whose averaged parameters are the first ones; the network may have new inputs, or time.
+    """
+
+    name: str
+    model: Any
+    objective: Any
+    data: Any
+    optimizer: optimizers.Optimizer
+    steps: int
+    batch_size: int
+    mesh: meshes.MeshConfig = meshes.MeshConfig()
+    accumulate: int = 1
+    ema_decay: float = 0.999
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep: int = 2
+    preview: Preview | None = None
+    run_dir: str | None = None
+    tensorboard: bool = False
+    teacher: str | None = None
+    start_from: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_least(self, steps=0, batch_size=1, accumulate=1, seed=0, log_every=1, checkpoint_every=1, keep=1)
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed is {self.seed}; it must be a whole number from 0 to {SEEDS - 1:,}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), and 0 keeps the newest parameters")
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """The run folder."""
+        return pathlib.Path(self.run_dir or f"runs/{self.name}")
+
+
+def with_schedule(config: TrainConfig) -> TrainConfig:
+    """The config whose learning rate falls to zero with the last step, unless the optimizer names another one.
+
+    Raises:
+        ValueError: the optimizer's schedule ends before the run does.
+    """
+    return dataclasses.replace(config, optimizer=config.optimizer.ending_at(config.steps))
+
+
+def with_text_encoder(config: TrainConfig) -> TrainConfig:
+    """The config whose data reads captions as the network's own text encoder does; as it is where there is none.
+
+    Raises:
+        ValueError: the data names another encoder, or one whose states the denoiser does not read.
+    """
+    encoder = text_encoders.find(config.model)
+    if encoder is not None:
+        return dataclasses.replace(config, data=config.data.with_text_encoder(encoder))
+    named, denoiser = getattr(config.data, "text_encoder", None), config.model
+    if named is not None and isinstance(denoiser, DiT) and denoiser.text_dim != named.width:
+        raise ValueError(
+            f"the denoiser reads text states of width text_dim={denoiser.text_dim} and {named} gives {named.width}: "
+            f"set model.text_dim={named.width}"
+        )
+    return config

@@ -1,0 +1,245 @@
+"""Training a run: its folder, its record, its state, and the loop; running it again resumes it."""
+
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from nova_jax import config as configs
+from nova_jax import distillation, environment, weights
+from nova_jax.config import ConfigError
+from nova_jax.models import flops
+from nova_jax.parallel import distributed
+from nova_jax.parallel import mesh as meshes
+from nova_jax.runs import build, load, preview
+from nova_jax.runs import record as records
+from nova_jax.runs.config import CHANGEABLE, TrainConfig, with_schedule, with_text_encoder
+from nova_jax.training import checkpoint, lock, logging, loop, step
+from nova_jax.types import Batch, Params, TrainState
+
+CHECKPOINTS = "checkpoints"
+
+
+class Result(NamedTuple):
+    """A finished run: its last state (on disk as well) and its folder."""
+
+    state: TrainState
+    directory: pathlib.Path
+
+
+def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
+    """Trains, or goes on training, what `config` describes.
+
+    Raises:
+        ValueError: the batch does not fit the mesh, the mesh not the devices, or the codec not the network.
+        ConfigError: the run folder belongs to another experiment; the differences are listed.
+        RunLocked, CheckpointError, NonFiniteLoss, SystemExit(75): see `training`.
+    """
+    distributed.initialize()
+    distributed.check_devices()
+    config = with_schedule(with_text_encoder(configs.expand_home(config)))
+    devices = config.mesh.make()
+    for size in _batch_sizes(config):
+        meshes.check_batch_size(devices, size, config.accumulate)
+    with lock.RunLock(config.directory):
+        _check_channels(config)
+        record = _record(config)
+        notes: list[str] = []
+        if distributed.is_main():
+            notes = _write_record(config, record)
+            _write_codec(config)
+        distributed.barrier("nova_jax run folder")
+        with jax.set_mesh(devices):
+            return Result(_train(config, devices, record, callbacks, notes), config.directory)
+
+
+def _train(
+    config: TrainConfig, devices: Any, record: dict[str, Any], callbacks: Sequence[loop.Callback], notes: Sequence[str]
+) -> TrainState:
+    """Restores or initialises the state, then hands it to the loop."""
+    made = _recipe(config)
+    metadata = {"data": config.data.fingerprint()}
+    throughput = logging.Throughput(record["samples_per_step"], record["flops_per_step"], record["peak_flops"])
+    folder = config.directory
+    with checkpoint.Checkpoints(folder / CHECKPOINTS, keep=config.keep, metadata=metadata) as checkpoints:
+        restored = checkpoints.restore(step.plan(made.make_state, *made.arguments, mesh=devices))
+        first = restored.step if restored else 0
+        with logging.RunLog(
+            folder, throughput, total_steps=config.steps, start_step=first, tensorboard=config.tensorboard
+        ) as log:
+            state = _start(config, restored, made, devices, log)
+            for note in notes:
+                log.event(note)
+            if first >= config.steps:
+                return state
+            return loop.fit(
+                state,
+                made.train_step,
+                functools.partial(_global_batches, config, meshes.batch_sharding(devices)),
+                loop=loop.Loop(
+                    steps=config.steps,
+                    batch_size=config.batch_size,
+                    log_every=config.log_every,
+                    checkpoint_every=config.checkpoint_every,
+                ),
+                checkpoints=checkpoints,
+                log=log,
+                position=restored.metadata["position"] if restored else 0,
+                callbacks=(*callbacks, *preview.callbacks(config)),
+            )
+
+
+def _recipe(config: TrainConfig) -> build.Recipe:
+    """How the config's objective, or its distillation method, trains the config's model."""
+    settings = {"ema_decay": config.ema_decay, "accumulate": config.accumulate, "seed": config.seed}
+    settings["start_from"] = build.trained_params(config.model, config.start_from) if config.start_from else None
+    example = config.data.example()
+    if not isinstance(config.objective, distillation.Method):
+        return build.plain(config.model, config.objective, config.optimizer, example, **settings)
+    teacher = load.load_run(config.teacher) if config.teacher else None
+    return build.distilled(config.model, config.objective, config.optimizer, example, teacher, **settings)
+
+
+def _start(
+    config: TrainConfig, restored: checkpoint.Restored | None, made: build.Recipe, devices: Any, log: logging.RunLog
+) -> TrainState:
+    """The restored state, or a new one; says which."""
+    if restored is None:
+        log.event(f"{config.name}: started in {config.directory}, {config.steps} steps of {config.batch_size}")
+        return step.build(made.make_state, *made.arguments, mesh=devices)
+    for note in restored.notes:
+        log.event(note)
+    if restored.metadata["data"] != config.data.fingerprint():
+        raise ConfigError(
+            f"{config.directory}: the data changed since step {restored.step} was saved, so the run would not continue "
+            "but become another one: restore the data, or choose another run_dir (also where an earlier version, which "
+            "did not look at files whole, saved it)"
+        )
+    log.event(f"{config.name}: resumed at step {restored.step} of {config.steps}", step=restored.step)
+    return restored.state
+
+
+def _global_batches(config: TrainConfig, sharding: Any, start: int) -> Iterator[Batch]:
+    """Device-ready batches: this process's rows, joined with those of the others."""
+    (index, count), sizes = distributed.data_shard(sharding, config.batch_size), _batch_sizes(config)
+    for rows in config.data.batches(start, config.batch_size, index, count):
+        size = count * len(rows.x0)
+        if size not in sizes:
+            raise ValueError(f"the data gave {len(rows.x0)} rows to each of {count} shards, not {sizes} in all")
+        yield distributed.global_batch(rows, sharding, size)
+
+
+def _batch_sizes(config: TrainConfig) -> tuple[int, ...]:
+    """The global rows that a batch may have: one number, or one for each part of a mixture."""
+    size = config.batch_size
+    return config.data.batch_sizes(size) if hasattr(config.data, "batch_sizes") else (size,)
+
+
+def _examples(config: TrainConfig) -> list[tuple[float, Batch]]:
+    """A sample of every kind of batch, and its rows over the batch size, a mean over all batches."""
+    return config.data.examples() if hasattr(config.data, "examples") else [(1.0, config.data.example())]
+
+
+def _record(config: TrainConfig) -> dict[str, Any]:
+    """What config.json says: the resolved config, what it means in parameters and FLOPs, and where it runs."""
+    example = config.data.example()
+    shapes = jax.eval_shape(functools.partial(build.init_params, config.model, example), jax.random.key(0))
+    peak, source = environment.peak_flops()
+    return {
+        "config": configs.to_dict(config),
+        "data": config.data.describe(),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "samples_per_step": round(config.batch_size * sum(rows for rows, _ in _examples(config))),
+        "flops_per_step": flops_per_step(config, example),
+        "flops_formula": "closed form of models/flops.py times the forward passes of a step: three, or its method's"
+        if hasattr(config.model, "flops")
+        else "XLA's count of the unoptimised step",
+        "peak_flops": peak,
+        "peak_source": source,
+        "environment": environment.describe(),
+        "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def forward_flops(model: Any, batch: Batch) -> float:
+    """Model FLOPs of one sample's forward pass, with the conditions that the batch shows."""
+    cond = batch.cond
+    text = cond.text_ids if cond.text_ids is not None else cond.text
+    length = 0 if text is None else text.shape[1]
+    frames = 0 if cond.frames is None else cond.frames.shape[1]
+    extra_text = (0 if cond.palette is None else cond.palette.shape[1]) + (cond.task is not None)
+    return float(model.flops(tuple(batch.x0.shape[1:4]), length, frames, extra_text))
+
+
+def flops_per_step(config: TrainConfig, example: Batch) -> float | None:
+    """Model FLOPs of a training step: closed form for transformers, XLA's count for an autoencoder (no scan).
+
+    None where XLA does not count. Of data in parts of several shapes or sizes (`data_pipelines.mixture`) the mean.
+    """
+    if hasattr(config.model, "flops"):
+        forward = sum(rows * forward_flops(config.model, batch) for rows, batch in _examples(config))
+        if isinstance(config.objective, distillation.Method):
+            return config.objective.forwards * forward * config.batch_size
+        return flops.train_step_flops(forward, config.batch_size)
+    params = jax.eval_shape(functools.partial(build.init_params, config.model, example), jax.random.key(0))
+
+    def loss(params: Params, key: jax.Array) -> Any:
+        loss, _ = config.objective(build.as_network(config.model), params, example, key)
+        return loss
+
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # where XLA counts; not on every GPU
+        cost: Any = jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).cost_analysis()
+    return float(cost["flops"]) * config.batch_size / example.x0.shape[0] if cost else None
+
+
+def _write_record(config: TrainConfig, record: dict[str, Any]) -> list[str]:
+    """Writes config.json, after checking that the folder belongs to this experiment; returns what is to be said."""
+    path, notes = config.directory / records.FILE, []
+    if path.is_file():
+        before = records.completed(records.read(config.directory)["config"])
+        notes = _follow_steps(before, config)
+        notes += records.differences(before["optimizer"], record["config"]["optimizer"], path="optimizer")
+        if differences := records.differences(before, record["config"], CHANGEABLE):
+            raise ConfigError(
+                f"{config.directory} belongs to a run with another config: {'; '.join(differences)}. Give the values "
+                "it was started with, or another run_dir"
+            )
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(path)
+    return notes
+
+
+def _follow_steps(saved: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Moves the end of a saved schedule that ended with its run to the new end of the run; says so where it moves."""
+    rates, end = saved["optimizer"], config.optimizer.total_steps
+    if rates["total_steps"] != saved["steps"] or end != config.steps or end == rates["total_steps"]:
+        return []
+    rates["total_steps"] = end
+    return [f"steps was {saved['steps']} and is {end}: the {config.optimizer.schedule} schedule now ends there"]
+
+
+def _check_channels(config: TrainConfig) -> None:
+    """The network must read what the codec writes."""
+    codec = config.data.codec()
+    denoiser = getattr(config.model, "dit", config.model)
+    if codec is None or not hasattr(denoiser, "in_channels"):
+        return
+    if denoiser.in_channels != codec[0].latent_channels:
+        raise ValueError(
+            f"the network reads {denoiser.in_channels} channels but the autoencoder's latents have "
+            f"{codec[0].latent_channels}: set in_channels={codec[0].latent_channels}, or use another autoencoder"
+        )
+
+
+def _write_codec(config: TrainConfig) -> None:
+    """Copies the autoencoder into the run folder, so that the folder alone can draw."""
+    codec = config.data.codec()
+    folder = config.directory / load.CODEC_FOLDER
+    if codec is not None and not folder.exists():
+        module, params = codec
+        weights.save(module, params, folder)
