@@ -4,16 +4,19 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-all format clean
 
 quickstart: $(VENV)/.run  ## Trains a small text-to-image model from scratch and writes runs/quickstart/report.html.
 	$(RUN) -m experiments.quickstart $(ARGS)
 
-test: $(VENV)/.dev  ## The default test suite, lint and types.
+test: $(VENV)/.dev  ## Lint, types, and the tests that a change waits for.
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright --pythonpath $(RUN)
 	$(RUN) -m pytest -q -n 2 --dist worksteal $(ARGS)
+
+test-all: test  ## And the second tier: trainings, real processes, notebooks, large grids.
+	$(RUN) -m pytest -q -n 2 --dist worksteal -m long $(ARGS)
 
 format: $(VENV)/.dev
 	$(RUN) -m ruff check --fix .

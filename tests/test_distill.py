@@ -28,6 +28,7 @@ def student(teacher):
     return experiment.run(make_config(teacher))
 
 
+@pytest.mark.long
 def test_a_student_lies_beside_its_teacher_and_says_whose_it_is(teacher, student):
     assert student.directory == teacher.with_name("run_shortcut")
     record = json.loads((student.directory / "config.json").read_text())
@@ -38,11 +39,13 @@ def test_a_student_lies_beside_its_teacher_and_says_whose_it_is(teacher, student
     assert record["flops_per_step"] < 1.2 * method.forwards * forward
 
 
+@pytest.mark.long
 def test_a_student_starts_from_the_averaged_teacher(teacher, student):
     params = generation.load_run(teacher).params
     jax.tree.map(np.testing.assert_array_equal, student.state.extra["teacher"], params)
 
 
+@pytest.mark.long
 def test_a_student_goes_on_where_it_stopped(teacher, student):
     longer = experiment.run(make_config(teacher, steps=3))
     assert int(longer.state.step) == 3
@@ -50,6 +53,7 @@ def test_a_student_goes_on_where_it_stopped(teacher, student):
     assert "resumed at step 2" in events
 
 
+@pytest.mark.long
 def test_a_student_draws_as_its_method_says(student):
     trained = generation.load_run(student.directory)
     settings = generation.settings_for(trained)
@@ -59,6 +63,7 @@ def test_a_student_draws_as_its_method_says(student):
     assert [found.num_steps for found in reports.student_settings(trained)] == [1, 2, 4, 8]
 
 
+@pytest.mark.long
 def test_steps_and_guidance_that_a_student_has_not_learnt_are_refused(student):
     trained = generation.load_run(student.directory)
     settings = generation.settings_for(trained)
@@ -68,6 +73,7 @@ def test_steps_and_guidance_that_a_student_has_not_learnt_are_refused(student):
         generation.generate(trained, ["a red circle"], [0], dataclasses.replace(settings, guidance_scale=4.0))
 
 
+@pytest.mark.long
 def test_the_command_line_draws_with_a_student(student, tmp_path, capsys):
     cli.main(["generate", "--run", str(student.directory), "a red circle", "--out", str(tmp_path)])
     assert (tmp_path / "a-red-circle-seed0.png").is_file()
@@ -75,6 +81,7 @@ def test_the_command_line_draws_with_a_student(student, tmp_path, capsys):
         cli.main(["generate", "--run", str(student.directory), "a red circle", "--num-steps", "5"])
 
 
+@pytest.mark.long
 def test_every_preset_makes_a_run(teacher):
     for method in distill.METHODS:
         config = distill.make_config(str(teacher), method)
@@ -82,6 +89,7 @@ def test_every_preset_makes_a_run(teacher):
         assert config.model.dit.has_second_time
 
 
+@pytest.mark.long
 def test_a_teacher_without_a_checkpoint_and_an_unknown_method_are_refused(teacher, tmp_path):
     with pytest.raises(ValueError, match="unknown method 'magic': choose one of guidance, progressive, shortcut"):
         distill.make_config(str(teacher), "magic")

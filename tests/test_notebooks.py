@@ -21,6 +21,7 @@ def smoke_folder(tmp_path_factory):
     return str(tmp_path_factory.mktemp("notebooks"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_from_top_to_bottom(path, smoke_folder, monkeypatch, tmp_path):
     plots = pytest.importorskip("matplotlib.pyplot", reason='pip install "nova-jax[notebook]" to run notebooks')

@@ -23,6 +23,7 @@ def test_chunks_cover_the_video(latent_frames, chunk, lengths):
     assert [c.shape for c in chunks] == [(1, n, 2, 3, 4) for n in lengths]
 
 
+@pytest.mark.long
 def test_tiles_cost_more_by_what_they_share_and_more_frames_cost_the_same_each():
     vae = vaes.small_video(width=4, latent_channels=3)
     tiles = tiling.Tiles(size=(4, 4), overlap=2)

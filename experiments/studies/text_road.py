@@ -64,7 +64,7 @@ def _words(**fields: Any) -> WordTextEncoder:
 
 
 EVEN = dataclasses.replace(world.QUICKSTART, wording=world.Wording(color=0.5, relation=0.75))
-IN_ORDER = dataclasses.replace(quickstart.WORLD, wording=dataclasses.replace(quickstart.WORLD.wording, in_order=1.0))
+ANY_ORDER = dataclasses.replace(quickstart.WORLD, wording=dataclasses.replace(quickstart.WORLD.wording, in_order=0.0))
 PLACED: dict[str, Any] = EARLIER | {"denoiser": (("has_absolute_positions", True),)}
 EVENED: dict[str, Any] = PLACED | {"scene_world": EVEN}
 ROADS: dict[str, Road] = {
@@ -87,7 +87,10 @@ ROADS: dict[str, Road] = {
         encoder=_words(window=5),
         **EVENED,
     ),
-    "rates": Road(says="today's quickstart: other captions still, and lower rates outside the blocks"),
+    "rates": Road(
+        says="even, with other captions still, and lower rates outside the blocks", scene_world=ANY_ORDER
+    ),
+    "in_order": Road(says="today's quickstart: lists name objects from left to right"),
     # Today's quickstart with one thing changed.
     "depth_0": Road(says="no encoder blocks", encoder=_words(depth=0)),
     "depth_2": Road(says="two encoder blocks", encoder=_words(depth=2)),
@@ -101,9 +104,10 @@ ROADS: dict[str, Road] = {
     "today_byte_groups": Road(
         says="four bytes a token, all else as today", encoder=dataclasses.replace(BYTES, length=96)
     ),
-    "earlier_rates": Road(says="the optimizer as it was", rates=EARLIER["rates"]),
+    "earlier_rates": Road(
+        says="lists in any order, and the optimizer as it was", scene_world=ANY_ORDER, rates=EARLIER["rates"]
+    ),
     "earlier_captions": Road(says="scenes and captions as they were", scene_world=world.QUICKSTART),
-    "in_order": Road(says="lists name objects from left to right", scene_world=IN_ORDER),
 }
 
 

@@ -69,6 +69,7 @@ def test_a_tilde_in_any_option_is_the_home_folder(arguments, monkeypatch, tmp_pa
         cli.main(arguments)
 
 
+@pytest.mark.long
 def test_weights_counts_parameters_and_converts(tmp_path, capsys):
     encoder = ByteTextEncoder(width=8, depth=1, num_heads=2, downsample=4)
     variables = encoder.init(jax.random.key(0), jax.numpy.zeros((1, 4), int), jax.numpy.ones((1, 4), bool))
@@ -176,6 +177,7 @@ def refusal(run, line, files, capsys):
     return str(caught.value.code)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_writes_pictures_that_know_their_request(task, runs, files, capsys):
     paths = generate(runs[1], TASKS[task], files, capsys)
@@ -191,6 +193,7 @@ def test_every_task_writes_pictures_that_know_their_request(task, runs, files, c
         assert len(picture.text["request"]) < 600, "pictures are left out"
 
 
+@pytest.mark.long
 def test_a_request_from_a_file_from_standard_input_and_from_options_is_one(runs, files, capsys, monkeypatch):
     by_options = generate(runs[1], INPAINT, files, capsys)
     by_file = generate(runs[1], "--request request.json", files, capsys)
@@ -204,6 +207,7 @@ def test_a_request_from_a_file_from_standard_input_and_from_options_is_one(runs,
     np.testing.assert_array_equal(pixels[mask == 255], source[mask == 255])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("sketches")
 def test_a_byte_order_mark_is_no_part_of_a_request(runs, files, tmp_path, capsys, monkeypatch):
     text = pathlib.Path(files["request.json"]).read_text()
@@ -214,6 +218,7 @@ def test_a_byte_order_mark_is_no_part_of_a_request(runs, files, tmp_path, capsys
     assert generate(runs[1], f"--request - --out {tmp_path}", files, capsys) == plain
 
 
+@pytest.mark.long
 def test_prompts_are_drawn_as_ever(runs, files, capsys):
     (path,) = generate(runs[0], "circle --seed 3 --num-steps 2 --upscale 2", files, capsys)
     assert path == pathlib.Path(runs[0]) / "generated" / "circle-seed3.png"
@@ -236,6 +241,7 @@ def sketches(monkeypatch):
     monkeypatch.setattr(generation.images, "draw", lambda trained, request, settings: sketch(request, settings)[None])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -265,6 +271,7 @@ def test_another_drawing_never_takes_the_name_of_an_earlier_one(first, second, r
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("sketches")
 def test_all_prompts_of_one_call_have_files_of_their_own(runs, files, tmp_path, capsys):
     prompts = ["'🦊'", "'🐋'", f"'{'red ' * 20}'", f"'{'red ' * 19}'", "circle", "Circle"]
@@ -280,6 +287,7 @@ def test_all_prompts_of_one_call_have_files_of_their_own(runs, files, tmp_path, 
     ]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("sketches")
 @pytest.mark.parametrize(("run", "line"), [(0, "circle"), (1, TASKS["IMAGE_VARIATION"])], ids=["prompt", "task"])
 def test_a_file_that_is_there_is_replaced_only_when_asked(run, line, runs, files, tmp_path, capsys):
@@ -293,6 +301,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(run, line, runs, files
     assert path.read_bytes() == drawn
 
 
+@pytest.mark.long
 def test_all_problems_of_a_task_are_named_at_once_by_their_options(runs, files, capsys):
     line = "--task inpaint --image notes.png --mask-image nowhere.png --cfg-scale 50 --colors '#ff0000' --seed -1"
     said = refusal(runs[1], line, files, capsys).splitlines()
@@ -306,6 +315,7 @@ def test_all_problems_of_a_task_are_named_at_once_by_their_options(runs, files, 
     assert f"--image {files['notes.png']} is in neither format; it must be a PNG or JPEG." in said
 
 
+@pytest.mark.long
 def test_a_prompt_that_cannot_be_read_is_refused_before_the_first_is_drawn(runs, monkeypatch):
     monkeypatch.setattr(program, "make_draw", lambda *args: pytest.fail("drawn"))
     trained = generation.load_run(runs[0])
@@ -317,6 +327,7 @@ def test_a_prompt_that_cannot_be_read_is_refused_before_the_first_is_drawn(runs,
             generation.generate(trained, ["circle", *prompts], seeds, negative_prompts=[*prompts, wrong])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("run", "line", "sentence"),
     [

@@ -122,6 +122,7 @@ def test_a_text_becomes_a_video_that_knows_its_request(generate, trained):
     assert np.abs(frames_of(path).astype(int) - drawn).max() <= 4
 
 
+@pytest.mark.long
 def test_a_model_draws_what_the_file_shows(generate, trained, monkeypatch):
     monkeypatch.setattr(generation.videos, "draw_stream", DRAW_STREAM)
     generate(f"{VIDEO} --output a.mp4")

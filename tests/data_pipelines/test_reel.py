@@ -22,6 +22,7 @@ def batches(data):
     return [next(stream) for _ in range(3)]
 
 
+@pytest.mark.long
 def test_parts_differ_in_frames_rows_and_references(data, batches):
     assert isinstance(data, experiment.DataSource)
     assert [batch.x0.shape for batch in batches] == [(4, 3, 4, 4, 4), (12, 1, 4, 4, 4), (4, 3, 4, 4, 4)]
@@ -32,6 +33,7 @@ def test_parts_differ_in_frames_rows_and_references(data, batches):
     assert all(cond.task is None for cond in (videos, images, films))
 
 
+@pytest.mark.long
 def test_references_are_clean_and_empty_places_say_nothing(batches):
     frames, times = batches[2].cond.frames, batches[2].cond.frame_times
     assert set(np.unique(times)) <= {0.0, 1.0}
@@ -40,6 +42,7 @@ def test_references_are_clean_and_empty_places_say_nothing(batches):
     assert (np.abs(frames[times == 0]).max(axis=(1, 2, 3)) > 0).all()
 
 
+@pytest.mark.long
 def test_latents_are_kept_in_half_the_space_and_are_those_of_the_autoencoder(data):
     part = data.parts[0][0]
     kept = canvas._encoded(part.sources[0], part)[1]["latents"]

@@ -17,6 +17,7 @@ def rows(data, start, count, *shard):
     return [np.asarray(batch.x0) for batch in itertools.islice(data.batches(start, 8, *shard), count)]
 
 
+@pytest.mark.long
 def test_batches_do_not_depend_on_the_number_of_processes():
     alone = streams.Pixels(source=source.Scenes(length=64))
     several = streams.Pixels(source=source.Scenes(length=64), processes=2)

@@ -106,6 +106,7 @@ def test_loss_and_metrics_do_not_depend_on_the_sharding():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), alone, spread)
 
 
+@pytest.mark.long
 def test_bins_split_the_loss_by_time_and_an_empty_bin_adds_nothing():
     objective = FlowMatching(time_sampling=Uniform(), num_bins=4, weighting=MinSNR())
     network, params = gaussian_network(RectifiedFlow(), "velocity"), {"shift": 0.0}

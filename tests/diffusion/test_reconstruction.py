@@ -154,6 +154,7 @@ def test_latent_statistics_normalise_what_the_posterior_draws():
     assert vae.latents_std == std
 
 
+@pytest.mark.long
 def test_a_small_autoencoder_learns_from_scratch():
     vae = vaes.tiny(width=8, num_blocks=1)
     objective = reconstruction.Reconstruction(ssim=0.0)

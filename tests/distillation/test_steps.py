@@ -51,6 +51,7 @@ def test_a_method_trains_on_a_mesh_like_on_one_device(name):
             assert kernel.addressable_shards[0].data.size * sizes["fsdp"] * sizes["tensor"] == kernel.size
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["progressive", "mean_flow", "dmd2"])
 def test_a_method_resumes_to_the_bit_with_all_it_remembers(name, tmp_path):
     mesh = meshes.MeshConfig(data=1, fsdp=4, tensor=2).make()
@@ -84,6 +85,7 @@ def test_the_critic_is_updated_more_often_than_the_student():
     assert set(counts) == {3 * students.METHODS["dmd2"].critic_updates}
 
 
+@pytest.mark.long
 def test_a_progressive_student_learns_from_its_average_at_the_end_of_each_stage():
     made = toy_students.make_recipe("progressive")
     length = students.METHODS["progressive"].stage_length
@@ -95,6 +97,7 @@ def test_a_progressive_student_learns_from_its_average_at_the_end_of_each_stage(
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(state).extra["previous"], ended.ema)
 
 
+@pytest.mark.long
 def test_a_discriminator_on_the_teachers_tokens_is_trained_and_judges_the_student():
     """On the real DiT: it starts undecided, learns, and its judgement is part of the student's loss."""
     method = dataclasses.replace(students.METHODS["dmd2"], discriminator_layers=1, adversarial_scale=100.0)

@@ -58,6 +58,7 @@ def test_a_teacher_of_another_kind_is_refused():
         distil(distillation.MeanFlow(), objective=FlowMatching(schedule=schedules.VariancePreservingCosine()))
 
 
+@pytest.mark.long
 def test_a_method_that_learns_from_a_teacher_needs_one():
     model = students.make_model(has_second_time=True)
     with pytest.raises(ValueError, match="DMD2 learns from a teacher: set teacher=RUN"):
@@ -76,6 +77,7 @@ def test_a_method_that_learns_from_a_teacher_needs_one():
     assert made.make_state(*made.arguments).extra == {}
 
 
+@pytest.mark.long
 def test_the_guided_teacher_obeys_scale_and_interval():
     taught = students.make_teacher()
     network, params = build.as_network(taught.network), jax.tree.map(jnp.asarray, taught.params)

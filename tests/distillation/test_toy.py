@@ -30,6 +30,7 @@ def scores(name):
     return distill_toy.measure(distill_toy.TRIALS[name], student(name), POINTS)
 
 
+@pytest.mark.long
 def test_minutes_of_shortcut_training_beat_four_steps_of_the_teacher_in_one():
     trial = distill_toy.TRIALS["shortcut"]
     params = distill_toy.train(trial, 0, scale=0.02).ema

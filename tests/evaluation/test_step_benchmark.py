@@ -45,6 +45,7 @@ def results(folder):
     return header, kinds
 
 
+@pytest.mark.long
 def test_every_cell_says_what_it_costs_and_how_good_it_is(bench):
     header, kinds = results(bench)
     cells = {(c["sampler"], c["steps"], c["guidance"]): c for c in kinds["cell"]}
@@ -64,6 +65,7 @@ def test_every_cell_says_what_it_costs_and_how_good_it_is(bench):
     assert header["environment"]["versions"]
 
 
+@pytest.mark.long
 def test_more_steps_come_nearer_to_the_fine_path_of_the_same_noise(bench):
     _, kinds = results(bench)
     for sampler in GRID.samplers:
@@ -76,6 +78,7 @@ def test_more_steps_come_nearer_to_the_fine_path_of_the_same_noise(bench):
             assert three < one
 
 
+@pytest.mark.long
 def test_a_cell_draws_what_generate_draws(trained, bench):
     """The same noise in every cell, whatever the batch: picture by picture those of the plain function."""
     trained = generation.load_run(trained)
@@ -117,12 +120,14 @@ def whole(trained, tmp_path_factory):
     return make_bench(trained, tmp_path_factory.mktemp("whole"), batch_size=6)
 
 
+@pytest.mark.long
 def test_every_cell_begins_with_the_noise_of_its_seeds(whole):
     bench, noise = whole
     for name in GRID.samplers:
         np.testing.assert_array_equal(start_and_pictures(bench, name)[0], noise)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("batch_size", "devices"), [(2, 1), (8, 8)])
 def test_noise_and_pictures_depend_neither_on_the_batch_split_nor_on_the_number_of_devices(
     trained, whole, tmp_path, batch_size, devices
@@ -135,6 +140,7 @@ def test_noise_and_pictures_depend_neither_on_the_batch_split_nor_on_the_number_
     assert difference.max() <= 1  # products of other shapes, rounded to whole numbers
 
 
+@pytest.mark.long
 def test_six_samplers_and_eight_step_counts_compile_six_programs_and_a_reference(trained, tmp_path):
     samplers = ("euler", "heun", "ab2", "dpmpp_2m", "unipc_2", "deis_2")
     grid = step_benchmark.Grid(
@@ -151,6 +157,7 @@ def test_six_samplers_and_eight_step_counts_compile_six_programs_and_a_reference
     assert kinds["programs"][0]["count"] == len(samplers) + 1
 
 
+@pytest.mark.long
 def test_a_killed_benchmark_goes_on_where_it_stopped(bench, trained, tmp_path):
     folder = tmp_path / "bench"
     shutil.copytree(bench, folder)
@@ -168,11 +175,13 @@ def test_a_killed_benchmark_goes_on_where_it_stopped(bench, trained, tmp_path):
     assert before == after
 
 
+@pytest.mark.long
 def test_results_of_another_grid_or_model_are_not_mixed(bench, trained):
     with pytest.raises(ValueError, match="results of another grid"):
         run(trained, step_benchmark.Grid(samplers=("euler",), steps=(1,), reference_steps=8), bench)
 
 
+@pytest.mark.long
 def test_the_report_is_one_file_with_plots_pictures_and_commands(bench):
     text = step_report.write(bench).read_text()
     assert "http://" not in text.replace("http://www.w3.org", "")
@@ -184,6 +193,7 @@ def test_the_report_is_one_file_with_plots_pictures_and_commands(bench):
         assert f"{sampler} g2" in text
 
 
+@pytest.mark.long
 def test_comparing_with_itself_finds_no_change_and_with_a_worse_one_fails(bench, tmp_path, capsys):
     assert all(change.verdict == "same" for change in step_report.compare(bench, bench))
     worse = tmp_path / "worse"
@@ -261,6 +271,7 @@ def test_a_missing_run_a_missing_checkpoint_and_missing_results_are_one_sentence
         cli.main(["bench", "compare", str(tmp_path), str(tmp_path)])
 
 
+@pytest.mark.long
 def test_a_walk_that_breaks_down_says_which_sampler_step_and_time(trained):
     trained = generation.load_run(trained)
     broken = trained._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, trained.params))

@@ -67,6 +67,7 @@ def lines_of(folder, kind):
     return [line for line in step_benchmark.read(folder)[1] if line["kind"] == kind]
 
 
+@pytest.mark.long
 def test_an_untrained_student_draws_from_the_teachers_noise_what_the_teacher_draws(bench):
     """Steps of a flow map that has learnt nothing are Euler's: distances, diversity and pictures agree."""
     cells = {(cell["model"], cell["steps"]): cell for cell in lines_of(bench, "cell")}
@@ -80,6 +81,7 @@ def test_an_untrained_student_draws_from_the_teachers_noise_what_the_teacher_dra
         assert np.abs(drawn[0].astype(int) - drawn[1].astype(int)).max() <= 1  # rounding to whole numbers
 
 
+@pytest.mark.long
 def test_steps_that_a_student_has_not_learnt_are_left_out(bench, trained, student, tmp_path):
     steps = [cell["steps"] for cell in lines_of(bench, "cell") if cell["model"] == "still"]
     assert steps == [2, 4]
@@ -87,12 +89,14 @@ def test_steps_that_a_student_has_not_learnt_are_left_out(bench, trained, studen
         run(trained, make_grid(student, student_steps=(3, 16)), tmp_path / "bench")
 
 
+@pytest.mark.long
 def test_models_of_one_network_share_a_program(bench):
     """Euler, the reference, and one program for both students at all their steps."""
     (programs,) = lines_of(bench, "programs")
     assert programs["count"] == 3
 
 
+@pytest.mark.long
 def test_training_cost_is_in_units_of_the_teachers(bench, trained, student):
     models = {line["name"]: line for line in lines_of(bench, "model")}
     assert list(models) == [TEACHER, "still", "twin"]
@@ -105,6 +109,7 @@ def test_training_cost_is_in_units_of_the_teachers(bench, trained, student):
     assert models["still"]["parameters"] > models[TEACHER]["parameters"]  # the second time's embedder
 
 
+@pytest.mark.long
 def test_a_killed_benchmark_of_students_goes_on_and_refuses_other_students(bench, trained, student, twin, tmp_path):
     folder = shutil.copytree(bench, tmp_path / "bench")
     path = folder / step_benchmark.RESULTS
@@ -122,6 +127,7 @@ def test_a_killed_benchmark_of_students_goes_on_and_refuses_other_students(bench
         run(trained, make_grid(student, twin), folder)
 
 
+@pytest.mark.long
 def test_results_from_before_students_are_read_continued_and_compared(bench, trained, tmp_path):
     folder = run(trained, make_grid(), tmp_path / "old")
     path = folder / step_benchmark.RESULTS
@@ -142,6 +148,7 @@ def test_results_from_before_students_are_read_continued_and_compared(bench, tra
     assert "Diversity" not in step_report.write(folder).read_text()
 
 
+@pytest.mark.long
 def test_comparing_judges_students_and_diversity(bench, tmp_path):
     worse = shutil.copytree(bench, tmp_path / "worse")
     path = worse / step_benchmark.RESULTS
@@ -157,6 +164,7 @@ def test_comparing_judges_students_and_diversity(bench, tmp_path):
     assert {cell for cell, _ in changed} == set(cells)
 
 
+@pytest.mark.long
 def test_the_report_shows_students_apart_and_names_their_runs(bench, student):
     text = step_report.write(bench).read_text()
     assert "still (flow_map)" in text
@@ -189,6 +197,7 @@ def test_diversity_of_a_model_that_ignores_its_noise_is_0(trained, tmp_path, mon
     np.testing.assert_array_equal(bench.variances(cell), 0)
 
 
+@pytest.mark.long
 def test_a_students_target_is_the_guidance_that_is_distilled_into_it(trained, student, tmp_path):
     of = generation.load_run(student)
     fixed, told = (
@@ -210,6 +219,7 @@ def test_a_students_target_is_the_guidance_that_is_distilled_into_it(trained, st
     assert targets["told"] == [(1.0, None)] * 2 + [(2.0, None)] * 2
 
 
+@pytest.mark.long
 def test_students_that_are_none_are_refused(trained, student, tmp_path):
     with pytest.raises(ValueError, match="is not a student: it was trained with FlowMatching"):
         run(trained, make_grid(shutil.copytree(trained, tmp_path / "plain")), tmp_path / "bench")
@@ -227,6 +237,7 @@ def test_students_that_are_none_are_refused(trained, student, tmp_path):
     assert not (tmp_path / "bench").exists()
 
 
+@pytest.mark.long
 def test_a_student_of_another_autoencoder_is_refused(trained, student):
     of = generation.load_run(student)
     other = of._replace(codec_params=jax.tree.map(lambda leaf: leaf + 1, of.codec_params))

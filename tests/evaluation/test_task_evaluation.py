@@ -34,6 +34,7 @@ def score(value, low, high, n=100):
     return {"value": value, "low": low, "high": high, "n": n}
 
 
+@pytest.mark.long
 def test_the_command_scores_every_part_of_an_editing_run_and_writes_the_page(runs, capsys):
     cli.main(["evaluate", "--run", str(runs[1]), "--per-task", "2"])
     printed = capsys.readouterr().out
@@ -54,6 +55,7 @@ def test_the_command_scores_every_part_of_an_editing_run_and_writes_the_page(run
     assert str(runs[1] / "evaluation" / task_report.REPORT) in printed
 
 
+@pytest.mark.long
 def test_an_earlier_evaluation_stays_unless_it_is_to_be_replaced(runs, tmp_path, monkeypatch):
     paper = types.SimpleNamespace(parts=lambda limits, guidance: [])
     monkeypatch.setattr(task_evaluation, "find_exam", lambda *facts: paper)
@@ -79,12 +81,14 @@ def test_numbers_out_of_range_are_one_sentence(option, sentence):
         cli.main(["evaluate", "--run", "nowhere", option])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("only_the_wheel")
 def test_without_the_repository_the_exam_says_what_it_needs(runs):
     with pytest.raises(SystemExit, match=r"nova: class 'data_pipelines.* run this in a checkout of the repository"):
         cli.main(["evaluate", "--run", str(runs[1])])
 
 
+@pytest.mark.long
 def test_a_run_that_does_not_edit_is_refused_before_anything_is_drawn(runs, capsys):
     with pytest.raises(SystemExit, match="needs an editing model"):
         cli.main(["evaluate", "--run", str(runs[0]), "--per-task", "2"])

@@ -51,6 +51,7 @@ def asked(**fields):
     return tasks.ImageSettings(cfg_scale=2.0, **fields)
 
 
+@pytest.mark.long
 def test_the_mixture_trains_every_part_and_counts_its_mean_flops(runs):
     lines = [json.loads(line) for line in (runs[1] / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
@@ -58,6 +59,7 @@ def test_the_mixture_trains_every_part_and_counts_its_mean_flops(runs):
     assert mixed > plain
 
 
+@pytest.mark.long
 def test_an_editing_run_starts_as_the_run_that_it_grows_from_to_the_bit(runs, tmp_path):
     config = dataclasses.replace(tiny_canvas.make_configs(tmp_path)[1], start_from=str(runs[0]), steps=0)
     state = experiment.run(config).state
@@ -68,6 +70,7 @@ def test_an_editing_run_starts_as_the_run_that_it_grows_from_to_the_bit(runs, tm
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.long
 def test_inpainting_returns_the_source_outside_the_mask_bit_for_bit(trained, limits):
     requests = [
         tasks.Inpaint(image=IMAGE, mask_image=MASK, text=text, limits=limits, settings=asked(count=2))
@@ -79,6 +82,7 @@ def test_inpainting_returns_the_source_outside_the_mask_bit_for_bit(trained, lim
         assert (pictures[:, MASK == 0] != IMAGE[MASK == 0]).any()
 
 
+@pytest.mark.long
 def test_outpainting_keeps_black_and_its_soft_boundary_lies_in_the_white(trained, limits):
     keeps = MASK == 0
     drawn = {
@@ -103,12 +107,14 @@ def test_the_boundary_of_a_mask_softens_inwards_only():
     assert weight[0, 0] == 1  # the edge of the picture is no boundary
 
 
+@pytest.mark.long
 def test_background_removal_keeps_the_colours_and_adds_alpha(trained, limits):
     picture = generation.images.draw(trained, tasks.RemoveBackground(image=IMAGE, limits=limits))[0]
     assert picture.shape == (32, 32, 4)
     np.testing.assert_array_equal(picture[..., :3], IMAGE)
 
 
+@pytest.mark.long
 def test_every_kind_of_request_is_drawn_the_same_alone_and_among_others(trained, limits):
     common = {"limits": limits, "settings": asked()}
     requests = [
@@ -127,6 +133,7 @@ def test_every_kind_of_request_is_drawn_the_same_alone_and_among_others(trained,
     assert len({pictures.tobytes() for pictures in together}) == len(requests)
 
 
+@pytest.mark.long
 def test_a_mask_prompt_is_answered_by_the_network_itself(trained, limits, monkeypatch):
     found = np.zeros((32, 32), bool)
     found[:16] = True
@@ -138,6 +145,7 @@ def test_a_mask_prompt_is_answered_by_the_network_itself(trained, limits, monkey
     np.testing.assert_array_equal(generation.images.draw(trained, request), generation.images.draw(trained, by_mask))
 
 
+@pytest.mark.long
 def test_a_mask_prompt_that_finds_nothing_says_so(trained, limits, monkeypatch):
     monkeypatch.setattr(generation.images, "locate", lambda trained, pictures, prompts: [np.zeros((32, 32), bool)])
     request = tasks.Inpaint(image=IMAGE, mask_prompt="a whale", text="x", limits=limits, settings=asked())
@@ -145,12 +153,14 @@ def test_a_mask_prompt_that_finds_nothing_says_so(trained, limits, monkeypatch):
         generation.images.draw(trained, request)
 
 
+@pytest.mark.long
 def test_located_masks_have_the_size_of_their_pictures(trained):
     (mask,) = generation.images.locate(trained, [IMAGE], ["the circle"])
     assert mask.shape == (32, 32)
     assert mask.dtype == bool
 
 
+@pytest.mark.long
 def test_seeds_count_up_over_the_pictures_of_a_request(trained, limits):
     def make(seed, count):
         settings = asked(seed=seed, count=count)
@@ -159,6 +169,7 @@ def test_seeds_count_up_over_the_pictures_of_a_request(trained, limits):
     np.testing.assert_array_equal(make(4, 3)[2], make(6, 1)[0])
 
 
+@pytest.mark.long
 def test_a_text_to_image_run_refuses_to_edit_and_says_what_can(runs, limits):
     plain = generation.load_run(runs[0])
     with pytest.raises(ValueError, match="RemoveBackground needs an editing model"):
@@ -186,6 +197,7 @@ def make_batch(rows, seed=0):
     return Batch(normal(1, 4, 4, 4), cond)
 
 
+@pytest.mark.long
 def test_editing_trains_on_a_mesh_like_on_one_device(trained):
     objective = FlowMatching(drop_rates=DropRates(aligned=0.2, frames=0.2, palette=0.2))
 
@@ -206,6 +218,7 @@ def test_editing_trains_on_a_mesh_like_on_one_device(trained):
         np.testing.assert_allclose(losses(mesh), expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_dropped_conditions_receive_no_gradient(trained):
     x0, cond = make_batch(2)
     parts = ("aligned", "frames", "palette")

@@ -47,6 +47,7 @@ def film(limits):
     return tasks.MultiShotManual(shots=shots, seed=4, limits=limits)
 
 
+@pytest.mark.long
 def test_every_part_takes_a_step_and_counts_its_own_rows(run):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
@@ -55,10 +56,12 @@ def test_every_part_takes_a_step_and_counts_its_own_rows(run):
     assert record["samples_per_step"] == round((8 + 24 + 8) / 3)
 
 
+@pytest.mark.long
 def test_the_limits_are_the_size_that_was_trained(limits):
     assert (limits.size, limits.frames, limits.frames_kept) == ((32, 32), 9, 9)
 
 
+@pytest.mark.long
 def test_given_latents_come_out_as_they_went_in(trained):
     known = np.random.default_rng(1).standard_normal((2, *tiny_reel.SHAPE), np.float32)
     mask = np.array([[True, False, False], [True, False, True]])
@@ -70,6 +73,7 @@ def test_given_latents_come_out_as_they_went_in(trained):
     assert (drawn[~mask] != free[~mask]).any()
 
 
+@pytest.mark.long
 def test_requests_are_drawn_the_same_alone_and_among_others(trained, limits, film):
     text = tasks.TextToVideo(text="a red circle moves left", seed=4, limits=limits)
     started = tasks.TextToVideo(text="a red circle moves left", image=PICTURE, seed=4, limits=limits)
@@ -80,6 +84,7 @@ def test_requests_are_drawn_the_same_alone_and_among_others(trained, limits, fil
     assert (together[0] != together[1]).any()
 
 
+@pytest.mark.long
 def test_a_shot_is_shown_the_shots_before_it_unless_it_stands_alone(trained, limits, film):
     [together], [apart] = (generation.videos.draw_all(trained, [film], SETTINGS, references=n) for n in (3, 0))
     alone = generation.videos.draw(
@@ -89,6 +94,7 @@ def test_a_shot_is_shown_the_shots_before_it_unless_it_stands_alone(trained, lim
     assert (together[1] != apart[1]).any()
 
 
+@pytest.mark.long
 def test_a_stream_brings_the_same_frames_a_few_at_a_time(trained, film):
     chunks = list(generation.videos.draw_stream(trained, film, SETTINGS))
     assert [len(chunk) for chunk in chunks] == [1, 4, 4, 1, 4, 4]
@@ -96,6 +102,7 @@ def test_a_stream_brings_the_same_frames_a_few_at_a_time(trained, film):
     assert np.abs(np.concatenate(chunks).astype(int) - whole).max() <= 1
 
 
+@pytest.mark.long
 def test_a_clip_between_two_pictures_depends_on_both(trained):
     clip = generation.videos.interpolate(trained, "a circle", PICTURE, OTHER, settings=SETTINGS)
     assert clip.shape == (9, 32, 32, 3)
@@ -103,6 +110,7 @@ def test_a_clip_between_two_pictures_depends_on_both(trained):
         assert (generation.videos.interpolate(trained, "a circle", *pair, settings=SETTINGS) != clip).any()
 
 
+@pytest.mark.long
 def test_an_extended_clip_begins_with_itself(trained):
     clip = np.stack([PICTURE] * 3 + [OTHER] * 6)
     longer = generation.videos.extend(trained, "a circle", clip, settings=SETTINGS)
@@ -113,6 +121,7 @@ def test_an_extended_clip_begins_with_itself(trained):
         generation.videos.extend(trained, "a circle", clip, kept=3)
 
 
+@pytest.mark.long
 def test_what_a_run_has_not_learnt_is_refused(trained, limits, film):
     plain = trained._replace(objective=FlowMatching())
     with pytest.raises(ValueError, match="never been given frames"):
@@ -140,6 +149,7 @@ def make_batch(rows, seed=0):
     return Batch(rng.standard_normal((rows, *tiny_reel.SHAPE), np.float32), cond)
 
 
+@pytest.mark.long
 def test_given_frames_train_on_a_mesh_like_on_one_device(trained):
     given = GivenFrames(first=0.3, ends=0.3, prefix=0.3, guard=TimeNoise())
     objective = FlowMatching(given=given, drop_rates=DropRates(frames=0.3))

@@ -87,10 +87,12 @@ def test_every_block_is_the_identity_at_initialisation():
     np.testing.assert_array_equal(run(jax.random.key(0)), x)
 
 
+@pytest.mark.long
 def test_the_output_is_zero_at_initialisation():
     assert not apply(make(gate_init="random"), X, T, TEXT).any()
 
 
+@pytest.mark.long
 def test_new_inputs_change_nothing_until_they_are_trained():
     _, old = make_trained()
     model, new = make(**ALL_INPUTS)
@@ -151,6 +153,7 @@ def test_time_per_frame_reaches_each_frame():
     assert change[1] > 2 * change[[0, 2]].max()
 
 
+@pytest.mark.long
 def test_the_derivative_in_t_at_r_equal_t_is_that_from_above():
     model, params = make_trained(has_second_time=True)
     cond = TEXT._replace(r=T)
@@ -212,6 +215,7 @@ def test_frames_lie_in_order():
     assert np.abs(apply(network, X[:, ::-1], T, TEXT)[:, ::-1] - apply(network, X, T, TEXT)).max() > 1e-3
 
 
+@pytest.mark.long
 def test_values_and_gradients_do_not_depend_on_how_the_network_is_compiled():
     reference, params = make_trained()
     other = reference.clone(scan_unroll=2, remat="none", attention_implementation="tiled")
@@ -220,6 +224,7 @@ def test_values_and_gradients_do_not_depend_on_how_the_network_is_compiled():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-2), *gradients)
 
 
+@pytest.mark.long
 def test_forward_mode_agrees_with_finite_differences_and_can_be_differentiated():
     model, params = make_trained()
     direction = normal(*X.shape, seed=5)

@@ -77,6 +77,7 @@ def exact_gradient():
     return run(gradient, attention_implementation="xla")
 
 
+@pytest.mark.long
 def test_forward_and_jvp_alone_are_those_of_plain_attention():
     def forward(model, params):
         return model.apply({"params": params}, X, T, TEXT._replace(r=T / 2))
@@ -86,11 +87,13 @@ def test_forward_and_jvp_alone_are_those_of_plain_attention():
     assert_close(run(value_and_tangent), (u, du))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", ["none", "names", "full"])
 def test_the_gradient_of_meanflow_is_exact_under_every_remat_policy(remat):
     assert_close(run(gradient, remat=remat), exact_gradient())
 
 
+@pytest.mark.long
 def test_the_gradient_of_meanflow_is_exact_on_a_mesh():
     mesh = meshes.MeshConfig(fsdp=2, tensor=2, context=2).make()
     with jax.set_mesh(mesh):
@@ -148,6 +151,7 @@ def test_a_remat_policy_keeps_what_it_promises_under_jvp(monkeypatch, remat, per
     assert steps.count("linear_call") == 2  # the backward pass repeats no tangent
 
 
+@pytest.mark.long
 def test_time_and_modulation_stay_in_float32_in_a_bfloat16_network():
     """The derivative in time is time_scale times that of a sinusoid: rounded to bfloat16 it would be lost."""
     fields = {"dtype": jnp.bfloat16, "time_scale": 1000.0}

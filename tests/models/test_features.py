@@ -75,6 +75,7 @@ def test_the_head_on_the_tokens_after_all_layers_is_the_prediction():
     np.testing.assert_allclose(by_hand, prediction, atol=1e-5)
 
 
+@pytest.mark.long
 @NETWORKS
 def test_tokens_after_k_layers_are_those_of_a_network_of_depth_k(network):
     params = params_of(network)
@@ -98,6 +99,7 @@ def test_later_layers_and_the_head_are_not_read(network):
     np.testing.assert_array_equal(compiled(network, 2)(broken, X, T, cond_of(network)), tokens_of(network, 2))
 
 
+@pytest.mark.long
 def test_gradients_reach_x_the_text_encoder_and_the_first_layers_and_nothing_else():
     def energy(params, x):
         return jnp.sum(features.hidden_tokens(WITH_TEXT, params, x, T, cond_of(WITH_TEXT), depth=2) ** 2)
@@ -131,6 +133,7 @@ def test_a_loop_that_is_unrolled_over_the_whole_depth_may_be_cut():
     np.testing.assert_allclose(tokens, tokens_of(DENOISER, 2), atol=1e-5)
 
 
+@pytest.mark.long
 def test_sharded_tokens_equal_unsharded_ones():
     mesh = meshes.MeshConfig(data=2, fsdp=2, tensor=2).make()
     params = params_of(WITH_TEXT)

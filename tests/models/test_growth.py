@@ -18,6 +18,7 @@ def at(batch, t=0.7):
     return jnp.asarray(batch.x0), jnp.full(students.BATCH, t), jax.tree.map(jnp.asarray, batch.cond)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("r", [None, 0.7, 0.0])
 def test_a_grown_student_answers_as_its_teacher_to_the_bit(r):
     teacher = students.make_teacher()
@@ -39,6 +40,7 @@ EDITING = {
 }
 
 
+@pytest.mark.long
 def test_a_text_to_image_model_grown_into_an_editing_one_draws_the_same_pictures_to_the_bit():
     old = students.make_teacher()
     model = students.make_model(**EDITING)

@@ -71,6 +71,7 @@ def test_no_text_is_the_null_caption(kind):
     assert np.abs(predict(kind, None) - predict(kind, captions(kind))).max() > 1e-3
 
 
+@pytest.mark.long
 @EACH
 def test_gradients_reach_the_text_encoder(kind):
     model, params = network(kind)

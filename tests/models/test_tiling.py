@@ -58,6 +58,7 @@ def test_all_tiles_have_the_same_size_inside_the_picture():
         assert tile.column + 6 <= 14
 
 
+@pytest.mark.long
 def test_one_tile_that_covers_the_picture_gives_the_whole_result_to_the_bit():
     cover, latents, pixels = tiling.Tiles(size=(16, 16)), latents_for(), pixels_for()
     np.testing.assert_array_equal(
@@ -78,6 +79,7 @@ def test_away_from_seams_a_tile_agrees_with_the_whole_picture():
     assert np.abs(tiled - whole).max() > 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["encode", "decode"])
 def test_tiles_carry_their_own_past_from_chunk_to_chunk(what):
     if what == "decode":
@@ -102,6 +104,7 @@ def test_the_past_may_be_kept_at_half_the_size():
     assert (rounded[1] != exact[1]).any()
 
 
+@pytest.mark.long
 def test_eight_devices_give_the_result_of_one():
     mesh = MeshConfig(data=-1).make()
     chunks = np.split(latents_for(), [1], axis=1)

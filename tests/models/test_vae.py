@@ -77,6 +77,7 @@ def test_no_latent_depends_on_a_later_frame(vae):
         assert depends[latent].tolist() == [frame <= latent * time for frame in range(1 + 2 * time)]
 
 
+@pytest.mark.long
 @ALL
 def test_no_pixel_depends_on_a_later_latent(vae):
     params, (time, _, _) = random_params(vae), vae.compression
@@ -142,6 +143,7 @@ def test_the_cache_has_the_same_size_after_every_chunk():
     assert caches == [whole] * 3
 
 
+@pytest.mark.long
 def test_an_image_is_encoded_and_decoded_by_the_last_taps_alone_bit_for_bit():
     """The same 2-D kernels make a model of images; a video model that starts from them changes no image (inflation)."""
     params = random_params(PLAIN)
@@ -213,6 +215,7 @@ def test_samples_have_the_posterior_mean_and_variance():
     assert float(draws.var()) == pytest.approx(np.exp(-1.0), abs=0.01)
 
 
+@pytest.mark.long
 def test_pixels_to_normalised_latents_and_back_compose_the_parts():
     vae = vaes.tiny(width=8, num_blocks=1, latents_mean=(1.0,) * 4, latents_std=(2.0,) * 4)
     params, pixels = random_params(vae), pixels_for(vae, 2)

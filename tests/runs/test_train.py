@@ -44,6 +44,7 @@ def test_the_run_folder_holds_everything(finished):
     assert codec == tiny_run.TINY_VAE
 
 
+@pytest.mark.long
 def test_the_same_command_with_more_steps_continues(tiny, finished):
     before = read_log(finished)
     longer = experiment.run(dataclasses.replace(tiny, steps=6))
@@ -52,6 +53,7 @@ def test_the_same_command_with_more_steps_continues(tiny, finished):
     assert read_log(longer)[:4] == before
 
 
+@pytest.mark.long
 def test_a_schedule_that_falls_ends_with_the_run_and_moves_when_the_run_goes_on(tiny, tmp_path):
     falling = dataclasses.replace(tiny.optimizer, schedule="linear")
     config = dataclasses.replace(tiny, optimizer=falling, steps=2, log_every=1, preview=None, run_dir=str(tmp_path))
@@ -68,6 +70,7 @@ def test_a_schedule_that_falls_ends_with_the_run_and_moves_when_the_run_goes_on(
         experiment.run(dataclasses.replace(config, steps=6, optimizer=falling.ending_at(4)))
 
 
+@pytest.mark.long
 def test_a_picture_depends_on_its_prompt_and_seed_alone(finished):
     trained = generation.load_run(finished.directory)
     settings = generation.SamplingSettings(num_steps=3)
@@ -80,6 +83,7 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(finished):
     assert (alone != other_seed).any()
 
 
+@pytest.mark.long
 def test_pngs_carry_prompt_and_seed(finished, tmp_path):
     trained = generation.load_run(finished.directory)
     settings = generation.SamplingSettings(num_steps=1, sampler="euler", guidance_scale=1.0)
@@ -91,18 +95,21 @@ def test_pngs_carry_prompt_and_seed(finished, tmp_path):
         assert (image.info["seed"], image.info["sampler"]) == ("3", "euler")
 
 
+@pytest.mark.long
 def test_a_prompt_that_does_not_fit_is_refused(finished):
     trained = generation.load_run(finished.directory)
     with pytest.raises(encoder.CaptionTooLong, match=r"has 30 words .* and 23 fit"):
         generation.generate(trained, ["x " * 30], [0])
 
 
+@pytest.mark.long
 def test_another_config_in_the_same_folder_is_refused_with_the_differences(tiny, finished):
     changed = configs.override(tiny, ["model.dit.depth=2", "seed=5"])
     with pytest.raises(configs.ConfigError, match=r"model\.dit\.depth was 1 and is 2.*seed was 0 and is 5"):
         experiment.run(changed)
 
 
+@pytest.mark.long
 def test_a_run_from_before_a_field_existed_goes_on_at_its_default_and_is_refused_at_another_value(tiny, finished):
     path = finished.directory / "config.json"
     text = path.read_text()
@@ -118,12 +125,14 @@ def test_a_run_from_before_a_field_existed_goes_on_at_its_default_and_is_refused
         assert json.loads(path.read_text())["config"][part] == json.loads(text)["config"][part]
 
 
+@pytest.mark.long
 def test_channels_of_codec_and_network_must_agree(tiny, tmp_path):
     changed = configs.override(tiny, ["model.dit.in_channels=6", f"run_dir={tmp_path / 'run'}"])
     with pytest.raises(ValueError, match="reads 6 channels but the autoencoder's latents have 4"):
         experiment.run(changed)
 
 
+@pytest.mark.long
 def test_a_mesh_or_batch_that_does_not_fit_is_refused(tiny):
     with pytest.raises(ValueError, match="needs at least 16 devices, but there are 8"):
         experiment.run(dataclasses.replace(tiny, mesh=MeshConfig(fsdp=16)))
@@ -136,6 +145,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         generation.load_run(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("argument", "message"),
     [("stepz=3", "tiny: stepz: TrainConfig has no field 'stepz'; it has name, model"), ("steps=many", "expected int")],
@@ -146,12 +156,14 @@ def test_the_command_line_ends_with_one_sentence(tiny, monkeypatch, argument, me
         experiment.main(tiny)
 
 
+@pytest.mark.long
 def test_print_shows_the_resolved_config(tiny, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tiny", "--print", "optimizer.peak=0.5"])
     experiment.main(tiny)
     assert json.loads(capsys.readouterr().out)["optimizer"]["peak"] == 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     [
@@ -175,6 +187,7 @@ def test_a_number_out_of_range_is_named_with_what_is_allowed(tiny, change, monke
         experiment.main(tiny)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_the_learning_rate_that_is_advised_after_a_loss_that_is_not_finite(
     tiny, tmp_path, monkeypatch
 ):
@@ -201,6 +214,7 @@ def test_a_run_goes_on_with_the_learning_rate_that_is_advised_after_a_loss_that_
         experiment.main(config)
 
 
+@pytest.mark.long
 def test_a_loss_of_a_run_that_this_one_needs_first_is_not_blamed_on_this_one(tiny, tmp_path, monkeypatch):
     def prepare(config):
         raise loop.NonFiniteLoss("step 3: loss nan.", tmp_path / "vae" / "checkpoints")
@@ -210,6 +224,7 @@ def test_a_loss_of_a_run_that_this_one_needs_first_is_not_blamed_on_this_one(tin
         experiment.main(tiny, prepare=prepare)
 
 
+@pytest.mark.long
 def test_a_missing_optional_package_is_one_sentence(tiny, monkeypatch):
     def prepare(config):
         raise ImportError("reading Parquet needs pyarrow: pip install 'nova-jax[data]'")

@@ -27,6 +27,7 @@ def rms(error):
     return float(np.sqrt(np.mean(np.square(error))))
 
 
+@pytest.mark.long
 def test_the_error_falls_with_the_tolerance_at_little_cost(noise, float64):
     truth = exact.PRODUCT.flow(noise)
     errors, costs = [], []

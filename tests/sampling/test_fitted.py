@@ -44,6 +44,7 @@ def held_out_ratio(distribution, dimensions, num_steps, settings=QUICK):
     return errors[0] / errors[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "dimensions", "num_steps", "limit"),
     [("TWO_SCALES", 1, 10, 0.5), ("IMAGE_LIKE", 64, 10, 0.65), ("IMAGE_LIKE", 64, 5, 0.65), ("PRODUCT", 2, 8, 0.75)],
@@ -52,6 +53,7 @@ def test_a_learned_grid_beats_the_uniform_one(name, dimensions, num_steps, limit
     assert held_out_ratio(getattr(exact, name), dimensions, num_steps) <= limit
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_steps", [4, 8])
 def test_a_learned_grid_is_never_worse_where_little_is_to_gain(num_steps):
     assert held_out_ratio(exact.FIVE_MODES, 2, num_steps) <= 1.05
@@ -73,6 +75,7 @@ def test_for_gaussian_data_and_euler_the_grid_of_equal_angles_is_found():
     np.testing.assert_allclose(end / std, np.cos(np.pi / (2 * steps)) ** steps, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "distribution", "dimensions", "sampler"),
     [
@@ -105,6 +108,7 @@ def test_a_fitted_grid_is_saved_with_where_it_comes_from_and_used_by_its_file(tm
         fitted.load(path)
 
 
+@pytest.mark.long
 def test_rows_of_the_condition_stay_with_their_noise():
     """Data of N(cond, 0.3^2): a fit that mixed up rows would find no grid with a small error."""
 

@@ -129,6 +129,7 @@ def test_any_number_of_steps_reaches_the_data(name, schedule):
     np.testing.assert_allclose(np.cov(end.T), exact.GAUSSIAN.covariances[0], atol=0.15)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in ALL if name not in VARIANTS])
 def test_the_end_can_be_differentiated_by_noise_and_times(name):
     x = jax.random.normal(jax.random.key(1), (4, 2))
@@ -197,6 +198,7 @@ def test_evaluations_are_counted(name, steps, nfe):
     assert int(result.nfe) == nfe == len(calls)
 
 
+@pytest.mark.long
 def test_first_order_solvers_are_one_solver(float64):
     x = np.random.default_rng(4).standard_normal((16, 2))
     times = np.array([1.0, 0.9, 0.5, 0.45, 0.1, 0.0])

@@ -115,6 +115,7 @@ def kill_until_finished(launch, directory, rng, kills, pause, *more):
         done += 1
 
 
+@pytest.mark.long
 def test_a_run_killed_at_random_times_ends_with_the_same_losses(launch, undisturbed, tmp_path):
     directory = tmp_path / "run"
     assert kill_until_finished(launch, directory, random.Random(0), kills=3, pause=0.05) == 3
@@ -122,6 +123,7 @@ def test_a_run_killed_at_random_times_ends_with_the_same_losses(launch, undistur
     assert starts(directory)[0] == 0 < starts(directory)[-1], "at least one checkpoint was used"
 
 
+@pytest.mark.long
 def test_a_distillation_killed_at_random_times_ends_with_the_same_losses(launch, tmp_path):
     """Student, critic and both optimizer states, through real kills."""
     straight, directory = tmp_path / "straight", tmp_path / "run"
@@ -140,6 +142,7 @@ def test_a_run_killed_many_times_ends_with_the_same_losses(launch, undisturbed, 
     assert losses(directory) == undisturbed
 
 
+@pytest.mark.long
 def test_a_terminated_run_saves_exits_with_75_and_goes_on_unchanged(launch, undisturbed, tmp_path):
     directory = tmp_path / "run"
     process = launch(directory, "--steps", 40, "--pause", 0.02, "--checkpoint-every", 1000)
@@ -153,6 +156,7 @@ def test_a_terminated_run_saves_exits_with_75_and_goes_on_unchanged(launch, undi
     assert starts(directory) == [0, len(stopped)], "not one step was done twice"
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_at_once_and_harms_nothing(launch, undisturbed, tmp_path):
     directory = tmp_path / "run"
     process = launch(directory, "--steps", 40, "--pause", 0.5)
@@ -171,6 +175,7 @@ def assert_close(found, expected):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.long
 def test_two_processes_train_save_and_go_on_as_two_or_one(launch, undisturbed, tmp_path):
     directory = tmp_path / "run"
     for process in launch_two(launch, directory, "--steps", 16, "--fsdp", 2):
@@ -181,6 +186,7 @@ def test_two_processes_train_save_and_go_on_as_two_or_one(launch, undisturbed, t
     assert_close(losses(directory), undisturbed)
 
 
+@pytest.mark.long
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(launch, undisturbed, tmp_path):
     directory = tmp_path / "run"
     options = ("--steps", 40, "--pause", 0.2, "--checkpoint-every", 1000)

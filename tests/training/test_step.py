@@ -67,12 +67,14 @@ def single_device(train_step):
     return train(train_step, new_state(), toy_batches())
 
 
+@pytest.mark.long
 def test_two_runs_agree_to_the_bit(train_step, single_device):
     losses, state = train(train_step, new_state(), toy_batches())
     np.testing.assert_array_equal(losses, single_device[0])
     jax.tree.map(np.testing.assert_array_equal, state, single_device[1])
 
 
+@pytest.mark.long
 def test_noise_depends_on_seed_and_step_alone(train_step):
     def mean_t(train_step, number):
         state = new_state()._replace(step=jnp.int32(number))
@@ -87,6 +89,7 @@ def make_mesh(sizes):
     return meshes.MeshConfig(**dict(zip(meshes.AXES, sizes, strict=True))).make()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sizes", FACTORIZATIONS + WITH_CONTEXT, ids=lambda sizes: "data{}-fsdp{}-context{}-tensor{}".format(*sizes)
 )
@@ -152,6 +155,7 @@ def check_real_model(meshes_of_eight):
         assert error < 1e-5, sizes
 
 
+@pytest.mark.long
 def test_text_to_latent_trains_on_a_mesh_like_on_one_device():
     check_real_model([(2, 2, 1, 2)])
 
@@ -161,6 +165,7 @@ def test_text_to_latent_trains_on_every_mesh_like_on_one_device():
     check_real_model(FACTORIZATIONS + WITH_CONTEXT)
 
 
+@pytest.mark.long
 def test_accumulated_gradients_equal_those_of_the_whole_batch():
     def plain(network, params, batch, key):
         t = jnp.full(batch.x0.shape[:1], 0.5)
@@ -185,6 +190,7 @@ def test_a_batch_that_cannot_be_accumulated_evenly_is_refused():
         train_step(new_state(), toy.rows(0))
 
 
+@pytest.mark.long
 def test_ema_follows_its_recursion_and_starts_fast(train_step):
     state = new_state()
     expected = jax.device_get(state.ema)
@@ -205,6 +211,7 @@ def test_the_warm_up_of_the_ema_ends_at_its_decay():
     assert weight_of_the_past(10**6, 0.9999) == pytest.approx(0.9999)
 
 
+@pytest.mark.long
 def test_a_step_that_is_not_finite_changes_nothing(train_step):
     _, state = train(train_step, new_state(), toy_batches(2))
     before = jax.device_get(state)
@@ -224,6 +231,7 @@ def test_a_finite_loss_with_infinite_gradient_is_not_finite():
     assert int(state.step) == 0
 
 
+@pytest.mark.long
 def test_metrics_report_the_rate_of_the_step_and_the_gradient_before_clipping(train_step):
     _, metrics = train_step(new_state(), toy.rows(0))
     assert float(metrics["learning_rate"]) == pytest.approx(toy.OPTIMIZER.peak / toy.OPTIMIZER.warmup)
@@ -238,12 +246,14 @@ def test_abstract_state_has_the_shapes_and_shardings_of_the_real_one():
     assert described == jax.tree.map(lambda a: (a.shape, a.dtype, a.sharding), abstract)
 
 
+@pytest.mark.long
 def test_fine_tuning_state_leaves_the_given_parameters_usable(train_step):
     params = toy.init_params(jax.random.key(0))
     train_step(step.state_of(params, toy.OPTIMIZER), toy.rows(0))
     assert np.isfinite(np.asarray(params["head"]["kernel"])).all()
 
 
+@pytest.mark.long
 def test_extra_state_is_placed_by_the_rules_of_its_parameters_and_passes_through_the_step():
     mesh = meshes.MeshConfig(data=1, fsdp=8).make()
     batch = distributed.global_batch(toy.rows(0), meshes.batch_sharding(mesh), toy.BATCH)

@@ -51,11 +51,13 @@ def check_stream(folder, name, frames, latents_per_chunk):
     assert_close(jnp.concatenate(decoded, axis=1), reference(folder, name, f"decoded_{frames}"))
 
 
+@pytest.mark.long
 @NAMES
 def test_clips_equal_those_of_diffusers(name):
     check_whole(FIXTURES, name, 9)
 
 
+@pytest.mark.long
 @NAMES
 @pytest.mark.parametrize("frames", [1, 9])
 def test_images_and_streams_equal_those_of_diffusers(name, frames):

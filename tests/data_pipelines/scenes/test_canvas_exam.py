@@ -35,6 +35,7 @@ def grade(parts, draw):
     return task_evaluation.grade(EXAM, answered)
 
 
+@pytest.mark.long
 def test_the_truth_meets_every_bar(graded):
     rows, curves = graded
     barred = {(row.part, row.score): row for row in rows if row.bar}
@@ -43,12 +44,14 @@ def test_the_truth_meets_every_bar(graded):
     assert {curve.dial for curve in curves} == {"similarity_strength", "control_strength"}
 
 
+@pytest.mark.long
 def test_the_truth_has_every_rate_at_one(graded):
     rates = [row for row in graded[0] if row.score in ("correct", "kept", "absent", "hit", "empty", "clear", "said")]
     assert len(rates) > 30
     assert all(row.value == row.ceiling == 1 for row in rates)
 
 
+@pytest.mark.long
 def test_pictures_of_other_questions_meet_no_bar_of_what_was_asked(parts):
     asked = ("generate", "generate_held_out", "add", "replace", "remove", "segment", "matte", "vary", "colors")
     some = {name: parts[name] for name in (*asked, "colors_text")}
@@ -61,6 +64,7 @@ def test_pictures_of_other_questions_meet_no_bar_of_what_was_asked(parts):
     assert by_score["generate", "correct"].ceiling == 1
 
 
+@pytest.mark.long
 def test_masks_are_black_where_an_edit_draws_and_white_where_an_outpainting_does(parts):
     for name in ("add", "replace", "remove", "outpaint", "outpaint_soft"):
         for question in parts[name].questions:
@@ -70,6 +74,7 @@ def test_masks_are_black_where_an_edit_draws_and_white_where_an_outpainting_does
     assert {q.ask.mode for q in parts["outpaint_soft"].questions} == {"DEFAULT"}
 
 
+@pytest.mark.long
 def test_variations_and_colours_are_grouped_by_how_many_there_are(parts):
     for question in parts["vary"].questions:
         assert question.groups[0].startswith(f"{len(question.ask.images)} reference")
@@ -78,6 +83,7 @@ def test_variations_and_colours_are_grouped_by_how_many_there_are(parts):
         assert (question.ask.reference_image is None) == ("without a reference" in question.groups)
 
 
+@pytest.mark.long
 def test_what_is_asked_away_is_often_there_without_negative_text(parts, graded):
     shown = {row.part: row.value for row in graded[0] if row.score == "shown"}
     assert shown["negative_off"] > 0.2
@@ -88,6 +94,7 @@ def test_what_is_asked_away_is_often_there_without_negative_text(parts, graded):
         assert asked.ask.negative_text.startswith(f"{asked.ask.text} on ")
 
 
+@pytest.mark.long
 def test_baselines_share_captions_and_seeds_with_what_is_measured_against_them(parts):
     for name in ("structure_edges", "structure_segmentation", "colors"):
         plain = parts[f"{name.split('_')[0]}_text"]

@@ -48,6 +48,7 @@ def drawn(request):
     return request.param, [(source.scene(i), captions.caption(source.scene(i), rng)) for i, rng in enumerate(rngs)]
 
 
+@pytest.mark.long
 def test_every_caption_is_true_and_names_every_object(drawn):
     for scene, caption in drawn[1]:
         claims, relation, background = read(caption)
@@ -73,6 +74,7 @@ def forms(texts):
         yield re.sub(rf"\b(?:{numbers})\b", "NUMBER", text)
 
 
+@pytest.mark.long
 def test_the_form_of_every_prompt_is_a_caption_of_the_prior(drawn):
     of, pictures = drawn
     seen = set(forms(caption for _, caption in pictures))
@@ -93,6 +95,7 @@ def test_captions_stay_within_their_bounds():
     assert max(len(captions.caption(Scene(crowd, "white"), rng)) for _ in range(100)) <= captions.MAX_LENGTH_MANY
 
 
+@pytest.mark.long
 def test_captions_of_the_prior_stay_within_their_bounds(drawn):
     for scene, caption in drawn[1]:
         assert len(caption) <= (captions.MAX_LENGTH if len(scene.objects) <= 2 else captions.MAX_LENGTH_MANY)
@@ -105,6 +108,7 @@ def test_two_objects_called_the_same_are_counted_not_related():
         assert "two" in captions.caption(Scene(same, "white"), rng)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("color", [True, False])
 def test_a_description_says_the_colors_and_the_background_as_asked(drawn, color):
     for scene, _ in drawn[1][:300]:
@@ -118,6 +122,7 @@ def test_a_description_says_the_colors_and_the_background_as_asked(drawn, color)
                 assert (said.color, said.background) == (color, background)
 
 
+@pytest.mark.long
 def test_the_relation_of_a_description_is_the_one_its_caption_says(drawn):
     for scene, _ in drawn[1][:300]:
         said = captions.describe(scene, np.random.default_rng(2), color=True)

@@ -33,6 +33,7 @@ def degrade(picture, rng, blur=0.6, noise=0.03, shift=0.03):
     return np.clip(np.rint(shifted * 255), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.long
 @by_size
 def test_true_pictures_are_read_without_a_mistake(of):
     assert accuracy(of, 200) == 1.0

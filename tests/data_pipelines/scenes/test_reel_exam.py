@@ -35,6 +35,7 @@ def graded(parts):
     return {(row.part, row.score): row for row in rows if not row.group}
 
 
+@pytest.mark.long
 def test_the_truth_meets_every_bar_but_the_gain_over_itself(graded):
     barred = {key: row for key, row in graded.items() if row.bar}
     assert set(barred) == {(bar.part, bar.score) for bar in EXAM.bars}
@@ -42,6 +43,7 @@ def test_the_truth_meets_every_bar_but_the_gain_over_itself(graded):
     assert graded["film", "carried_gain"].value == 0
 
 
+@pytest.mark.long
 def test_the_truth_has_every_rate_at_one_and_other_answers_have_not(graded):
     rates = ("correct", "cast", "attributes", "direction", "camera", "family", "persistent", "cuts")
     found = {key: row for key, row in graded.items() if key[1] in rates}
@@ -51,6 +53,7 @@ def test_the_truth_has_every_rate_at_one_and_other_answers_have_not(graded):
     assert max(chances) <= 0.25
 
 
+@pytest.mark.long
 def test_questions_ask_for_what_the_truth_shows(parts):
     assert list(parts) == PARTS
     for name in ("video", "video_held_out", "camera", "start"):

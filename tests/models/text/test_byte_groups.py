@@ -173,6 +173,7 @@ def test_every_parameter_has_a_sharding_rule(params):
     assert jax.tree.structure(rules.shardings(params, mesh)) == jax.tree.structure(params)
 
 
+@pytest.mark.long
 def test_it_learns_which_colour_belongs_to_which_shape():
     """A linear read-out of the mean state must tell `red circle and blue square` from `blue circle and red square`."""
     colours, shapes = ["red", "green", "blue", "yellow"], ["circle", "square", "star"]
