@@ -26,6 +26,7 @@ Metrics = Mapping[str, Array]
 Pixels = Float[Array, "b f h w c"]
 Latents = Float[Array, "b f h w c"]
 Times = Float[Array, " b"] | Float[Array, "b f"]
+Samples = Float[Array, "b *dims"]
 Mask = Bool[Array | np.ndarray, "b l"] | Integer[Array | np.ndarray, "b l"]  # True or 1: real; see `as_mask`
 
 
@@ -99,13 +100,6 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
-class FlowMap(Protocol):
-    """What few-step students speak: from x at time t straight to time s."""
-
-    def __call__(self, x: Array, t: Array, s: Array, cond: Any) -> Array: ...
-
-
-@runtime_checkable
 class Objective(Protocol):
     """A training loss: scalar to minimise, and named scalars (or small arrays) to log."""
 
@@ -119,15 +113,6 @@ class TrainStep(Protocol):
     """The only thing the training loop knows."""
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]: ...
-
-
-@runtime_checkable
-class Codec(Protocol):
-    """Pixels to latents and back; `key` None gives the posterior mean."""
-
-    def encode(self, params: Params, pixels: Array, key: jax.Array | None = None) -> Array: ...
-
-    def decode(self, params: Params, latents: Array) -> Array: ...
 
 
 def as_mask(mask: Any) -> Bool[Array, "b l"]:

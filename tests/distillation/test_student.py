@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nova_jax import distillation
+from nova_jax import config, distillation
 from nova_jax.diffusion import FlowMatching, conditioning, schedules
 from nova_jax.distillation import teacher as teachers
 from nova_jax.runs import build
@@ -125,3 +125,9 @@ def test_drawn_scales_lie_in_their_range_evenly_in_the_logarithm():
 def test_settings_that_cannot_be_meant_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_methods_of_earlier_versions_keep_loading():
+    for method in (distillation.Progressive(first_steps=8), distillation.Shortcut(max_steps=8)):
+        saved = config.to_dict(method) | {"_class_name": f"nova_jax.distillation.semigroup:{type(method).__name__}"}
+        assert config.from_dict(saved) == method
