@@ -19,7 +19,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, PRNGKeyArray
 
 Params = Mapping[str, Any]
 Metrics = Mapping[str, Array]
@@ -27,6 +27,8 @@ Pixels = Float[Array, "b f h w c"]
 Latents = Float[Array, "b f h w c"]
 Times = Float[Array, " b"] | Float[Array, "b f"]
 Samples = Float[Array, "b *dims"]
+Time = Float[Array, ""]
+Keys = Key[Array, " b"] | None  # one per sample, where something is random
 Mask = Bool[Array | np.ndarray, "b l"] | Integer[Array | np.ndarray, "b l"]  # True or 1: real; see `as_mask`
 
 
@@ -50,7 +52,7 @@ class Conditioning(NamedTuple):
     palette: Float[Array, "b p 3"] | None = None  # CIE Lab over 100
     palette_mask: Bool[Array, "b p"] | Integer[Array, "b p"] | None = None
     task: Int[Array, " b"] | None = None
-    r: Float[Array, " b"] | None = None  # second time of a flow map, r <= t
+    r: Float[Array, " b"] | None = None  # target time of a flow map, r <= t
     guidance_scale: Float[Array, " b"] | None = None  # as a network input
 
 

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from nova_jax.diffusion import conditioning, schedules
 from nova_jax.diffusion import prediction as predictions
-from nova_jax.diffusion import schedules
 from nova_jax.distillation import flow_map
 from nova_jax.distillation import teacher as teachers
 from nova_jax.distillation.flow_map import TimesOfSamples
@@ -65,6 +65,7 @@ class Method(abc.ABC):
 
     schedule: ClassVar[schedules.Schedule] = flow_map.SCHEDULE
     prediction: ClassVar[predictions.Kind] = "velocity"
+    drop_rates: ClassVar[conditioning.DropRates] = conditioning.DropRates(text=0.0, pooled=0.0)
 
     @property
     def needs_teacher(self) -> bool:

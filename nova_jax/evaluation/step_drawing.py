@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nova_jax import generation, sampling
+from nova_jax import atomic, generation, sampling
 from nova_jax.evaluation import geneval, intervals, step_grid, timing
 from nova_jax.evaluation.step_grid import Cell, Grid
 from nova_jax.generation import program
@@ -130,9 +130,8 @@ class Bench:
             steps = self.grid.reference_steps
             program = self.program(REFERENCE, guidance, steps, interval=interval)
             latents = program(*self.arguments(0, time_grids.uniform(steps), guidance)).x
-            with path.with_suffix(".partial").open("wb") as file:
+            with atomic.replacing(path) as partial, partial.open("wb") as file:
                 np.save(file, np.asarray(latents))
-            path.with_suffix(".partial").rename(path)
         return np.load(path)
 
     def evaluation(self, batch: int, guidance: float, model: str = step_grid.TEACHER) -> float:

@@ -25,7 +25,6 @@ from nova_jax.parallel.constrain import constrain
 from nova_jax.training.optimizer import Optimizer
 from nova_jax.types import Metrics, Objective, Params, TrainState, TrainStep
 
-InitParams = Callable[[PRNGKeyArray], Params]
 MakeExtra = Callable[[Params], Any]
 Loss = Callable[[Params, Any, PRNGKeyArray], tuple[Array, Metrics]]  # (params, batch, key) -> (loss, metrics)
 StateLoss = Callable[[Params, TrainState, Any, PRNGKeyArray], tuple[Array, Metrics]]
@@ -33,7 +32,7 @@ Prepare = Callable[[TrainState, Any, PRNGKeyArray], tuple[TrainState, PRNGKeyArr
 
 
 def start(params: Params, optimizer: Optimizer, make_extra: MakeExtra | None = None) -> TrainState:
-    """The state before the first step. Arrays are copied, so the state may be donated.
+    """The state before the first step, for `build`. Arrays are copied, so the state may be donated.
 
     Args:
         params: float32 parameters.
@@ -69,36 +68,6 @@ def plan(make_state: Callable[..., TrainState], *arguments: Any, mesh: Mesh | No
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, rules.shardings(abstract, mesh)
     )
-
-
-def init_state(
-    init_params: InitParams,
-    optimizer: Optimizer,
-    *,
-    key: PRNGKeyArray,
-    mesh: Mesh | None = None,
-    make_extra: MakeExtra | None = None,
-) -> TrainState:
-    """Initialises parameters, EMA and optimizer state, each array on the devices where it stays."""
-    return build(lambda key: start(init_params(key), optimizer, make_extra), key, mesh=mesh)
-
-
-def state_of(
-    params: Params, optimizer: Optimizer, *, mesh: Mesh | None = None, make_extra: MakeExtra | None = None
-) -> TrainState:
-    """The state before the first step of fine-tuning given parameters, which stay usable."""
-    return build(lambda params: start(params, optimizer, make_extra), params, mesh=mesh)
-
-
-def abstract_state(
-    init_params: InitParams,
-    optimizer: Optimizer,
-    *,
-    mesh: Mesh | None = None,
-    make_extra: MakeExtra | None = None,
-) -> TrainState:
-    """Shapes, dtypes and shardings of `init_state`, with nothing computed: to restore into, or to plan with."""
-    return plan(lambda key: start(init_params(key), optimizer, make_extra), jax.random.key(0), mesh=mesh)
 
 
 def make_step(
