@@ -57,7 +57,7 @@ class Method(abc.ABC):
 
     Attributes:
         guidance: folded into the student.
-        sampler: for its students, a name of `sampling.named.SAMPLERS`.
+        sampler: for its students, a name of `sampling.SAMPLERS`.
     """
 
     guidance: teachers.Guidance = teachers.Guidance()
