@@ -22,7 +22,7 @@ def distil(method, model=None, **teacher):
     return build.distilled(model, method, students.OPTIMIZER, students.rows(0, 1), taught, seed=0, ema_decay=0.9)
 
 
-def test_a_student_without_a_second_time_is_refused():
+def test_a_student_without_a_target_time_is_refused():
     with pytest.raises(ValueError, match="has_second_time=True"):
         distil(distillation.MeanFlow(), students.make_model())
 
