@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nova_jax import config, distillation
-from nova_jax.diffusion import FlowMatching, conditioning, schedules
+from nova_jax.diffusion import DenoisingObjective, FlowMatching, Reconstruction, conditioning, schedules
 from nova_jax.distillation import teacher as teachers
 from nova_jax.runs import build
 from tests.distillation import students
@@ -131,3 +131,11 @@ def test_methods_of_earlier_versions_keep_loading():
     for method in (distillation.Progressive(first_steps=8), distillation.Shortcut(max_steps=8)):
         saved = config.to_dict(method) | {"_class_name": f"nova_jax.distillation.semigroup:{type(method).__name__}"}
         assert config.from_dict(saved) == method
+
+
+def test_a_method_declares_what_its_students_predict_as_an_objective_does():
+    for declares in (FlowMatching(), *students.METHODS.values()):
+        assert isinstance(declares, DenoisingObjective)
+    assert not isinstance(Reconstruction(), DenoisingObjective), "an autoencoder predicts nothing about x_t"
+    assert distillation.MeanFlow().drop_rates.text > 0
+    assert not distillation.DMD2().drop_rates.text
