@@ -65,7 +65,7 @@ class MeanFlow(method.Method):
     norm_floor: float = 1e-3
     warmup: int = 0
     difference: float | None = None
-    drop_rates: conditioning.DropRates = conditioning.DropRates()
+    drop_rates: conditioning.DropRates = conditioning.DropRates()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         if self.source not in ("teacher", "data"):

@@ -38,7 +38,7 @@ class Shortcut(method.Method):
     max_steps: int = 128
     bootstrap_parts: int = 4
     time_sampling: time_samplings.TimeSampling = dataclasses.field(default_factory=time_samplings.Uniform)
-    drop_rates: conditioning.DropRates = conditioning.DropRates()
+    drop_rates: conditioning.DropRates = conditioning.DropRates()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         if self.source not in ("teacher", "data"):
