@@ -120,14 +120,15 @@ class DMD2(method.Method):
     ) -> tuple[Array, Metrics]:
         """Equation 1 on new samples for the conditions of one batch; the metric `score_gap` is the mean size of g."""
         key_scale, key_input, key_time, key_noise = jax.random.split(key, 4)
-        u, v_teacher = self.velocities(networks, state, batch.cond, self.guidance.draw(key_scale, batch.x0.shape[0]))
+        u, teacher = self.velocities(networks, state, batch.cond, self.guidance.draw(key_scale, batch.x0.shape[0]))
         x = self._generate(u, params, batch.x0.shape, key_input)
         s = self._draw_times(key_time, x)
         x_s, _ = method.noised(x, s, key_noise)
 
         frozen = jax.lax.stop_gradient(x_s)
-        v_critic = networks.critic(state.extra["critic"]["network"], frozen, s, batch.cond).astype(jnp.float32)
-        real, fake = (flow_map.move(frozen, s, jnp.zeros_like(s), v) for v in (v_teacher(frozen, s), v_critic))
+        v_real = teacher(frozen, s)
+        v_fake = networks.critic(state.extra["critic"]["network"], frozen, s, batch.cond).astype(jnp.float32)
+        real, fake = (flow_map.move(frozen, s, jnp.zeros_like(s), v) for v in (v_real, v_fake))
         size = jnp.mean(jnp.abs(x - real), axis=tuple(range(1, x.ndim)), keepdims=True)
         g = jax.lax.stop_gradient((fake - real) / jnp.maximum(size, 1e-6))
         loss = method.mean_square(x - jax.lax.stop_gradient(x - g)).mean() / 2
@@ -171,6 +172,7 @@ class DMD2(method.Method):
         """G(x_t, t) from an x_t that the student itself has reached; only this last step has a gradient."""
         key_noise, key_steps, key_taken, key_path = jax.random.split(key, 4)
         u_frozen = functools.partial(u, jax.lax.stop_gradient(params))
+        x = jax.random.normal(key_noise, shape)
         ones = jnp.ones(shape[:1])
         num_steps = jax.random.choice(key_steps, jnp.asarray(self.num_steps))
 
@@ -181,7 +183,6 @@ class DMD2(method.Method):
             x0 = flow_map.jump(u_frozen, x, t, jnp.zeros_like(t))
             return method.noised(x0, t_next, jax.random.fold_in(key_path, i))[0]
 
-        x = jax.random.normal(key_noise, shape)
         taken = jax.random.randint(key_taken, (), 0, num_steps)
         if self.num_steps != (1,):
             x = jax.lax.fori_loop(0, taken, earlier_step, x)

@@ -42,4 +42,5 @@ class GuidanceDistillation(method.Method):
         x_t, _ = method.noised(batch.x0, t, key_noise)
         scale = self.guidance.draw(key_scale, batch.x0.shape[0])
         u, v = self.velocities(networks, state, batch.cond, scale)
-        return method.mean_square(u(params, x_t, t, r) - v(x_t, t)).mean(), {}
+        target = v(x_t, t)
+        return method.mean_square(u(params, x_t, t, r) - target).mean(), {}

@@ -100,10 +100,12 @@ class Shortcut(method.Method):
         t = self.time_sampling.quantile(time_samplings.stratified(key_time, batch.x0.shape[:1]))
         x_t, eps = method.noised(batch.x0, t, key_noise)
         scale = self.guidance.draw(key_scale, batch.x0.shape[0])
-        is_taught = self.source == "teacher"
-        cond = batch.cond if is_taught else conditioning.drop(batch.cond, key_drop, self.drop_rates)
-        u, teacher = self.velocities(networks, state, cond, scale)
-        v = teacher(x_t, t) if is_taught else eps - batch.x0
+        if self.source == "teacher":
+            u, teacher = self.velocities(networks, state, batch.cond, scale)
+            v = teacher(x_t, t)
+        else:
+            v = eps - batch.x0
+            u, _ = self.velocities(networks, state, conditioning.drop(batch.cond, key_drop, self.drop_rates), scale)
         return method.mean_square(u(params, x_t, t, t) - v).mean()
 
 
