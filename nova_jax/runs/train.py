@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from nova_jax import config as configs
 from nova_jax import atomic, distillation, environment, weights
+from nova_jax import config as configs
 from nova_jax.config import ConfigError
 from nova_jax.models import flops
 from nova_jax.parallel import distributed
