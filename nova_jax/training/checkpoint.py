@@ -168,7 +168,7 @@ class Checkpoints:
         """Runs in the background. When the response is there, every process has written its part."""
         response.result()
         if distributed.is_main():
-            atomic.write(self._path(step) / MANIFEST, manifest(self._path(step)))
+            _write_manifest(self._path(step))
             self._prune()
 
     def _prune(self) -> None:
@@ -289,6 +289,10 @@ def _digests(path: pathlib.Path, names: Sequence[str]) -> str:
 def _digest(file: pathlib.Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_manifest(path: pathlib.Path) -> None:
+    atomic.write(path / MANIFEST, manifest(path))
 
 
 def _set_aside(path: pathlib.Path, reason: str) -> pathlib.Path:
