@@ -9,7 +9,7 @@ Measured on the quickstart model, two idle CPU cores, 64 pictures a task (docs/d
 `consistency`, 400 steps, 4 minutes 24 seconds with all scores, a quarter of the teacher's training FLOPs: single object
 0.50, 0.73, 0.70 in one, two, four steps to the teacher's 0.75 in 50 guided ones; colours 0.84, 0.97, 0.97 to 1.00.
 
-Data, network and autoencoder are those of the teacher's own config; the network gains its second time. The student goes
+Data, network and autoencoder are those of the teacher's own config; the network gains a target time. The student goes
 to TEACHER_METHOD unless `run_dir` says otherwise, resumes like any run, and is drawn from with `nova generate --run`.
 """
 

@@ -26,6 +26,7 @@ from data_pipelines.scenes import scoring, source
 from data_pipelines.sources.held import Held
 from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
+from nova_jax.evaluation import pictures
 from nova_jax.models.vae import VAE
 from nova_jax.training import optimizer
 
@@ -91,7 +92,6 @@ def export(
     fitted = [fit(sample, rng)["pixels"] for sample in shown]
     truth = np.asarray(generation.to_uint8(jnp.asarray(fitted)))
     rebuilt = reconstruct(vae, params, truth)
-    error = (truth.astype(np.float64) - rebuilt) ** 2
     card = {
         "command": f"python -m experiments.{config.name} {' '.join(sys.argv[1:])}".strip(),
         "data": repr(config.data.source),
@@ -100,7 +100,7 @@ def export(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "training_seconds": training_seconds(result.directory),
         "held_out_pictures": len(truth),
-        "psnr_db": round(float(10 * np.log10(255**2 / error.mean())), 2),
+        "psnr_db": round(pictures.psnr(truth, rebuilt), 2),
         "environment": environment.describe(),
     }
     if isinstance(held_out, source.Scenes):

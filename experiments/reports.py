@@ -10,8 +10,8 @@ import numpy as np
 
 from data_pipelines.scenes import scoring, source
 from experiments import image_vae
+from nova_jax import atomic, distillation, environment, experiment, generation
 from nova_jax import config as configs
-from nova_jax import distillation, environment, experiment, generation
 from nova_jax.evaluation import geneval, plots, report, task_evaluation, task_report
 
 SETTINGS = generation.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=2.0)
@@ -205,7 +205,7 @@ def write(
         },
         subtitle=f"{record['parameters']:,} parameters, {lines[-1]['step']:,} steps of {config.batch_size}",
     )
-    report.write(result.directory / "report.html", document)
+    atomic.write(result.directory / "report.html", document)
     print(f"\nreport: {result.directory / 'report.html'}")
 
 

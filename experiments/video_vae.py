@@ -32,6 +32,7 @@ from data_pipelines.sources.held import Held
 from experiments import image_vae
 from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
+from nova_jax.evaluation import pictures
 from nova_jax.models import inflation
 from nova_jax.models import vae as vaes
 from nova_jax.models.vae import VAE
@@ -178,20 +179,14 @@ def export(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "training_seconds": image_vae.training_seconds(result.directory),
         "held_out_clips": len(truth),
-        "psnr_db": psnr(truth, rebuilt),
-        "psnr_db_of_pictures": psnr(truth[:, -1:], still),
-        "psnr_db_of_repeated_frames": psnr(truth, repeated(truth, vae.compression[0])),
+        "psnr_db": round(pictures.psnr(truth, rebuilt), 2),
+        "psnr_db_of_pictures": round(pictures.psnr(truth[:, -1:], still), 2),
+        "psnr_db_of_repeated_frames": round(pictures.psnr(truth, repeated(truth, vae.compression[0])), 2),
         "environment": environment.describe(),
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps({key: value for key, value in card.items() if key != "environment"}, indent=1))
     return folder
-
-
-def psnr(truth: np.ndarray, rebuilt: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of all pixels together, uint8."""
-    error = np.mean((truth.astype(np.float32) - rebuilt) ** 2, dtype=np.float64)
-    return round(float(10 * np.log10(255**2 / max(error, 1e-6))), 2)
 
 
 def repeated(clips: np.ndarray, time: int) -> np.ndarray:

@@ -27,6 +27,8 @@ MOVED = {  # names in the configs of earlier versions -> today's
     "nova_jax.experiment:TrainConfig": "nova_jax.runs.config:TrainConfig",
     "nova_jax.experiment:Preview": "nova_jax.runs.config:Preview",
     "nova_jax.inference:SamplingSettings": "nova_jax.generation.settings:SamplingSettings",
+    "nova_jax.distillation.semigroup:Progressive": "nova_jax.distillation.progressive:Progressive",
+    "nova_jax.distillation.semigroup:Shortcut": "nova_jax.distillation.shortcut:Shortcut",
 }
 LINEN_FIELDS = ("parent", "name")  # bookkeeping of flax.linen, never part of a config
 PROSE = ("prompts", "text", "negative_text", "mask_prompt")  # fields whose `~` is a sign like any other

@@ -19,13 +19,16 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, PRNGKeyArray
 
 Params = Mapping[str, Any]
 Metrics = Mapping[str, Array]
 Pixels = Float[Array, "b f h w c"]
 Latents = Float[Array, "b f h w c"]
 Times = Float[Array, " b"] | Float[Array, "b f"]
+Samples = Float[Array, "b *dims"]
+Time = Float[Array, ""]
+Keys = Key[Array, " b"] | None  # one per sample, where something is random
 Mask = Bool[Array | np.ndarray, "b l"] | Integer[Array | np.ndarray, "b l"]  # True or 1: real; see `as_mask`
 
 
@@ -49,7 +52,7 @@ class Conditioning(NamedTuple):
     palette: Float[Array, "b p 3"] | None = None  # CIE Lab over 100
     palette_mask: Bool[Array, "b p"] | Integer[Array, "b p"] | None = None
     task: Int[Array, " b"] | None = None
-    r: Float[Array, " b"] | None = None  # second time of a flow map, r <= t
+    r: Float[Array, " b"] | None = None  # target time of a flow map, r <= t
     guidance_scale: Float[Array, " b"] | None = None  # as a network input
 
 
@@ -99,13 +102,6 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
-class FlowMap(Protocol):
-    """What few-step students speak: from x at time t straight to time s."""
-
-    def __call__(self, x: Array, t: Array, s: Array, cond: Any) -> Array: ...
-
-
-@runtime_checkable
 class Objective(Protocol):
     """A training loss: scalar to minimise, and named scalars (or small arrays) to log."""
 
@@ -119,15 +115,6 @@ class TrainStep(Protocol):
     """The only thing the training loop knows."""
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]: ...
-
-
-@runtime_checkable
-class Codec(Protocol):
-    """Pixels to latents and back; `key` None gives the posterior mean."""
-
-    def encode(self, params: Params, pixels: Array, key: jax.Array | None = None) -> Array: ...
-
-    def decode(self, params: Params, latents: Array) -> Array: ...
 
 
 def as_mask(mask: Any) -> Bool[Array, "b l"]:

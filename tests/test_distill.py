@@ -35,7 +35,7 @@ def test_a_student_lies_beside_its_teacher_and_says_whose_it_is(teacher, student
     assert record["config"]["teacher"] == str(teacher)
     forward = json.loads((teacher / "config.json").read_text())["flops_per_step"] / 3
     method = distill.METHODS["shortcut"].method
-    assert record["flops_per_step"] > method.forwards * forward, "the second time is one more embedding"
+    assert record["flops_per_step"] > method.forwards * forward, "the target time is one more embedding"
     assert record["flops_per_step"] < 1.2 * method.forwards * forward
 
 

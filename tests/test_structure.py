@@ -23,19 +23,20 @@ MAY_IMPORT = {
     "types": set(),
     "config": set(),
     "git_lfs": set(),
+    "atomic": set(),
     "parallel": {"types", "config"},
     "layers": {"types", "config", "parallel"},
     "models": MODELS,
-    "weights": MODELS | {"models"},
+    "weights": MODELS | {"models", "atomic"},
     "diffusion": {"types"},
     "sampling": SAMPLING,
     "tasks": SAMPLING | {"sampling", "media"},
     "media": {"git_lfs"},
     "distillation": SAMPLING | {"sampling", "training"},
     "evaluation": SAMPLING
-    | {"sampling", "tasks", "distillation", "generation", "config", "environment", "models", "runs"},
+    | {"sampling", "tasks", "distillation", "generation", "config", "environment", "models", "runs", "atomic"},
     "generation": SAMPLING | {"sampling", "tasks", "distillation", "models", "weights", "runs"},
-    "training": {"types", "config", "parallel"},
+    "training": {"types", "config", "parallel", "atomic"},
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}
 

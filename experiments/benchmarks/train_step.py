@@ -69,7 +69,7 @@ def time_steps(name: str, batch_size: int) -> dict[str, Any]:
     )
     adamw = optimizer.AdamW(peak=1e-4, warmup=10)
     example = jax.tree.map(lambda x: x[:1], batch)
-    state = step.init_state(lambda key: build.init_params(model, example, key), adamw, key=jax.random.key(0))
+    state = step.build(lambda key: step.start(build.init_params(model, example, key), adamw), jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     train_step = step.make_step(FlowMatching(num_bins=0), build.as_network(model), adamw)
     seconds, losses = [], []

@@ -27,7 +27,7 @@ from nova_jax import config, distillation, environment, sampling
 from nova_jax.diffusion import denoiser, time_sampling
 from nova_jax.distillation import flow_map
 from nova_jax.evaluation import distances
-from nova_jax.sampling import named, time_grids
+from nova_jax.sampling import time_grids
 from nova_jax.training import optimizer
 from nova_jax.types import Batch, Conditioning, Params, TrainState
 
@@ -180,7 +180,7 @@ def draw(params: Params, sampler: str, steps: int, noise: Array, predict: Callab
     denoise = denoiser.make_denoiser(predict, params, flow_map.SCHEDULE)
     walk = jax.jit(
         functools.partial(
-            sampling.sample, denoise, sampler=named.get(sampler), schedule=flow_map.SCHEDULE, cond=Conditioning()
+            sampling.sample, denoise, sampler=sampling.named(sampler), schedule=flow_map.SCHEDULE, cond=Conditioning()
         )
     )
     return np.asarray(walk(noise, times=jnp.asarray(time_grids.uniform(steps)), key=jax.random.key(5)).x)

@@ -24,7 +24,7 @@ from nova_jax import config, generation, sampling
 from nova_jax.evaluation import step_benchmark, step_report
 from nova_jax.generation import program
 from nova_jax.runs import record as records
-from nova_jax.sampling import fitted, named, time_grids
+from nova_jax.sampling import fitted, time_grids
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def fit_grids(settings: SamplerSteps) -> list[dict[str, Any]]:
             path = run / "grids" / f"{name}-g{settings.guidance:g}-{steps}.json"
             start = time.perf_counter()
             if not path.is_file():
-                sampler = named.get(name, steps)
+                sampler = sampling.named(name, steps)
                 grid = fitted.fit_grid(
                     problem, noise, sampler=sampler, num_steps=steps, reference=reference, settings=settings.fit
                 )
@@ -117,7 +117,7 @@ def compare(
     problem: sampling.Problem, noise: jax.Array, reference: jax.Array, name: str, grid: fitted.FittedGrid
 ) -> dict[str, Any]:
     """Latent RMSE of a fitted grid and of every fixed one with as many steps, and how samples fare one by one."""
-    walk = fitted.Program(problem, noise, named.get(name), batch_size=64)
+    walk = fitted.Program(problem, noise, sampling.named(name), batch_size=64)
 
     def squares(times: Any) -> np.ndarray:
         error = walk.ends(np.asarray(times)) - np.asarray(reference)

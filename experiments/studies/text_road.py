@@ -22,8 +22,8 @@ import numpy as np
 
 from data_pipelines.scenes import scoring, world
 from experiments import quickstart, scenes
+from nova_jax import atomic, environment, experiment, generation
 from nova_jax import config as configs
-from nova_jax import environment, experiment, generation
 from nova_jax.evaluation import geneval, plots, report
 from nova_jax.models.text import ByteTextEncoder, WordTextEncoder
 from nova_jax.training import loop
@@ -87,9 +87,7 @@ ROADS: dict[str, Road] = {
         encoder=_words(window=5),
         **EVENED,
     ),
-    "rates": Road(
-        says="even, with other captions still, and lower rates outside the blocks", scene_world=ANY_ORDER
-    ),
+    "rates": Road(says="even, with other captions still, and lower rates outside the blocks", scene_world=ANY_ORDER),
     "in_order": Road(says="today's quickstart: lists name objects from left to right"),
     # Today's quickstart with one thing changed.
     "depth_0": Road(says="no encoder blocks", encoder=_words(depth=0)),
@@ -243,7 +241,7 @@ def write(settings: TextRoad, found: list[dict[str, Any]]) -> None:
     for task in tasks:
         sections[task] = [plots.draw([_series(run, task) for run in found], x_label="samples", y_label=task)]
     said = f"{settings.size} px, {settings.examined} pictures a task, 95 % Wilson intervals"
-    report.write(f"{settings.folder}/report.html", report.page("Text roads", sections, subtitle=said))
+    atomic.write(f"{settings.folder}/report.html", report.page("Text roads", sections, subtitle=said))
     record = {
         "command": " ".join(["python -m experiments.studies.text_road", *sys.argv[1:]]),
         "settings": configs.to_dict(settings),

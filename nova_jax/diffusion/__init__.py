@@ -5,7 +5,7 @@ from nova_jax.diffusion.conditioning import DropRates
 from nova_jax.diffusion.denoiser import make_denoiser
 from nova_jax.diffusion.given_frames import GivenFrames, TimeNoise, hold
 from nova_jax.diffusion.guidance import classifier_free
-from nova_jax.diffusion.objectives import FlowMatching
+from nova_jax.diffusion.objectives import DenoisingObjective, FlowMatching
 from nova_jax.diffusion.reconstruction import Reconstruction
 from nova_jax.diffusion.schedules import (
     RectifiedFlow,
@@ -19,6 +19,7 @@ from nova_jax.diffusion.weighting import Constant, MinSNR
 
 __all__ = [
     "Constant",
+    "DenoisingObjective",
     "DropRates",
     "FlowMatching",
     "GivenFrames",

@@ -1,11 +1,11 @@
-"""Frames that are given: the first picture of a video, both of its ends, or its beginning. The others are drawn.
+"""Given frames: the first frame of a video, both of its ends, or its beginning. The others are generated.
 
-    given frames    x_s = alpha(s) x0 + sigma(s) eps     told as time s, low: 0 is clean
-    free frames     x_t = alpha(t) x0 + sigma(t) eps     told as time t
+    given frames    x_s = alpha(s) x0 + sigma(s) eps     at time s, low: 0 is clean
+    free frames     x_t = alpha(t) x0 + sigma(t) eps     at time t
 
-The network learns of it through its time per frame and through nothing else, so one set of weights turns text into
-video, starts from a picture, interpolates and continues. `GivenFrames` is training, `hold` is sampling: a denoiser
-wrapped like guidance is. A noise level for each frame: Chen et al. 2024, Diffusion Forcing, arXiv 2407.01392; the first
+The network sees which frames are given by its time per frame alone, so one set of weights turns text into video, starts
+from an image, interpolates and continues. `GivenFrames` is for training, `hold` for sampling: a wrapper of a denoiser,
+as guidance is. A noise level for each frame: Chen et al. 2024, Diffusion Forcing, arXiv 2407.01392; the first
 frame at time 0: Wan Team 2025, 2503.20314 (Wan 2.2).
 
 A clean first frame tempts the network to copy it where t is large and little else can be seen: videos that stand still.
@@ -31,10 +31,10 @@ class TimeNoise:
     """The level of given frames in training: logit(s / max_level) ~ N(2 t^exponent - 1, std^2).
 
     Levels are times here, standard deviations added to clean data in the paper. Where `clean` is 0 hardly any given
-    frame is clean: draw with noise on given frames as well, as much as was trained, or train a share of clean ones.
+    frame is clean: sample with as much noise on given frames as in training, or train a share of clean ones.
 
     Attributes:
-        max_level: that no level exceeds.
+        max_level: the highest level.
         exponent: how late towards t = 1 the levels rise.
         std: their spread.
         clean: the share of samples whose given frames are clean all the same.
@@ -60,7 +60,7 @@ class TimeNoise:
 
 
 class Drawn(NamedTuple):
-    """Which frames a batch is given, as what the loss needs."""
+    """The given frames of a batch, in the form that the loss needs."""
 
     times: Float[Array, "b f"]  # of every frame: s where it is given, t elsewhere
     counts: Float[Array, "b f"]  # how much a frame counts in a mean over frames: 0 where given, f / free elsewhere
@@ -68,7 +68,7 @@ class Drawn(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GivenFrames:
-    """What share of the training samples is given which frames of its latents; the rest is given none.
+    """The shares of the training samples with given frames, by which ones; the other samples have none.
 
     Attributes:
         first: the first frame alone.
@@ -122,26 +122,27 @@ def hold(
     schedule: schedules.Schedule,
     eps: Float[Array, "b f h w c"] | None = None,
 ) -> Denoiser:
-    """Keeps given frames where they are, whatever the solver and the denoiser do.
+    """Keeps given frames as they are, whatever the solver and the denoiser do.
 
-    The denoiser sees the given frames at their own level in place of x's, and their times. The answer holds them, with
-    what remains of x as their noise: to a solver they are data that are known exactly, which it reaches at t = 0 but
-    for rounding and the errors of its order (`paste` removes both). A given frame is never noisier than the others.
+    The denoiser sees the given frames at their own level in place of x's, and their times. Its answer then has them as
+    x0, with what remains of x as their noise: to a solver they are data that are known exactly, which it reaches at
+    t = 0 up to rounding and the errors of its order (`paste` removes both). A given frame is never noisier than the
+    others.
 
-    Guidance works inside (`hold(classifier_free(..), ..)`) and outside; a batch of whole multiples of b rows, as
-    guidance makes it, takes each row of `latents` for as many neighbours.
+    Guidance works inside (`hold(classifier_free(..), ..)`) and outside; in a batch of a multiple of b rows, such as
+    guidance makes, neighbours share a row of `latents`.
 
     Args:
         denoiser: reads a time per frame, (b, f).
-        latents: known frames; what they are elsewhere has no effect.
+        latents: the given frames; the values of other frames have no effect.
         mask: True where a frame is given.
         noise: s, the time of given frames; scalar or one per sample.
         schedule: that of the denoiser.
-        eps: the noise that the walk starts from. Given frames are shown with it at every evaluation, so s > 0 needs it;
-            and it answers solvers that ask about t = 0, where nothing is left in x to tell.
+        eps: the noise that sampling starts from. Given frames have it at every evaluation, so s > 0 needs it; and it is
+            their noise at t = 0, where x holds none.
 
     Raises:
-        ValueError: noise is asked for, but not given; a level outside [0, 1].
+        ValueError: a level above 0 without `eps`, or outside [0, 1].
     """
     if isinstance(noise, (int, float)) and not 0 <= noise <= 1:
         raise ValueError(f"the noise of given frames is a time in [0, 1], got {noise}")

@@ -9,6 +9,7 @@ minimiser is the conditional mean of the target given x_t.
 """
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +22,36 @@ from nova_jax.diffusion import weighting as weightings
 from nova_jax.types import Batch, Denoised, Metrics, Network, Params
 
 
+@runtime_checkable
+class DenoisingObjective(Protocol):
+    """What a denoiser was trained for, as those who sample from it must know; a distillation method declares it too."""
+
+    @property
+    def schedule(self) -> schedules.Schedule:
+        """Of x_t."""
+        ...
+
+    @property
+    def prediction(self) -> predictions.Kind:
+        """Of the network."""
+        ...
+
+    @property
+    def drop_rates(self) -> conditioning.DropRates:
+        """Of the conditions; where a rate is 0, the network has not learnt the null condition."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowMatching:
-    """The denoising loss over a batch; what it draws depends on the key alone, not on how arrays are sharded.
+    """The denoising loss over a batch; its times, noise and drops depend on the key alone, not on any sharding.
 
     Metrics: `loss`; and, over `num_bins` equal bins of t, `loss_by_time`, what each bin adds to the loss, and
     `share_by_time`, its share of the batch. Both are means over the batch, so they may be averaged further, over parts
     of a batch or over steps; their ratio is then the mean loss in each bin that was visited.
 
-    With `given`, batches of two frames or more are given some of them, which then do not count: the error of a sample
-    is its mean over the other frames.
+    With `given`, some frames of a batch of videos are given to the network and do not count: the error of a sample is
+    its mean over the other frames.
     """
 
     schedule: schedules.Schedule = dataclasses.field(default_factory=schedules.RectifiedFlow)
@@ -40,7 +61,7 @@ class FlowMatching:
     drop_rates: conditioning.DropRates = dataclasses.field(default_factory=conditioning.DropRates)
     is_stratified: bool = True  # times cover their distribution evenly in every batch
     has_frame_times: bool = False  # each frame at its own noise level (Chen et al. 2024, arXiv 2407.01392)
-    given: given_frames.GivenFrames | None = None  # frames shown to the network, as for image to video
+    given: given_frames.GivenFrames | None = None  # frames that the network sees, as for image to video
     num_bins: int = 4
 
     def __post_init__(self) -> None:

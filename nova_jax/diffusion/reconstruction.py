@@ -5,11 +5,11 @@
     loss = w_l1 mean|e| + w_l2 mean e^2 + w_pyramid P(e) + w_motion M(e) + w_ssim (1 - SSIM(y, x)) + w_kl KL        (1)
     KL   = mean over latent entries of (mean^2 + exp(logvar) - 1 - logvar) / 2                                      (2)
     P(e) = mean|e_n| + sum_{l<n} mean|e_l - U D e_l|,   e_{l+1} = D e_l,  e_0 = e                                   (3)
-    M(e) = mean|e_(f+1) - e_f| over frames f; 0 for a picture                                                       (4)
+    M(e) = mean|e_(f+1) - e_f| over frames f; 0 for an image                                                        (4)
 
 D averages 2 x 2 pixels and U repeats them. P weighs errors in every octave of spatial frequency alike, where plain L1
 neglects coarse ones: the Laplacian pyramid loss of Bojanowski et al. 2018 (arXiv 1707.05776) with a box filter. M adds
-to the price of errors that flicker, and nothing to that of errors that stay. SSIM (Wang et al. 2004, doi
+to the cost of errors that flicker, and nothing to that of errors that stay. SSIM (Wang et al. 2004, doi
 10.1109/TIP.2003.819861, eq. 13) compares local means, variances and covariances in a Gaussian window. The variational
 bound is Kingma and Welling 2014 (arXiv 1312.6114, eq. 10); a small w_kl only keeps latents near the origin and smooth,
 as in latent diffusion (Rombach et al. 2022, arXiv 2112.10752, section 3.1).
@@ -60,7 +60,7 @@ class Reconstruction:
         l1: weight of the absolute error.
         l2: weight of the squared error.
         pyramid: weight of equation (3).
-        ssim: weight of 1 - SSIM; pictures need at least 11 x 11 pixels.
+        ssim: weight of 1 - SSIM; images need at least 11 x 11 pixels.
         motion: weight of equation (4).
         kl: weight of equation (2).
         levels: n of equation (3); height and width must be multiples of 2^n.
@@ -126,7 +126,7 @@ def motion_error(error: Pixels) -> Float[Array, ""]:
 def ssim(y: Pixels, x: Pixels) -> Float[Array, "b f"]:
     """Structural similarity of every frame, at most 1, reached only by y = x; averaged over windows and channels."""
     if min(x.shape[2:4]) < WINDOW:
-        raise ValueError(f"SSIM needs pictures of {WINDOW} x {WINDOW} pixels or more; got {x.shape[2]} x {x.shape[3]}")
+        raise ValueError(f"SSIM needs images of {WINDOW} x {WINDOW} pixels or more; got {x.shape[2]} x {x.shape[3]}")
     c1, c2 = (0.01 * PIXEL_RANGE) ** 2, (0.03 * PIXEL_RANGE) ** 2
     means = _window_means(jnp.concatenate([x, y, x * x, y * y, x * y], axis=-1))
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = jnp.split(means, 5, axis=-1)
@@ -137,7 +137,7 @@ def ssim(y: Pixels, x: Pixels) -> Float[Array, "b f"]:
 
 
 def _window_means(x: Pixels) -> Float[Array, "b f i j c"]:
-    """Gaussian-weighted mean over every window inside the picture, as two products with banded matrices."""
+    """Gaussian-weighted mean over every window inside the image, as two products with banded matrices."""
     rows, columns = _bands(x.shape[2]), _bands(x.shape[3])
     return jnp.einsum("ih,bfhwc,jw->bfijc", rows, x, columns, precision="highest")
 

@@ -2,7 +2,7 @@
 
     loss = flow_scale * MeanFlow(student) + matching_scale * DMD2(student)
 
-The flow-map loss sees noised data and covers every mode (forward divergence); matching sees the student's own pictures,
+The flow-map loss sees noised data and covers every mode (forward divergence); matching sees the student's own samples,
 reached along its own flow map, and sharpens them (reverse divergence). A scale of 0 leaves its part out, so pure
 MeanFlow, pure DMD and everything between are one code path.
 
@@ -17,8 +17,7 @@ import jax
 from jaxtyping import Array, PRNGKeyArray
 
 from nova_jax.distillation import dmd, mean_flow, method
-from nova_jax.training.optimizer import Optimizer
-from nova_jax.types import Batch, Metrics, Params, TrainState, TrainStep
+from nova_jax.types import Batch, Metrics, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +27,8 @@ class Joint(method.Method):
     Attributes:
         flow: the flow-map part, from the teacher.
         matching: the distribution-matching part.
-        flow_scale: weight of the one.
-        matching_scale: weight of the other.
+        flow_scale: weight of `flow`.
+        matching_scale: weight of `matching`.
     """
 
     flow: mean_flow.MeanFlow = mean_flow.MeanFlow()
@@ -61,31 +60,35 @@ class Joint(method.Method):
     def memory(  # noqa: D102
         self, networks: method.Networks, params: Params, teacher: Params | None
     ) -> dict[str, Any]:
-        flow, matching = self._parts()
-        part = matching if self.matching_scale else flow
-        return part.memory(networks, params, teacher)
+        return self._main.memory(networks, params, teacher)
 
-    def make_step(  # noqa: D102
-        self, networks: method.Networks, optimizer: Optimizer, *, ema_decay: float, accumulate: int = 1, seed: int = 0
-    ) -> TrainStep:
+    def prepare(  # noqa: D102
+        self, networks: method.Networks, state: TrainState, batch: Batch, key: PRNGKeyArray, *, accumulate: int
+    ) -> tuple[TrainState, PRNGKeyArray, Metrics]:
+        return self._main.prepare(networks, state, batch, key, accumulate=accumulate)
+
+    def loss(
+        self, networks: method.Networks, params: Params, state: TrainState, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Array, Metrics]:
+        """The weighted sum, and both parts as metrics; flow_scale has no effect where it is the only part."""
         flow, matching = self._parts()
         if not self.matching_scale:
-            return flow.make_step(networks, optimizer, ema_decay=ema_decay, accumulate=accumulate, seed=seed)
-
-        def loss(params: Params, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Metrics]:
-            key_flow, key_matching = jax.random.split(key)
-            matched, metrics = matching.matching_loss(networks, params, state, batch, key_matching)
-            total, metrics = self.matching_scale * matched, {**metrics, "matching": matched}
-            if self.flow_scale:
-                flowed, more = flow.loss(networks, params, state, batch, key_flow)
-                total, metrics = total + self.flow_scale * flowed, {**metrics, **more, "flow": flowed}
-            return total, metrics
-
-        return dmd.make_two_player_step(
-            matching, loss, networks, optimizer, ema_decay=ema_decay, accumulate=accumulate, seed=seed
-        )
+            return flow.loss(networks, params, state, batch, key)
+        key_flow, key_matching = jax.random.split(key)
+        matched, metrics = matching.loss(networks, params, state, batch, key_matching)
+        total, metrics = self.matching_scale * matched, {**metrics, "matching": matched}
+        if self.flow_scale:
+            flowed, more = flow.loss(networks, params, state, batch, key_flow)
+            total, metrics = total + self.flow_scale * flowed, {**metrics, **more, "flow": flowed}
+        return total, metrics
 
     def _parts(self) -> tuple[mean_flow.MeanFlow, dmd.DMD2]:
         """The two methods with the common guidance and sampler."""
         common = {"guidance": self.guidance, "sampler": self.sampler}
         return dataclasses.replace(self.flow, **common), dataclasses.replace(self.matching, **common)
+
+    @property
+    def _main(self) -> method.Method:
+        """The part whose memory is that of both."""
+        flow, matching = self._parts()
+        return matching if self.matching_scale else flow

@@ -16,8 +16,9 @@ embeds 1000 t does between the times it was trained at:
 
     (3)  D u ~ (u(x_t, t, r) - u(x_t - d w, t - d, r)) / d,      d = min(difference, t - r)
 
-sg stops the gradient, so nothing is differentiated twice. Guidance from data: v <- w v + (1 - w) sg u(x_t, t, t, 0)
-with w the scale (MeanFlow, section 4.2), learnt beside plain rows where the condition is dropped.
+sg stops the gradient, so nothing is differentiated twice. Guidance from data: v <- omega v + (1 - omega) sg u_0,
+with u_0 = u(x_t, t, t) for the null condition and omega the scale (MeanFlow, section 4.2), learnt beside rows whose
+condition is dropped.
 
 With p > 0 the regression no longer targets the mean: p = 1 is what MeanFlow uses on images; on low-dimensional problems
 it biases the map. The papers take sums over the elements of a sample where e is a mean, so their c differs.
@@ -27,7 +28,8 @@ Geng et al. 2025, MeanFlow, arXiv 2505.13447, equations 6 - 11 and 19; Geng et a
 """
 
 import dataclasses
-from typing import Any, Literal
+import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +37,8 @@ from jaxtyping import Array, PRNGKeyArray
 
 from nova_jax.diffusion import conditioning, prediction
 from nova_jax.distillation import flow_map, method, time_pairs
-from nova_jax.distillation.flow_map import AverageVelocity, Samples, TimesOfSamples
-from nova_jax.training import step as steps
-from nova_jax.training.optimizer import Optimizer
-from nova_jax.types import Batch, Conditioning, Metrics, Params, TrainState, TrainStep
+from nova_jax.distillation.flow_map import AverageVelocity, TimesOfSamples
+from nova_jax.types import Batch, Metrics, Params, Samples, TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class MeanFlow(method.Method):
 
     Attributes:
         source: where v comes from.
-        is_improved: take the derivative along the network's own velocity, with source "data".
+        is_improved: whether the derivative is taken along the network's own velocity, with source "data".
         pairs: times (t, r) to learn at.
         norm_power: p of (2).
         norm_floor: c of (2).
-        warmup: steps over which D u is faded in; 0: at once, which towards r = 0 may end anywhere in the toy problem.
+        warmup: steps over which D u is faded in; 0: at once, which with r = 0 is unstable in the toy problem.
         difference: length of (3); None: exact.
         drop_rates: of the conditions, with source "data" and guidance.
     """
@@ -65,7 +65,7 @@ class MeanFlow(method.Method):
     norm_floor: float = 1e-3
     warmup: int = 0
     difference: float | None = None
-    drop_rates: conditioning.DropRates = conditioning.DropRates()
+    drop_rates: conditioning.DropRates = conditioning.DropRates()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         if self.source not in ("teacher", "data"):
@@ -94,51 +94,29 @@ class MeanFlow(method.Method):
             return 4 + self.guidance.evaluations
         return 4 + self.is_improved + self.guidance.is_needed
 
-    def memory(  # noqa: D102
-        self, networks: method.Networks, params: Params, teacher: Params | None
-    ) -> dict[str, Any]:
-        del networks, params
-        return {"teacher": teacher} if self.needs_teacher else {}
-
-    def make_step(  # noqa: D102
-        self, networks: method.Networks, optimizer: Optimizer, *, ema_decay: float, accumulate: int = 1, seed: int = 0
-    ) -> TrainStep:
-        def loss(params: Params, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Metrics]:
-            return self.loss(networks, params, state, batch, key)
-
-        return steps.make_step_with_memory(loss, optimizer, ema_decay=ema_decay, accumulate=accumulate, seed=seed)
-
     def loss(
         self, networks: method.Networks, params: Params, state: TrainState, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Array, Metrics]:
-        """(2) on one batch, in float32; `error` is the mean of e."""
+        """Equation 2 on one batch, in float32; the metric `error` is the mean of e."""
         key_pairs, key_noise, key_scale, key_drop = jax.random.split(key, 4)
         t, r = self.pairs.draw(key_pairs, batch.x0.shape[0])
         x_t, eps = method.noised(batch.x0, t, key_noise)
         scale = self.guidance.draw(key_scale, batch.x0.shape[0])
-        cond = method.told(batch.cond, scale)
-
-        def own(cond: Conditioning) -> Samples:
-            return jax.lax.stop_gradient(flow_map.average_velocity(networks.student, params, x_t, t, t, cond))
-
         if self.source == "teacher":
-            v = self.guidance.velocity(networks.teacher, state.extra["teacher"], x_t, t, batch.cond, scale)
-            direction = v
+            u, teacher = self.velocities(networks, state, batch.cond, scale)
+            v = w = teacher(x_t, t)
         else:
-            cond = conditioning.drop(cond, key_drop, self.drop_rates)
+            cond = conditioning.drop(batch.cond, key_drop, self.drop_rates)
+            u, _ = self.velocities(networks, state, cond, scale)
             v = eps - batch.x0
             if self.guidance.is_needed:
-                left_out = conditioning.null(cond, parts=self.guidance.parts)
-                v = self.guidance.combine(v, own(left_out), t, scale)
-            direction = own(cond) if self.is_improved else v
+                u_null, _ = self.velocities(networks, state, conditioning.null(cond, parts=self.guidance.parts), scale)
+                v = self.guidance.combine(v, jax.lax.stop_gradient(u_null(params, x_t, t, t)), t, scale)
+            w = jax.lax.stop_gradient(u(params, x_t, t, t)) if self.is_improved else v
 
-        def u(x: Samples, t: TimesOfSamples, r: TimesOfSamples) -> Samples:
-            return flow_map.average_velocity(networks.student, params, x, t, r, cond)
-
-        value, derivative = value_and_derivative(u, x_t, t, r, direction, self.difference)
+        value, derivative = value_and_derivative(functools.partial(u, params), x_t, t, r, w, self.difference)
         fade = jnp.minimum(1.0, state.step / self.warmup) if self.warmup else 1.0
-        error = identity_error(value, derivative, v, t - r, fade)
-        e = method.mean_square(error)
+        e = method.mean_square(identity_error(value, derivative, v, t - r, fade))
         return (e / jax.lax.stop_gradient(e + self.norm_floor) ** self.norm_power).mean(), {"error": e.mean()}
 
 

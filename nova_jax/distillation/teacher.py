@@ -1,8 +1,8 @@
-"""The teacher as the methods of this package ask it: one velocity, guidance folded in.
+"""The teacher as the methods of this package evaluate it: one velocity, guidance folded in.
 
     v_g(x, t, c) = v(x, t, 0) + w (v(x, t, c) - v(x, t, 0))      inside the interval of times;  v(x, t, c) outside
 
-0 is the condition left out (`diffusion.conditioning.null`). With `max_scale` the scale w is drawn anew for each sample,
+0 is the null condition (`diffusion.conditioning.null`). With `max_scale` the scale w is drawn for each sample,
 log-uniformly from `scale` to `max_scale`, and the student reads it from `cond.guidance_scale`: one student for all
 scales (Meng et al. 2023, arXiv 2210.03142, section 3.1). The interval is that of Kynkaanniemi et al. 2024, 2404.07724.
 """
@@ -19,13 +19,13 @@ from nova_jax.types import Conditioning, Network, Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How the teacher is guided, and what the student is told about it.
+    """How the teacher is guided, and whether the scale is an input of the student.
 
     Attributes:
         scale: w; 1 is the conditional teacher alone, and costs one evaluation instead of two.
         max_scale: if given, w is drawn from scale to max_scale for each sample.
-        interval: (low, high); at times t <= low or t > high only the condition counts.
-        parts: of the condition that are left out in the unconditional answer.
+        interval: (low, high); at times t <= low or t > high the teacher is not guided.
+        parts: of the condition that are null in the unconditional evaluation.
     """
 
     scale: float = 1.0
@@ -43,12 +43,12 @@ class Guidance:
 
     @property
     def is_needed(self) -> bool:
-        """Whether the unconditional answer is ever asked for."""
+        """Whether the unconditional teacher is ever evaluated."""
         return self.scale != 1 or self.max_scale is not None
 
     @property
     def evaluations(self) -> int:
-        """Of the teacher, for one answer."""
+        """Network evaluations of the teacher for one guided velocity."""
         return 2 if self.is_needed else 1
 
     def draw(self, key: PRNGKeyArray, batch_size: int) -> Float[Array, " b"] | None:
@@ -61,7 +61,7 @@ class Guidance:
     def combine(
         self, cond: Float[Array, "b *dims"], uncond: Float[Array, "b *dims"], t: Float[Array, " b"], scale: Array | None
     ) -> Float[Array, "b *dims"]:
-        """v_g of the two answers at time t; `scale` as drawn."""
+        """v_g at time t from the conditional and the unconditional velocity; `scale` as drawn."""
         w = jnp.full(t.shape, self.scale) if scale is None else scale
         if self.interval is not None:
             w = jnp.where((t > self.interval[0]) & (t <= self.interval[1]), w, 1.0)

@@ -1,10 +1,11 @@
-"""Which pairs of times (t, r), r <= t, a flow map is trained on.
+"""The pairs of times (t, r), r <= t, that a flow map is trained on.
 
     AnyPair     two draws of one distribution, sorted; a share of rows has r = t (flow matching)
     ToData      r = 0: the pairs of a consistency function
 
-A one-step user sees the pair (1, 0) alone, so `full_share` of the rows is that very pair. Times are stratified over the
-batch, as in `diffusion.objectives`; the shares are those of Geng et al. 2025, MeanFlow, arXiv 2505.13447, table 1.
+One-step sampling evaluates the pair (1, 0) alone, so a share of the rows, `full_share`, is that very pair. Times are
+stratified over the batch, as in `diffusion.objectives`; the shares are those of Geng et al. 2025, MeanFlow, arXiv
+2505.13447, table 1.
 """
 
 import abc
@@ -33,8 +34,8 @@ class AnyPair(Pairs):
 
     Attributes:
         time_sampling: of both.
-        same_share: rows with r = t.
-        full_share: rows with t = 1 and r = 0.
+        same_share: of the rows, with r = t.
+        full_share: of the rows, with t = 1 and r = 0.
     """
 
     time_sampling: time_samplings.TimeSampling = dataclasses.field(
@@ -59,11 +60,11 @@ class AnyPair(Pairs):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ToData(Pairs):
-    """Always to r = 0.
+    """The target time is always r = 0.
 
     Attributes:
         time_sampling: of t.
-        full_share: rows with t = 1.
+        full_share: of the rows, with t = 1.
     """
 
     time_sampling: time_samplings.TimeSampling = dataclasses.field(

@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from nova_jax.evaluation import intervals
+from nova_jax.evaluation.intervals import Estimate
 from nova_jax.tasks import Limits, VideoLimits
 from nova_jax.tasks.request import Request
 
 Picture = UInt8[np.ndarray, "f h w 3"]  # a clip; a still picture is one of one frame
 Pictures = UInt8[np.ndarray, "n f h w 3"]
 Judged = dict[str, bool | float | None]  # the scores of one picture; None does not apply
-Score = intervals.Estimate
 Level = Literal["ceiling", "model", "chance"]
 
 
@@ -106,7 +106,7 @@ class Comparison(NamedTuple):
     name: str
     first: tuple[str, str, Level]
     second: tuple[str, str, Level]
-    combine: Callable[[Score, Score], Score]
+    combine: Callable[[Estimate, Estimate], Estimate]
 
 
 @runtime_checkable
@@ -128,24 +128,24 @@ class Exam(Protocol):
         ...
 
 
-def lost(before: Score, after: Score) -> Score:
+def lost(before: Estimate, after: Estimate) -> Estimate:
     """How far a score has fallen, in its own unit; the interval takes the two for independent."""
     low, high = intervals.difference(*((s["value"], s["low"], s["high"]) for s in (after, before)))
     return {"value": before["value"] - after["value"], "low": low, "high": high, "n": min(before["n"], after["n"])}
 
 
-def points_lost(before: Score, after: Score) -> Score:
+def points_lost(before: Estimate, after: Estimate) -> Estimate:
     """How many hundredths a rate has fallen."""
     fallen = lost(before, after)
     return fallen | {name: 100 * fallen[name] for name in ("value", "low", "high")}
 
 
-def points_gained(before: Score, after: Score) -> Score:
+def points_gained(before: Estimate, after: Estimate) -> Estimate:
     """How many hundredths a rate has risen."""
     return points_lost(after, before)
 
 
-def share_left(before: Score, after: Score) -> Score:
+def share_left(before: Estimate, after: Estimate) -> Estimate:
     """The share of a rate that is left; its interval joins the ends of both, so it is wider than 95 %."""
 
     def ratio(part: float, whole: float) -> float:

@@ -4,7 +4,7 @@
     alpha_error       mean |a - b|, the MAE of image matting
     edge_f1           2 P R / (P + R), where P and R are the shares of edge pixels with a partner within a tolerance
                       (after Martin, Fowlkes, Malik 2004, "Learning to detect natural image boundaries")
-    psnr              10 log10(255^2 / mean squared error), in a mask
+    psnr              10 log10(255^2 / mean squared error), in a mask or everywhere
     seam              mean |difference| of the neighbours across a mask's border
     delta_e2000       CIEDE2000 (Sharma, Wu, Dalal 2005, Color Research & Application 30, equations 2-22)
     palette_error     mean CIEDE2000 distance of each asked colour to the nearest area of a picture
@@ -48,10 +48,13 @@ def edge_f1(found: Bool[np.ndarray, "h w"], true: Bool[np.ndarray, "h w"], toler
 
 
 def psnr(
-    a: UInt8[np.ndarray, "*frames h w c"], b: UInt8[np.ndarray, "*frames h w c"], mask: Bool[np.ndarray, "h w"]
+    a: UInt8[np.ndarray, "*frames h w c"],
+    b: UInt8[np.ndarray, "*frames h w c"],
+    mask: Bool[np.ndarray, "h w"] | None = None,
 ) -> float:
-    """Peak signal to noise ratio of 8-bit pictures in decibels, over the masked pixels; infinite where they agree."""
-    difference = (a.astype(np.float64) - b)[..., mask, :]
+    """Peak signal-to-noise ratio of 8-bit images in decibels, over the masked or all pixels; infinite where equal."""
+    difference = a.astype(np.float64) - b
+    difference = difference if mask is None else difference[..., mask, :]
     if difference.size == 0:
         raise ValueError("The mask is empty; give one with at least one pixel.")
     error = float((difference**2).mean())

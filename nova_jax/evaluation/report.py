@@ -6,7 +6,7 @@
         "Samples": [report.images(pictures, prompts, zoom=4)],
         "Scores": [report.scores([report.Score("counting", 0.81, 0.74, 0.87, chance=0.2)])],
     }
-    report.write("report.html", report.page("Scenes", sections))
+    atomic.write("report.html", report.page("Scenes", sections))
 
 A page has no script and refers to nothing outside itself: pictures are embedded, and its content security policy
 forbids the network. Text is escaped on the way in: a prompt cannot become markup, only what these functions return is.
@@ -14,7 +14,6 @@ forbids the network. Text is escaped on the way in: a prompt cannot become marku
 
 import base64
 import io
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,14 +62,6 @@ def page(title: str, sections: Mapping[str, Iterable[Any]], *, subtitle: str = "
         f'<body><header><h1>{escape(title)}</h1><p class="subtitle">{escape(subtitle)}</p>'
         f"{f'<nav>{links}</nav>' if len(anchors) > 3 else ''}</header>\n<main>{body}</main></body></html>\n"
     )
-
-
-def write(path: str | os.PathLike[str], document: str) -> None:
-    """Writes a page; a reader who reloads sees the old or the new one, never a part."""
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(document, encoding="utf-8")
-    partial.replace(path)
 
 
 def facts(values: Mapping[str, Any]) -> Markup:

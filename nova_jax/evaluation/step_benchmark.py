@@ -27,13 +27,12 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from nova_jax import config, distillation, environment, generation
+from nova_jax import config, distillation, environment, generation, sampling
 from nova_jax.evaluation import geneval
 from nova_jax.evaluation.step_drawing import REFERENCE, Bench
 from nova_jax.evaluation.step_grid import TEACHER, Cell, Grid, cells, student_cells, student_name
 from nova_jax.models.text import encoder as text_encoders
 from nova_jax.runs import record as records
-from nova_jax.sampling import named
 
 __all__ = [
     "REFERENCE",
@@ -229,7 +228,7 @@ class _Progress:
 def _cost(cell: Cell) -> float:
     """Evaluations of a cell, about: most solvers that take two a step are named for it by their `stages`."""
     is_single = cell.guidance in (0, 1) or cell.model != TEACHER
-    return float(cell.steps * named.get(cell.sampler).stages * (1 if is_single else 2))
+    return float(cell.steps * sampling.named(cell.sampler).stages * (1 if is_single else 2))
 
 
 def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

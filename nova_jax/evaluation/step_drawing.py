@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nova_jax import generation, sampling
+from nova_jax import atomic, generation, sampling
 from nova_jax.evaluation import geneval, intervals, step_grid, timing
 from nova_jax.evaluation.step_grid import Cell, Grid
 from nova_jax.generation import program
-from nova_jax.sampling import named, time_grids
+from nova_jax.sampling import time_grids
 from nova_jax.types import Conditioning, Sampled
 
 SHOWN = 8  # pictures of each cell that are kept for the contact sheet
@@ -130,9 +130,8 @@ class Bench:
             steps = self.grid.reference_steps
             program = self.program(REFERENCE, guidance, steps, interval=interval)
             latents = program(*self.arguments(0, time_grids.uniform(steps), guidance)).x
-            with path.with_suffix(".partial").open("wb") as file:
+            with atomic.replacing(path) as partial, partial.open("wb") as file:
                 np.save(file, np.asarray(latents))
-            path.with_suffix(".partial").rename(path)
         return np.load(path)
 
     def evaluation(self, batch: int, guidance: float, model: str = step_grid.TEACHER) -> float:
@@ -158,7 +157,7 @@ class Bench:
             FloatingPointError: it ended in NaN or infinity: sampler, step and time.
         """
         schedule = self.models[cell.model].objective.schedule
-        program = self.program(named.get(cell.sampler, cell.steps), cell.guidance, self.room, cell.model)
+        program = self.program(sampling.named(cell.sampler, cell.steps), cell.guidance, self.room, cell.model)
         padded = time_grids.pad(time_grids.named(cell.time_grid, cell.steps, schedule), self.room)
         arguments = self.arguments(batch, padded, cell.guidance, cell.model)
         spent, sampled = timing.seconds(lambda: program(*arguments))
@@ -173,7 +172,7 @@ class Bench:
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Draws the cell's pictures, batch by batch, and measures them."""
         seconds, overheads, latents, nfe = [], [], [], 0
-        self.program(named.get(cell.sampler, cell.steps), cell.guidance, self.room, cell.model)  # compiled untimed
+        self.program(sampling.named(cell.sampler, cell.steps), cell.guidance, self.room, cell.model)  # compiled untimed
         for batch in range(self.judged):
             one = self.evaluation(batch, cell.guidance, cell.model)
             spent, sampled = self.walk(cell, batch)

@@ -6,8 +6,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from nova_jax import distillation, generation
-from nova_jax.sampling import named
+from nova_jax import distillation, generation, sampling
 
 TEACHER = "teacher"  # the model of the run itself
 
@@ -17,7 +16,7 @@ class Grid:
     """What to compare.
 
     Attributes:
-        samplers: Names of `sampling.named.SAMPLERS`.
+        samplers: Names of `sampling.SAMPLERS`.
         steps: Numbers of steps.
         time_grids: Names that `time_grids.named` knows; "{num_steps}" in the path of a fitted grid is filled in.
         guidance: Scales of classifier-free guidance.
@@ -52,7 +51,7 @@ class Grid:
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{field} is {values}; give one or more different values")
         for sampler, steps in itertools.product(self.samplers, self.steps):
-            named.get(sampler, steps)
+            sampling.named(sampler, steps)
         if not all(0 <= scale < math.inf for scale in self.guidance):
             raise ValueError(f"guidance is {self.guidance}; scales must be 0 or more (1 is no guidance)")
         if not 0 <= self.seed < generation.SEEDS.high:

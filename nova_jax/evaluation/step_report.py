@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nova_jax import atomic
 from nova_jax.evaluation import intervals, plots, report, step_benchmark
 
 Line = dict[str, Any]
@@ -46,7 +47,7 @@ def write(folder: str | pathlib.Path) -> pathlib.Path:
         sections,
         subtitle=f"{header['parameters']:,} parameters, {len(cells)} cells, students: {', '.join(students) or 'none'}",
     )
-    report.write(folder / step_benchmark.REPORT, document)
+    atomic.write(folder / step_benchmark.REPORT, document)
     return folder / step_benchmark.REPORT
 
 

@@ -23,7 +23,8 @@ from jaxtyping import Float
 
 from nova_jax import config, environment, generation
 from nova_jax.evaluation import exam, intervals, pictures, task_drawing
-from nova_jax.evaluation.exam import Bar, Exam, Judged, Level, Part, Pictures, Question, Score
+from nova_jax.evaluation.exam import Bar, Exam, Judged, Level, Part, Pictures, Question
+from nova_jax.evaluation.intervals import Estimate
 from nova_jax.runs import record as records
 from nova_jax.tasks import checks
 from nova_jax.tasks.limits import CFG_SCALE, Range
@@ -44,7 +45,7 @@ class Answered(NamedTuple):
     judged: dict[Level, list[Judged]]
     seconds: float
 
-    def score(self, name: str, level: Level, group: str = "") -> Score | None:
+    def score(self, name: str, level: Level, group: str = "") -> Estimate | None:
         """One score over all questions or those of a group; None where it applies to none."""
         questions = zip(self.part.questions, self.judged.get(level, ()), strict=False)
         return intervals.summarize([judged[name] for q, judged in questions if not group or group in q.groups])
@@ -82,8 +83,8 @@ class Curve(NamedTuple):
     dial: str
     score: str
     settings: list[float]
-    points: list[Score]
-    correlation: Score
+    points: list[Estimate]
+    correlation: Estimate
 
 
 class Evaluation(NamedTuple):
@@ -211,7 +212,7 @@ def trace(found: Answered) -> list[Curve]:
     return curves
 
 
-def correlate(settings: Sequence[float], values: Float[np.ndarray, "n k"]) -> Score:
+def correlate(settings: Sequence[float], values: Float[np.ndarray, "n k"]) -> Estimate:
     """Rank correlation of setting and value over all pairs, with the 95 % interval of a bootstrap over elements.
 
     Args:
@@ -286,7 +287,7 @@ def _compare(comparison: exam.Comparison, answered: dict[str, Answered]) -> Row:
     return _row(comparison.part, comparison.name, comparison.combine(first, second))
 
 
-def _row(part: str, name: str, score: Score) -> Row:
+def _row(part: str, name: str, score: Estimate) -> Row:
     return Row(part, name, score["value"], score["low"], score["high"], score["n"])
 
 

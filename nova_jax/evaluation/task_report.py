@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from nova_jax import atomic
 from nova_jax.evaluation import exam, plots, report, task_evaluation
 from nova_jax.evaluation.task_evaluation import Answered, Curve, Evaluation, Row
 from nova_jax.tasks import ColorGuided, Inpaint, Outpaint, RemoveBackground, TextToImage, Vary, VideoRequest, conditions
@@ -42,7 +43,7 @@ def write(evaluation: Evaluation) -> pathlib.Path:
     subtitle = f"step {facts['step']:,}, {facts['per_task']} questions per part, guidance {facts['guidance']:g}"
     document = report.page(f"Tasks: {facts['model']}", sections, subtitle=subtitle)
     evaluation.folder.mkdir(parents=True, exist_ok=True)
-    report.write(evaluation.folder / REPORT, document)
+    atomic.write(evaluation.folder / REPORT, document)
     return evaluation.folder / REPORT
 
 

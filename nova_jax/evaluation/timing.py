@@ -1,10 +1,10 @@
 """How long one network evaluation takes, measured so that a cell of a benchmark can be compared with it.
 
-    overhead = seconds of a walk / (nfe x seconds of one evaluation)
+    overhead = seconds of sampling / (nfe x seconds of one evaluation)
 
 A single call is no fair measure: it pays for its dispatch, and on a shared machine seconds drift by more than what is
-to be seen. So one evaluation is a part of a walk, compiled like those that it is compared with, whose solver does
-nothing (`Stay`); and the two are timed in turn, so that a machine that grows slower slows both.
+to be seen. So one evaluation is a step of sampling, compiled like what it is compared with, whose solver does nothing
+(`Stay`); and the two are timed in turn, so that a machine that grows slower slows both.
 """
 
 import dataclasses
@@ -14,27 +14,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Key
 
 from nova_jax import sampling
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stay(sampling.Sampler):
-    """A step that asks the denoiser once and stays where it is: alpha x0 + sigma eps is x again."""
-
-    def init(self, problem: sampling.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> tuple[()]:
-        """Nothing to remember."""
-        return ()
+    """A step that evaluates the denoiser once and stays where it is: alpha x0 + sigma eps is x again."""
 
     def step(
-        self,
-        problem: sampling.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: tuple[()],
-        keys: Key[Array, " b"] | None,
+        self, problem: sampling.Problem, x: Samples, t: Time, t_next: Time, state: tuple[()], keys: Keys
     ) -> sampling.Step:
         """One evaluation, whose answer is used, so that the compiler cannot leave it out."""
         x0, eps = problem.denoise(x, t)

@@ -19,7 +19,7 @@ from nova_jax.generation import settings as sampling_settings
 from nova_jax.generation.prompts import check_prompts, encode, join
 from nova_jax.generation.settings import SamplingSettings
 from nova_jax.runs.load import TrainedRun
-from nova_jax.sampling import named, noise, time_grids
+from nova_jax.sampling import noise, time_grids
 from nova_jax.tasks.limits import Range
 from nova_jax.types import Conditioning
 
@@ -111,7 +111,7 @@ def _draw_chunks(
     draw = program.make_draw(
         trained.network,
         trained.objective,
-        named.get(settings.sampler),
+        sampling.named(settings.sampler),
         program.guidance_of(settings.guidance_scale),
         settings.guidance_interval,
         trained.latent_shape,
@@ -155,7 +155,7 @@ def explain_nonfinite(
     sampling.check_finite(
         program.holding(denoise, given, schedule, eps),
         noise.start(eps, times[0], schedule),
-        sampler=named.get(settings.sampler),
+        sampler=sampling.named(settings.sampler),
         times=times,
         schedule=schedule,
         cond=cond,

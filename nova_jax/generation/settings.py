@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 
-from nova_jax import distillation
+from nova_jax import distillation, sampling
+from nova_jax.generation import program
 from nova_jax.runs.load import TrainedRun
-from nova_jax.sampling import named, time_grids
+from nova_jax.sampling import time_grids
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class SamplingSettings:
     """How pictures are drawn.
 
     Attributes:
-        sampler: A name from `sampling.named.SAMPLERS`.
+        sampler: A name from `sampling.SAMPLERS`.
         num_steps: Of the sampler; how often it evaluates the network in each is its own affair.
         guidance_scale: Of classifier-free guidance; 1 is none, and costs half.
         guidance_interval: (low, high), the times within which to guide; None: all.
@@ -33,7 +34,7 @@ class SamplingSettings:
     given_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        named.get(self.sampler, self.num_steps)
+        sampling.named(self.sampler, self.num_steps)
         if not 0 <= self.guidance_scale < np.inf:
             raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be 0 or more (1 is no guidance)")
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1:

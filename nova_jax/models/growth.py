@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nova_jax.parallel import rules
 from nova_jax.types import Params
 
 NEW_INPUTS = (
@@ -36,7 +37,7 @@ def grow(fresh: Params, old: Params) -> Params:
     """
     check_growth(fresh, old)
     known = _by_path(old)
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(known.get(_name(path), leaf)), fresh)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(known.get(rules.name_of(path), leaf)), fresh)
 
 
 def check_growth(fresh: Params, old: Params) -> None:
@@ -63,8 +64,4 @@ def check_growth(fresh: Params, old: Params) -> None:
 
 
 def _by_path(tree: Params) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {rules.name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -92,7 +92,7 @@ def constrain_tree(tree: Any, rules: Rules = RULES) -> Any:
 def placements(tree: Any, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
     """What the table does with every leaf, for reports and for tests that nothing is left whole by accident."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [_place(_name(path), tuple(leaf.shape), mesh.shape, rules) for path, leaf in leaves]
+    return [_place(name_of(path), tuple(leaf.shape), mesh.shape, rules) for path, leaf in leaves]
 
 
 def unsharded(tree: Any, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
@@ -118,7 +118,7 @@ def bytes_per_device(tree: Any, mesh: Mesh, rules: Rules = RULES) -> int:
 
 def _specs(tree: Any, sizes: Mapping[str, int], rules: Rules) -> Any:
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _place(_name(path), tuple(leaf.shape), sizes, rules).spec, tree
+        lambda path, leaf: _place(name_of(path), tuple(leaf.shape), sizes, rules).spec, tree
     )
 
 
@@ -152,7 +152,8 @@ def _trimmed(entries: Sequence[tuple[str, ...] | None]) -> P:
     return P(*bare)
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def name_of(path: tuple[Any, ...]) -> str:
+    """The name of a leaf, such as blocks/mlp/up/kernel, from its path as `jax.tree_util` gives it."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

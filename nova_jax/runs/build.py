@@ -185,7 +185,7 @@ def check_student(model: Any, method: distillation.Method) -> None:
             "difference to a short time such as 0.02"
         )
     if not dit.has_second_time:
-        raise ValueError("a student reads a second time: set has_second_time=True in its DiT")
+        raise ValueError("a student reads a target time: set has_second_time=True in its DiT")
     if method.guidance.max_scale is not None and not dit.has_guidance:
         raise ValueError(
             f"guidance.max_scale={method.guidance.max_scale} makes the scale an input: set has_guidance=True in the "
@@ -212,8 +212,7 @@ def check_teacher(method: distillation.Method, teacher: TrainedRun | None) -> No
             f"the teacher predicts {objective.prediction} on {objective.schedule}; students are distilled from "
             f"{method.prediction} on {method.schedule}: train such a teacher"
         )
-    rates = getattr(objective, "drop_rates", None)
-    if method.guidance.is_needed and (rates is None or not rates.text):
+    if method.guidance.is_needed and not objective.drop_rates.text:
         raise ValueError(
             f"guidance {method.guidance} asks for the teacher's unconditional answer, which it never learnt (its "
             "objective drops no text): set guidance.scale=1, or train a teacher with drop_rates.text > 0"

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from nova_jax import atomic, distillation, environment, weights
 from nova_jax import config as configs
-from nova_jax import distillation, environment, weights
 from nova_jax.config import ConfigError
 from nova_jax.models import flops
 from nova_jax.parallel import distributed
@@ -208,9 +208,7 @@ def _write_record(config: TrainConfig, record: dict[str, Any]) -> list[str]:
                 f"{config.directory} belongs to a run with another config: {'; '.join(differences)}. Give the values "
                 "it was started with, or another run_dir"
             )
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(path)
+    atomic.write(path, json.dumps(record, indent=1) + "\n")
     return notes
 
 

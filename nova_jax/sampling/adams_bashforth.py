@@ -8,9 +8,10 @@ with w_1 = 1/2 and w_2 = 1/3 - r_1/2, exact for steps of any lengths. Orders are
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from nova_jax.sampling import multistep, sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,20 +29,12 @@ class AdamsBashforth(sampler.Sampler):
         """The steps it takes to reach the order."""
         return self.order
 
-    def init(
-        self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]
-    ) -> multistep.History:
+    def init(self, problem: sampler.Problem, x: Samples, times: Float[Array, " n"]) -> multistep.History:
         """No answers yet."""
         return multistep.empty(self.order - 1, x)
 
     def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: multistep.History,
-        keys: Key[Array, " b"] | None,
+        self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: multistep.History, keys: Keys
     ) -> sampler.Step:
         """One step along the extrapolated slope."""
         slope = problem.velocity(x, t)

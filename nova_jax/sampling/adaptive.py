@@ -7,7 +7,7 @@ Bogacki & Shampine's embedded pair 3(2) (1989; Hairer, Norsett & Wanner 1993, se
     k4 = f(x', t + h), which is k1 of the next step
     error = h (-5/72 k1 + 6/72 k2 + 8/72 k3 - 9/72 k4)                              x' less a second-order answer
 
-A step to clean data (sigma = 0) asks the network nothing about data without noise: its error comes from k1, k2 and k3
+A step to clean data (sigma = 0) does not evaluate the network on data without noise: its error comes from k1, k2 and k3
 alone, error = h (1/9 k1 - 3/9 k2 + 2/9 k3), also third order less second order. A step is accepted where
 
     e = rms(error / (atol + rtol max(|x|, |x'|))) <= 1
@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from nova_jax.diffusion import prediction, schedules
 from nova_jax.sampling import sampler as samplers
-from nova_jax.types import Denoiser, Sampled
+from nova_jax.types import Denoiser, Keys, Sampled, Samples, Time
 
 ORDER = 3  # of the local error of the second-order answer
 STAGES = 3  # evaluations of an attempt, k1 known
@@ -39,7 +39,7 @@ SHORTEST, LONGEST = 0.2, 5.0  # how much a step may differ from the one before
 class State(NamedTuple):
     """What an adaptive solver knows between two steps, each number per sample."""
 
-    slope: Float[Array, "b *dims"]
+    slope: Samples
     slope_time: Float[Array, " b"]  # where `slope` is the velocity; NaN where it is none
     size: Float[Array, " b"]  # of the next step, without its sign
     errors: Float[Array, "b 2"]  # e1, e2
@@ -48,22 +48,22 @@ class State(NamedTuple):
     forced: Int[Array, " b"]  # steps taken without regard to their error because `max_nfe` was near
     nfe: Int[Array, ""]
     intervals: Int[Array, ""]  # of the outer grid, still to come
-    dearest: Int[Array, ""]  # what an evaluation costs at most
+    highest_cost: Int[Array, ""]  # of an evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adaptive(samplers.Sampler):
-    """Third order with steps chosen by an error estimate, between every two times of the grid: [1, 0] leaves it all.
+    """Third order with steps chosen by an error estimate, between every two times of the grid, which may be [1, 0].
 
     Rejected steps cost as much as accepted ones and are counted. When `max_nfe` comes near, what is left up to the next
     time of the grid is taken in one step, whatever its error: the end is reached in any case, with at most `max_nfe`
-    evaluations if that is at least 3 for every step of the grid and 1 more (times what the denoiser costs at its
-    dearest). `State.forced`, which `integrate` returns, tells when this happened.
+    evaluations if that is at least 3 for every step of the grid and 1 more (times the highest cost of the denoiser).
+    `State.forced`, which `integrate` returns, tells when this happened.
 
     Attributes:
         rtol: the error allowed relative to x.
         atol: the error allowed where x is small.
-        max_nfe: the evaluations that may be spent on the whole walk.
+        max_nfe: the evaluations that may be spent in all.
         norm: "sample" gives each sample its own steps, so that its result does not depend on its batch; "batch" takes
             the same steps for all, with one error over the whole batch. A sample that arrived early waits for the
             slowest, and NFE counts the rounds that all of them go through.
@@ -97,7 +97,7 @@ class Adaptive(samplers.Sampler):
         if len(self.pid) != 3 or not sum(self.pid) > 0:
             raise ValueError(f"pid must be three numbers (P, I, D) with a sum above 0, got {self.pid}")
 
-    def init(self, problem: samplers.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> State:
+    def init(self, problem: samplers.Problem, x: Samples, times: Float[Array, " n"]) -> State:
         """No slope yet, the first step's length, and errors that change nothing."""
         each = jnp.zeros(x.shape[0], times.dtype)
         count = jnp.zeros(x.shape[0], jnp.int32)
@@ -111,21 +111,15 @@ class Adaptive(samplers.Sampler):
             forced=count,
             nfe=jnp.int32(0),
             intervals=jnp.sum(times[1:] != times[:-1], dtype=jnp.int32),
-            dearest=jnp.max(jax.vmap(problem.evaluations)(jnp.linspace(times[0], times[-1], 65))),
+            highest_cost=jnp.max(jax.vmap(problem.evaluations)(jnp.linspace(times[0], times[-1], 65))),
         )
 
     def step(
-        self,
-        problem: samplers.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: State,
-        keys: Key[Array, " b"] | None,
+        self, problem: samplers.Problem, x: Samples, t: Time, t_next: Time, state: State, keys: Keys
     ) -> samplers.Step:
         """From t to t_next in as many steps as it takes."""
         spent_before = state.nfe
-        reserve = STAGES * state.dearest * (state.intervals + 1)  # this attempt, and one to finish each interval
+        reserve = STAGES * state.highest_cost * (state.intervals + 1)  # this attempt, and one to finish each interval
 
         known = jnp.all(state.slope_time == t)
         slope = jax.lax.cond(known, lambda: state.slope, lambda: problem.velocity(x, t).astype(x.dtype))
@@ -143,7 +137,7 @@ class Adaptive(samplers.Sampler):
 
         carry = (x, jnp.broadcast_to(t, x.shape[:1]), state, jnp.int32(0))
         x, now, state, _ = jax.lax.while_loop(is_on_the_way, attempt, carry)
-        ends_clean = problem.schedule.sigma(t_next) == 0  # where the last slope was not asked for
+        ends_clean = problem.schedule.sigma(t_next) == 0  # where the last slope was not evaluated
         slope_time = jnp.where(ends_clean, jnp.nan, now)
         state = state._replace(slope_time=slope_time, intervals=state.intervals - 1)
         return samplers.Step(x, state, state.nfe - spent_before)
@@ -196,7 +190,7 @@ class Adaptive(samplers.Sampler):
 
 def integrate(
     denoiser: Denoiser,
-    x: Float[Array, "b *dims"],
+    x: Samples,
     *,
     sampler: Adaptive,
     schedule: schedules.Schedule,
@@ -204,7 +198,7 @@ def integrate(
     start: float = 1.0,
     stop: float = 0.0,
 ) -> tuple[Sampled, State]:
-    """Walks x from one time to another and also says how: accepted, rejected and forced steps of every sample."""
+    """Solves from one time to another; the state counts accepted, rejected and forced steps of every sample."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     problem = samplers.Problem(denoiser, cond, schedule)
     times = jnp.asarray([start, stop], x.dtype)

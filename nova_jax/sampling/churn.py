@@ -12,9 +12,10 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from nova_jax.sampling import exponential, heun, noise, sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,19 +45,13 @@ class Churn(sampler.Sampler):
         """Two evaluations a step."""
         return 2
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Float[Array, ""]:
+    def init(self, problem: sampler.Problem, x: Samples, times: Float[Array, " n"]) -> Float[Array, ""]:
         """log(1 + gamma) of a churned step: the grid says how many share the noise."""
         steps = jnp.sum(times[1:] != times[:-1])
         return jnp.log1p(jnp.minimum(self.churn / jnp.maximum(steps, 1), math.sqrt(2) - 1)).astype(x.dtype)
 
     def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Float[Array, ""],
-        keys: Key[Array, " b"] | None,
+        self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: Float[Array, ""], keys: Keys
     ) -> sampler.Step:
         """One step from a little above t."""
         keys = noise.required(keys, self)

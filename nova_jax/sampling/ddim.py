@@ -1,18 +1,18 @@
-"""DDIM: aim at the denoiser's answer, keeping part of its noise and drawing the rest anew (arXiv 2010.02502, eq. 12).
+"""DDIM: step towards the predicted x0, with part of the predicted noise and part fresh (arXiv 2010.02502, eq. 12).
 
     x' = alpha' x0 + sqrt(sigma'^2 - c^2) eps + c z,     c = eta sigma' sqrt(1 - e^(-2h)),     z ~ N(0, I)
 
-with h the step in log(alpha / sigma). eta = 0 is deterministic (and Euler's method on rectified flow); eta = 1 draws
-all that the posterior of DDPM leaves open. Written for any schedule; on a variance-preserving one it is the paper's.
+with h the step in log(alpha / sigma). eta = 0 is deterministic (and Euler's method on rectified flow); eta = 1 is the
+posterior of DDPM. Written for any schedule; on a variance-preserving one it is the paper's.
 """
 
 import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
 
 from nova_jax.sampling import exponential, noise, sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,19 +25,7 @@ class DDIM(sampler.Sampler):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta is {self.eta}; it must be within 0 (deterministic) and 1 (ancestral)")
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
-        """Nothing to remember."""
-        return ()
-
-    def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
-    ) -> sampler.Step:
+    def step(self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys) -> sampler.Step:
         """One step, with fresh noise for eta > 0."""
         denoised = problem.denoise(x, t)
         if self.eta == 0:

@@ -10,9 +10,10 @@ extrapolates x0. One evaluation per step; orders are lower while there is no his
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from nova_jax.sampling import exponential, multistep, sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,20 +31,12 @@ class DEIS(sampler.Sampler):
         """The steps it takes to reach the order."""
         return self.order
 
-    def init(
-        self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]
-    ) -> multistep.History:
+    def init(self, problem: sampler.Problem, x: Samples, times: Float[Array, " n"]) -> multistep.History:
         """No answers yet."""
         return multistep.empty(self.order - 1, x)
 
     def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: multistep.History,
-        keys: Key[Array, " b"] | None,
+        self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: multistep.History, keys: Keys
     ) -> sampler.Step:
         """One step with what is known at t and before."""
         denoised = problem.denoise(x, t)

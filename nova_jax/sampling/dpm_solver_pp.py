@@ -17,9 +17,10 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from nova_jax.sampling import exponential, multistep, sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 class State(NamedTuple):
@@ -57,18 +58,12 @@ class DPMSolverPP(sampler.Sampler):
         """The steps it takes to reach the order."""
         return self.order
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> State:
+    def init(self, problem: sampler.Problem, x: Samples, times: Float[Array, " n"]) -> State:
         """No answers yet."""
         return State(multistep.empty(self.order - 1, x), times)
 
     def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: State,
-        keys: Key[Array, " b"] | None,
+        self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: State, keys: Keys
     ) -> sampler.Step:
         """One step with what is known at t and before."""
         denoised = problem.denoise(x, t)

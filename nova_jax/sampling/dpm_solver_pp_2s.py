@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
 
 from nova_jax.sampling import exponential, sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,19 +36,7 @@ class DPMSolverPP2S(sampler.Sampler):
         """Two evaluations a step."""
         return 2
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
-        """Nothing to remember."""
-        return ()
-
-    def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
-    ) -> sampler.Step:
+    def step(self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys) -> sampler.Step:
         """One step."""
         schedule = problem.schedule
         denoised = problem.denoise(x, t)

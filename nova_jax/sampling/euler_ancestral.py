@@ -1,4 +1,4 @@
-"""Ancestral Euler: step down to less noise than asked for, then add fresh noise (Karras et al.'s k-diffusion).
+"""Ancestral Euler: step down to less noise than t' has, then add fresh noise (Karras et al.'s k-diffusion).
 
 In s = sigma / alpha, where the flow is dx/ds = eps for x / alpha,
 
@@ -12,9 +12,9 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
 
 from nova_jax.sampling import exponential, noise, sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class EulerAncestral(sampler.Sampler):
 
     Attributes:
         eta: 0 (deterministic) to 1 (all noise that the posterior leaves open).
-        noise_scale: Multiplies the fresh noise.
+        noise_scale: multiplies the fresh noise.
     """
 
     eta: float = 1.0
@@ -35,19 +35,7 @@ class EulerAncestral(sampler.Sampler):
         if self.noise_scale < 0:
             raise ValueError(f"noise_scale is {self.noise_scale}; it must be 0 or more")
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
-        """Nothing to remember."""
-        return ()
-
-    def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
-    ) -> sampler.Step:
+    def step(self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys) -> sampler.Step:
         """One step down, and back up to the noise level of t_next."""
         keys = noise.required(keys, self)
         x0, eps = problem.denoise(x, t)

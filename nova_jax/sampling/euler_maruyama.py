@@ -14,9 +14,9 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
 
 from nova_jax.sampling import noise, sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,19 +29,7 @@ class EulerMaruyama(sampler.Sampler):
         if self.noise_level < 0:
             raise ValueError(f"noise_level is {self.noise_level}; it must be 0 (the flow) or more")
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
-        """Nothing to remember."""
-        return ()
-
-    def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
-    ) -> sampler.Step:
+    def step(self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys) -> sampler.Step:
         """One step of the SDE."""
         keys = noise.required(keys, self)
         schedule = problem.schedule

@@ -4,7 +4,7 @@
     x'  = x + (t' - t) (velocity(x, t) + velocity(x_e, t')) / 2
 
 The step that ends at clean data (sigma = 0) stays an Euler step, as in Karras et al. 2022 (arXiv 2206.00364, algorithm
-1): the network is never asked about data without noise, N steps to t = 0 cost 2 N - 1 evaluations, and one small step
+1): the network is never evaluated on data without noise, N steps to t = 0 cost 2 N - 1 evaluations, and one small step
 of lower order leaves the second order of the whole untouched. `final="heun"` averages there too, at 2 N evaluations.
 """
 
@@ -12,9 +12,9 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Key
 
 from nova_jax.sampling import sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,19 +32,7 @@ class Heun(sampler.Sampler):
         """Two evaluations a step."""
         return 2
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
-        """Nothing to remember."""
-        return ()
-
-    def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
-    ) -> sampler.Step:
+    def step(self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys) -> sampler.Step:
         """One step along the mean of the slopes at t and t_next."""
         slope = problem.velocity(x, t)
         x_euler = x + (t_next - t) * slope

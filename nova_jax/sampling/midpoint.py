@@ -3,15 +3,14 @@
     x_m = x + (t' - t)/2 velocity(x, t)
     x'  = x + (t' - t) velocity(x_m, (t + t')/2)
 
-The network is never asked about data without noise.
+The network is never evaluated on data without noise.
 """
 
 import dataclasses
 from typing import Any
 
-from jaxtyping import Array, Float, Key
-
 from nova_jax.sampling import sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,19 +22,7 @@ class Midpoint(sampler.Sampler):
         """Two evaluations a step."""
         return 2
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
-        """Nothing to remember."""
-        return ()
-
-    def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
-    ) -> sampler.Step:
+    def step(self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys) -> sampler.Step:
         """One step along the slope in its middle."""
         middle = (t + t_next) / 2
         x_middle = x + (middle - t) * problem.velocity(x, t)

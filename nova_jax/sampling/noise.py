@@ -57,9 +57,9 @@ def initial_noise(seeds: ArrayLike | Sequence[int], shape: tuple[int, ...]) -> F
 def start(
     eps: Float[Array, "b *dims"], t: Float[Array, ""], schedule: schedules.Schedule, *, std: float | int = 1.0
 ) -> Float[Array, "b *dims"]:
-    """The x that a walk from time t starts from, made of initial noise; at t = 1 sigma eps.
+    """The x that sampling from time t starts with, made of initial noise; at t = 1 sigma eps.
 
-    Below it data have begun to show: sqrt((alpha std)^2 + sigma^2) eps has the variance of x_t for data of mean 0 and
+    At t < 1 data have begun to show: sqrt((alpha std)^2 + sigma^2) eps has the variance of x_t for data of mean 0 and
     this standard deviation, as normalised latents are, and is the Gaussian closest to it (Analytic-Init: Zhao et al.
     2024, arXiv 2406.15735, section 4.1).
     """

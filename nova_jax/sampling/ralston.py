@@ -3,15 +3,14 @@
     x_s = x + 2/3 (t' - t) velocity(x, t)
     x'  = x + (t' - t) (velocity(x, t) + 3 velocity(x_s, t + 2/3 (t' - t))) / 4
 
-(Ralston 1962, Math. Comp. 16.) The network is never asked about data without noise.
+(Ralston 1962, Math. Comp. 16.) The network is never evaluated on data without noise.
 """
 
 import dataclasses
 from typing import Any
 
-from jaxtyping import Array, Float, Key
-
 from nova_jax.sampling import sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,19 +22,7 @@ class Ralston(sampler.Sampler):
         """Two evaluations a step."""
         return 2
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
-        """Nothing to remember."""
-        return ()
-
-    def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
-    ) -> sampler.Step:
+    def step(self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys) -> sampler.Step:
         """One step along a mean of the slopes at its start and at two thirds."""
         inside = t + (t_next - t) * 2 / 3
         slope = problem.velocity(x, t)

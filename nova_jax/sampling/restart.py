@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from nova_jax.sampling import heun, noise, sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,19 +48,11 @@ class Restart(sampler.Sampler):
         """Those of the inner solver; restarts come on top."""
         return self.inner.stages
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
+    def init(self, problem: sampler.Problem, x: Samples, times: Float[Array, " n"]) -> Any:
         """What the inner solver remembers."""
         return self.inner.init(problem, x, times)
 
-    def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
-    ) -> sampler.Step:
+    def step(self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys) -> sampler.Step:
         """A step of the inner solver, and the restarts if it crosses `low`."""
         keys = noise.required(keys, self)
         first = self.inner.step(problem, x, t, t_next, state, noise.fold_in(keys, 0))

@@ -4,15 +4,14 @@
     k3 = velocity(x + h/2 k2, t + h/2)        k4 = velocity(x + h k3, t + h)            h = t' - t
     x' = x + h (k1 + 2 k2 + 2 k3 + k4) / 6
 
-Asks the network about the end of every step, clean data (t = 0) included. For smooth problems and reference paths.
+Evaluates the network at the end of every step, clean data (t = 0) included. For smooth problems and reference paths.
 """
 
 import dataclasses
 from typing import Any
 
-from jaxtyping import Array, Float, Key
-
 from nova_jax.sampling import sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,19 +23,7 @@ class RK4(sampler.Sampler):
         """Four evaluations a step."""
         return 4
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
-        """Nothing to remember."""
-        return ()
-
-    def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
-    ) -> sampler.Step:
+    def step(self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys) -> sampler.Step:
         """One step along a mean of four slopes."""
         h, middle = t_next - t, (t + t_next) / 2
         k1 = problem.velocity(x, t)

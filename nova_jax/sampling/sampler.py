@@ -1,4 +1,4 @@
-"""The loop that walks x from times[0] to times[-1], and the interface of the solvers it walks with.
+"""The loop that takes x from times[0] to times[-1], and the interface of its solvers.
 
     for t, t_next in pairs(times):   x, state, nfe += sampler.step(problem, x, t, t_next, state, key)
 
@@ -10,7 +10,7 @@
   may also step adaptively between two times of the grid.
 - Randomness belongs to the sample: a stochastic solver gets one key per sample and step.
 
-A solver is a frozen dataclass in a file of its own.
+A solver is a frozen dataclass in a file of its own, which opens with its update.
 """
 
 import abc
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 from nova_jax.diffusion import denoiser as denoisers
 from nova_jax.diffusion import schedules
 from nova_jax.sampling import noise, time_grids
-from nova_jax.types import Denoised, Denoiser, Sampled
+from nova_jax.types import Denoised, Denoiser, Keys, Sampled, Samples, Time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Problem:
     cond: Any
     schedule: schedules.Schedule
 
-    def denoise(self, x: Float[Array, "b *dims"], t: Float[Array, ""]) -> Denoised:
+    def denoise(self, x: Samples, t: Time) -> Denoised:
         """The denoiser's answer for the whole batch at one time."""
         return self.denoiser(x, jnp.broadcast_to(t, x.shape[:1]), self.cond)
 
-    def velocity(self, x: Float[Array, "b *dims"], t: Float[Array, ""]) -> Float[Array, "b *dims"]:
+    def velocity(self, x: Samples, t: Time) -> Samples:
         """The slope dx/dt of the probability flow."""
         x0, eps = self.denoise(x, t)
         return self.schedule.d_alpha(t) * x0 + self.schedule.d_sigma(t) * eps
 
-    def evaluations(self, t: Float[Array, ""]) -> Int[Array, ""]:
+    def evaluations(self, t: Time) -> Int[Array, ""]:
         """What one call of `denoise` or `velocity` at time t costs."""
         return denoisers.evaluations(self.denoiser, t)
 
@@ -54,7 +54,7 @@ class Problem:
 class Step(NamedTuple):
     """Where a step arrives, what the solver remembers, and the network evaluations it spent on each sample."""
 
-    x: Float[Array, "b *dims"]
+    x: Samples
     state: Any
     nfe: Int[Array, ""]
 
@@ -69,29 +69,22 @@ class Sampler(abc.ABC):
 
     @property
     def stages(self) -> int:
-        """Evaluations of a step, as a rule; what a walk really spent is in its result."""
+        """Evaluations of a step, as a rule; what sampling really spent is in its result."""
         return 1
 
-    @abc.abstractmethod
-    def init(self, problem: Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
-        """The state before the first step: any tree of arrays whose structure and shapes `step` keeps."""
+    def init(self, problem: Problem, x: Samples, times: Float[Array, " n"]) -> Any:
+        """The state before the first step: any tree of arrays whose structure and shapes `step` keeps; here none."""
+        del problem, x, times
+        return ()
 
     @abc.abstractmethod
-    def step(
-        self,
-        problem: Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
-    ) -> Step:
+    def step(self, problem: Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys) -> Step:
         """Moves x from t to t_next. `keys`: one per sample, new in every step, or None when `sample` got none."""
 
 
 def sample(
     denoiser: Denoiser,
-    x: Float[Array, "b *dims"],
+    x: Samples,
     *,
     sampler: Sampler,
     times: time_grids.Grid,
@@ -99,9 +92,9 @@ def sample(
     cond: Any = None,
     key: Key[Array, "..."] | None = None,
 ) -> Sampled:
-    """Walks x, which lies at times[0], along the times to times[-1].
+    """Solves for x from times[0], where the given one lies, to times[-1].
 
-    Made to run inside `jit`; called outside, it compiles anew each time.
+    Made to run inside `jit`; called outside, it compiles again each time.
 
     Args:
         denoiser: called with x, one time per sample, and `cond`.
@@ -122,7 +115,7 @@ def sample(
 
 def sample_trajectory(
     denoiser: Denoiser,
-    x: Float[Array, "b *dims"],
+    x: Samples,
     *,
     sampler: Sampler,
     times: time_grids.Grid,
@@ -143,7 +136,7 @@ def sample_trajectory(
 
 def check_finite(
     denoiser: Denoiser,
-    x: Float[Array, "b *dims"],
+    x: Samples,
     *,
     sampler: Sampler,
     times: time_grids.Grid,
@@ -151,19 +144,19 @@ def check_finite(
     cond: Any = None,
     key: Key[Array, "..."] | None = None,
 ) -> None:
-    """Walks like `sample`, and looks at every step: for a walk that has ended in NaN or infinity.
+    """Repeats `sample` and looks at every step, to find where it went wrong when it has ended in NaN or infinity.
 
     Raises:
         FloatingPointError: the sampler, the first step after which x is not finite, and its times.
     """
 
     @jax.jit
-    def walk(x: Array, grid: Array) -> Array:
+    def is_finite(x: Array, grid: Array) -> Array:
         path = sample_trajectory(denoiser, x, sampler=sampler, times=grid, schedule=schedule, cond=cond, key=key)
         return jnp.all(jnp.isfinite(path), axis=tuple(range(2, path.ndim)))
 
     grid = np.asarray(times)
-    finite = np.asarray(walk(x, jnp.asarray(grid)))
+    finite = np.asarray(is_finite(x, jnp.asarray(grid)))
     if finite.all():
         return
     step = int(np.flatnonzero(~finite.all(axis=1))[0])
@@ -207,7 +200,7 @@ def _setup(
 
 
 def _check_times(times: time_grids.Grid) -> None:
-    """Refuses grids that cannot be meant; traced ones are only checked for their shape."""
+    """Refuses times that are no monotone grid in [0, 1]; of traced ones only the shape is checked."""
     if np.ndim(times) != 1 or np.size(times) < 2:
         raise ValueError(f"times must be a list of N + 1 >= 2 numbers, got shape {np.shape(times)}")
     if isinstance(times, core.Tracer):

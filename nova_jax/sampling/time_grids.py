@@ -7,7 +7,7 @@
     uniform_angle    equal steps in arctan(sigma / (alpha std)): the best grid of Euler's method for Gaussian data
     logsnr           equal steps in log-SNR                         Lu et al. 2022, DPM-Solver (2206.00927)
     karras           equal steps in (sigma / alpha)^(1 / rho)       Karras et al. 2022 (2206.00364, eq. 5)
-    from_list        times you chose yourself, checked
+    from_list        times of your own, checked
     named            one of these by name ("shifted:3"), or a fitted grid by its file (`fitted`)
 
 Log-SNR is infinite at both ends, so `logsnr` and `karras` start at a finite noise level, which is then moved to exactly

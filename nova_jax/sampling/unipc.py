@@ -17,16 +17,17 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from nova_jax.sampling import exponential, multistep, sampler
+from nova_jax.types import Keys, Samples, Time
 
 
 class State(NamedTuple):
     """Earlier answers x0; the previous step: what it predicted at first order, its length and order; the grid."""
 
     history: multistep.History
-    base: Float[Array, "b *dims"]
+    base: Samples
     h: Float[Array, ""]
     order: Int[Array, ""]
     times: Float[Array, " n"]
@@ -60,19 +61,13 @@ class UniPC(sampler.Sampler):
         """The steps it takes to reach the order."""
         return self.order
 
-    def init(self, problem: sampler.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> State:
+    def init(self, problem: sampler.Problem, x: Samples, times: Float[Array, " n"]) -> State:
         """No answers yet."""
         none = jnp.zeros((), x.dtype)
         return State(multistep.empty(self.order, x), jnp.zeros_like(x), none, jnp.int32(0), times)
 
     def step(
-        self,
-        problem: sampler.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: State,
-        keys: Key[Array, " b"] | None,
+        self, problem: sampler.Problem, x: Samples, t: Time, t_next: Time, state: State, keys: Keys
     ) -> sampler.Step:
         """Corrects x, then predicts the next one."""
         schedule = problem.schedule
@@ -95,7 +90,7 @@ class UniPC(sampler.Sampler):
         state = State(history.push(place, x0), base, h, order, state.times)
         return sampler.Step(x, state, problem.evaluations(t))
 
-    def _correct(self, x0: Float[Array, "b *dims"], place: Float[Array, ""], state: State) -> Float[Array, "b *dims"]:
+    def _correct(self, x0: Samples, place: Float[Array, ""], state: State) -> Samples:
         """What the previous step should have added to its first order, now that the answer at its end is known."""
         history = state.history
         start, before = history.place[0], history._replace(place=history.place[1:], values=history.values[1:])
@@ -109,12 +104,12 @@ class UniPC(sampler.Sampler):
     def _integrate(
         self,
         h: Float[Array, ""],
-        start: Float[Array, "b *dims"],
+        start: Samples,
         nodes: Float[Array, " n"],
         values: Float[Array, "n b *dims"],
         used: Array,
         halved: Array,
-    ) -> Float[Array, "b *dims"]:
+    ) -> Samples:
         """The integral of the polynomial through the used nodes, less its start; `halved`: one node, weight B / 2."""
         nodes, differences = multistep.differences(start, nodes, values, used)
         weights = multistep.weights(nodes, exponential.moments(h))

@@ -4,6 +4,6 @@
 """
 
 from nova_jax.training.optimizer import AdamW, Muon
-from nova_jax.training.step import abstract_state, init_state, make_step, state_of
+from nova_jax.training.step import build, make_step, plan, start
 
-__all__ = ["AdamW", "Muon", "abstract_state", "init_state", "make_step", "state_of"]
+__all__ = ["AdamW", "Muon", "build", "make_step", "plan", "start"]

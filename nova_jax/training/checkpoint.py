@@ -7,7 +7,7 @@ data when reading, nor does it fall back to an older checkpoint. So a checkpoint
 
 written by the main process after the rename, and every restore recomputes the digests of the files that it names. What
 it does not name, such as the .DS_Store of a file browser, does not matter. The newest checkpoint that agrees is used;
-damaged ones on the way are renamed aside and reported, never deleted. Who reads an older one than the newest is told.
+damaged ones on the way are renamed and reported, never deleted. Reading an older one than the newest logs a warning.
 
     checkpoints/00001000/...                  committed
     checkpoints/00001000.damaged/...          set aside: some file differs from its manifest
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from nova_jax import atomic
 from nova_jax.parallel import distributed, rules
 from nova_jax.types import Params, TrainState
 
@@ -127,7 +128,7 @@ class Checkpoints:
         Call it once, before the first `save`. The main process verifies and cleans up.
 
         Args:
-            abstract_state: shapes, dtypes and shardings wanted, for any number of devices; see `step.abstract_state`.
+            abstract_state: shapes, dtypes and shardings wanted, for any number of devices; see `step.plan`.
 
         Raises:
             CheckpointError: there are checkpoints and all are damaged (they are listed), or the newest intact one does
@@ -149,7 +150,7 @@ class Checkpoints:
         return Restored(step, _load(path, abstract_state), dict(metadata or {}), tuple(notes))
 
     def _newest_intact(self, notes: list[str]) -> int:
-        """Walks back to the newest checkpoint that agrees with its manifest, setting the others aside."""
+        """The newest checkpoint that agrees with its manifest; newer ones are set aside."""
         for path in self._folders(UNFINISHED):
             shutil.rmtree(path)
         for path in self._folders(COMMITTED):
@@ -291,13 +292,7 @@ def _digest(file: pathlib.Path) -> str:
 
 
 def _write_manifest(path: pathlib.Path) -> None:
-    temporary = path / (MANIFEST + ".tmp")
-    text = manifest(path)
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(path / MANIFEST)
+    atomic.write(path / MANIFEST, manifest(path))
 
 
 def _set_aside(path: pathlib.Path, reason: str) -> pathlib.Path:
@@ -342,8 +337,4 @@ def _misfits(path: pathlib.Path, abstract_state: TrainState) -> list[str]:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-        if hasattr(leaf, "shape")
-    }
+    return {rules.name_of(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}

@@ -29,6 +29,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from nova_jax import atomic
 from nova_jax.parallel import distributed
 
 PLAIN_SECONDS = 10.0  # between plain lines
@@ -159,12 +160,7 @@ def keep_lines(path: pathlib.Path, *, through: int) -> None:
             is_kept = False
         if is_kept:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    atomic.write(path, "".join(kept))
 
 
 def _bits(loss: np.ndarray) -> str:

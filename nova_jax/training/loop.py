@@ -1,7 +1,7 @@
 """The training loop: it knows a `TrainStep`, a stream of batches, and nothing of models or losses.
 
 Per step: dispatch it, then read the metrics of the step before (the devices already work on the next one), stop if they
-are not finite, save and call back when due, leave when asked to.
+are not finite, save and call back when due, stop on a signal.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def fit(
     Raises:
         NonFiniteLoss: the loss of a step is not finite.
         RuntimeError: the stream of batches ended early.
-        SystemExit: a signal asked to stop; code 75.
+        SystemExit: stopped by a signal; code 75.
     """
     first, stream, reports = int(state.step), batches(position), _Reports(loop, checkpoints, log)
     with distributed.graceful_stop() as should_stop:

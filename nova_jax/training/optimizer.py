@@ -28,6 +28,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from nova_jax.parallel import rules
+
 DECAYED = r"(^|/)(kernel|embedding)$"  # never biases, norm scales or modulation tables
 MATRICES = {  # what Muon takes, by name
     "blocks": r"(^|/)blocks/.*kernel$",
@@ -214,4 +216,4 @@ def _label(pattern: str, params: optax.Params) -> Any:
 
 
 def _matches(pattern: str, path: tuple[Any, ...]) -> bool:
-    return re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) is not None
+    return re.search(pattern, rules.name_of(path)) is not None

@@ -25,14 +25,14 @@ from nova_jax.parallel.constrain import constrain
 from nova_jax.training.optimizer import Optimizer
 from nova_jax.types import Metrics, Objective, Params, TrainState, TrainStep
 
-InitParams = Callable[[PRNGKeyArray], Params]
 MakeExtra = Callable[[Params], Any]
 Loss = Callable[[Params, Any, PRNGKeyArray], tuple[Array, Metrics]]  # (params, batch, key) -> (loss, metrics)
 StateLoss = Callable[[Params, TrainState, Any, PRNGKeyArray], tuple[Array, Metrics]]
+Prepare = Callable[[TrainState, Any, PRNGKeyArray], tuple[TrainState, PRNGKeyArray, Metrics]]
 
 
 def start(params: Params, optimizer: Optimizer, make_extra: MakeExtra | None = None) -> TrainState:
-    """The state before the first step. Arrays are copied, so the state may be donated.
+    """The state before the first step, for `build`. Arrays are copied, so the state may be donated.
 
     Args:
         params: float32 parameters.
@@ -68,36 +68,6 @@ def plan(make_state: Callable[..., TrainState], *arguments: Any, mesh: Mesh | No
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, rules.shardings(abstract, mesh)
     )
-
-
-def init_state(
-    init_params: InitParams,
-    optimizer: Optimizer,
-    *,
-    key: PRNGKeyArray,
-    mesh: Mesh | None = None,
-    make_extra: MakeExtra | None = None,
-) -> TrainState:
-    """Initialises parameters, EMA and optimizer state, each array on the devices where it stays."""
-    return build(lambda key: start(init_params(key), optimizer, make_extra), key, mesh=mesh)
-
-
-def state_of(
-    params: Params, optimizer: Optimizer, *, mesh: Mesh | None = None, make_extra: MakeExtra | None = None
-) -> TrainState:
-    """The state before the first step of fine-tuning given parameters, which stay usable."""
-    return build(lambda params: start(params, optimizer, make_extra), params, mesh=mesh)
-
-
-def abstract_state(
-    init_params: InitParams,
-    optimizer: Optimizer,
-    *,
-    mesh: Mesh | None = None,
-    make_extra: MakeExtra | None = None,
-) -> TrainState:
-    """Shapes, dtypes and shardings of `init_state`, with nothing computed: to restore into, or to plan with."""
-    return plan(lambda key: start(init_params(key), optimizer, make_extra), jax.random.key(0), mesh=mesh)
 
 
 def make_step(
@@ -138,9 +108,9 @@ def make_step_with_memory(
     ema_decay: float = 0.9999,
     accumulate: int = 1,
     seed: int = 0,
-    prepare: Callable[[TrainState], TrainState] | None = None,
+    prepare: Prepare | None = None,
 ) -> TrainStep:
-    """Like `make_step`, for a loss that also reads the rest of the state: a teacher, the average, the step.
+    """Like `make_step`, for a loss that also reads the rest of the state: a teacher, the EMA parameters, the step.
 
     Args:
         loss: (params, state, batch, key) -> (loss, metrics); differentiated by `params` alone.
@@ -148,16 +118,21 @@ def make_step_with_memory(
         ema_decay: as in `make_step`.
         accumulate: as in `make_step`.
         seed: as in `make_step`.
-        prepare: what happens to the state before the step, such as a change of teacher; None: nothing.
+        prepare: (state, batch, key) -> (state, key, metrics) before the update: it may change `state.extra`, such as by
+            updates of a second player, and leaves a key for the loss; None: nothing is prepared.
+
+    Raises:
+        ValueError: a decay outside [0, 1), fewer than one part.
     """
-    check(ema_decay, accumulate)
+    if not 0 <= ema_decay < 1 or accumulate < 1:
+        raise ValueError(f"ema_decay must be in [0, 1) and accumulate at least 1, got {ema_decay} and {accumulate}")
     transform = optimizer.make()
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        state = state if prepare is None else prepare(state)
+        ready, key, prepared = (state, key, {}) if prepare is None else prepare(state, batch, key)
         params, opt_state, metrics = descend(
-            lambda params, batch, key: loss(params, state, batch, key),
+            lambda params, batch, key: loss(params, ready, batch, key),
             state.params,
             state.opt_state,
             transform,
@@ -166,20 +141,11 @@ def make_step_with_memory(
             accumulate=accumulate,
         )
         ema = update_ema(state.ema, params, state.step, ema_decay)
-        new = state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-        return commit(state, new, {**metrics, "learning_rate": optimizer.learning_rate(state.step)})
+        new = TrainState(state.step + 1, params, ema, opt_state, ready.extra)
+        rate = optimizer.learning_rate(state.step)
+        return _commit(state, new, {**metrics, **prepared, "learning_rate": rate})
 
     return jax.jit(step, donate_argnums=0)
-
-
-def check(ema_decay: float, accumulate: int) -> None:
-    """Refuses settings of a step that cannot be meant.
-
-    Raises:
-        ValueError: a decay outside [0, 1), fewer than one part.
-    """
-    if not 0 <= ema_decay < 1 or accumulate < 1:
-        raise ValueError(f"ema_decay must be in [0, 1) and accumulate at least 1, got {ema_decay} and {accumulate}")
 
 
 def descend(
@@ -204,7 +170,7 @@ def descend(
     return new, opt_state, {**metrics, "grad_norm": optax.global_norm(grads)}
 
 
-def commit(state: TrainState, new: TrainState, metrics: dict[str, Array]) -> tuple[TrainState, Metrics]:
+def _commit(state: TrainState, new: TrainState, metrics: dict[str, Array]) -> tuple[TrainState, Metrics]:
     """The new state, or the old one whole if `loss` or `grad_norm` is not finite, and the metrics with `finite`."""
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)

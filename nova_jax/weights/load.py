@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nova_jax import atomic
 from nova_jax import config as configs
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import ByteTextEncoder, WordTextEncoder
@@ -102,9 +103,7 @@ def save(module: Any, params: Params, directory: str | os.PathLike[str], *, dtyp
     config = json.dumps(configs.to_dict(module), indent=2)
     directory.mkdir(parents=True, exist_ok=True)
     safetensors.write(directory / WEIGHTS_FILE, flat, {"format": OUR_PACKAGE}, dtype=dtype)
-    partial = directory / f".{CONFIG_FILE}.{os.getpid()}.partial"
-    partial.write_text(config + "\n")
-    partial.replace(directory / CONFIG_FILE)
+    atomic.write(directory / CONFIG_FILE, config + "\n")
 
 
 def abstract_params(module: Any) -> Any:

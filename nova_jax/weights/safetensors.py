@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from nova_jax import git_lfs
+from nova_jax import atomic, git_lfs
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_DIMS, MAX_SIZE = 32, 2**62
@@ -146,18 +146,11 @@ def write(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                array = np.ascontiguousarray(cast(name, tensors[name], stored[name]))
-                file.write(array.reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic.replacing(path) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            array = np.ascontiguousarray(cast(name, tensors[name], stored[name]))
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _stored_dtype(name: str, array: Any, dtype: Any) -> np.dtype:

@@ -22,7 +22,7 @@ from nova_jax.diffusion import (
 )
 from nova_jax.diffusion import prediction as predictions
 from nova_jax.diffusion.denoiser import declare, evaluations
-from nova_jax.sampling import Heun, named, noise, time_grids
+from nova_jax.sampling import Heun, noise, time_grids
 from nova_jax.types import Batch, Conditioning, Denoised
 
 FRAMES = 5
@@ -85,7 +85,7 @@ def test_held_sampling_reaches_the_exact_conditional_mean_and_covariance(float64
     np.testing.assert_allclose(drawn[:, given], np.broadcast_to(known[given], (rows, len(given))), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", named.SAMPLERS)
+@pytest.mark.parametrize("name", sampling.SAMPLERS)
 def test_every_sampler_keeps_given_frames(float64, name):
     schedule, rows = RectifiedFlow(), 2
     latents = jax.random.normal(jax.random.key(0), (rows, FRAMES, 1, 1, 2))
@@ -98,7 +98,7 @@ def test_every_sampler_keeps_given_frames(float64, name):
         cond = Conditioning(text=jnp.zeros((rows, 1, 1)))
         grid, keys = time_grids.uniform(6), noise.keys_from_seeds([3, 4])
         return sampling.sample(
-            denoise, eps, sampler=named.get(name), times=grid, schedule=schedule, cond=cond, key=keys
+            denoise, eps, sampler=sampling.named(name), times=grid, schedule=schedule, cond=cond, key=keys
         ).x
 
     drawn = walk(eps)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nova_jax import distillation
-from nova_jax.distillation import mean_flow, method, semigroup
+from nova_jax.distillation import mean_flow, semigroup
 from nova_jax.training import optimizer
-from nova_jax.types import Batch, TrainState
+from nova_jax.types import Batch, Conditioning, TrainState
 from tests.distillation import exact_maps
 
 OPTIMIZER = optimizer.AdamW(peak=1e-3, warmup=0)
@@ -34,7 +34,7 @@ def test_the_exact_average_velocity_fulfils_the_eulerian_identity():
     v = exact_maps.velocity({}, x, t, None)
 
     def u(x, t, r):
-        return exact_maps.average_velocity({}, x, t, method.Conditioning(r=r))
+        return exact_maps.average_velocity({}, x, t, Conditioning(r=r))
 
     value, derivative = mean_flow.value_and_derivative(u, x, t, r, v)
     np.testing.assert_allclose(value + (t - r)[:, None] * derivative, v, atol=1e-5)
@@ -47,7 +47,7 @@ def test_a_difference_comes_near_the_derivative_in_first_order():
 
     def error(difference):
         def u(x, t, r):
-            return exact_maps.average_velocity({}, x, t, method.Conditioning(r=r))
+            return exact_maps.average_velocity({}, x, t, Conditioning(r=r))
 
         _, exact = mean_flow.value_and_derivative(u, x, t, r, v)
         return float(jnp.abs(mean_flow.value_and_derivative(u, x, t, r, v, difference)[1] - exact).max())
@@ -79,7 +79,7 @@ def test_two_small_steps_of_an_exact_map_are_the_big_one():
     t = semigroup.draw_step(jax.random.key(0), h)
 
     def u(x, t, r):
-        return exact_maps.average_velocity({}, x, t, method.Conditioning(r=r))
+        return exact_maps.average_velocity({}, x, t, Conditioning(r=r))
 
     np.testing.assert_allclose(semigroup.two_small_steps(u, x, t, h), u(x, t, t - h), atol=2e-6)
 
@@ -135,7 +135,7 @@ def test_matching_leaves_a_student_alone_whose_critic_agrees_with_the_teacher():
             return exact_maps.average_velocity(params, x, t, cond) + shift
 
         networks = exact_maps.NETWORKS._replace(student=student)
-        return recipe.matching_loss(networks, {}, state, batch(), jax.random.key(0))[0]
+        return recipe.loss(networks, {}, state, batch(), jax.random.key(0))[0]
 
     assert float(jnp.abs(jax.grad(loss)(0.0))) < 1e-6
 
@@ -154,6 +154,6 @@ def test_matching_moves_a_student_towards_the_teacher():
             return exact_maps.average_velocity(params, x, t, cond) - shift
 
         networks = exact_maps.NETWORKS._replace(student=student, critic=critic)
-        return recipe.matching_loss(networks, {}, state, batch(), jax.random.key(0))[0]
+        return recipe.loss(networks, {}, state, batch(), jax.random.key(0))[0]
 
     assert float(jax.grad(loss)(0.3)) > 0.01

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nova_jax import distillation
-from nova_jax.diffusion import FlowMatching, conditioning, schedules
+from nova_jax import config, distillation
+from nova_jax.diffusion import DenoisingObjective, FlowMatching, Reconstruction, conditioning, schedules
 from nova_jax.distillation import teacher as teachers
 from nova_jax.runs import build
 from tests.distillation import students
@@ -22,7 +22,7 @@ def distil(method, model=None, **teacher):
     return build.distilled(model, method, students.OPTIMIZER, students.rows(0, 1), taught, seed=0, ema_decay=0.9)
 
 
-def test_a_student_without_a_second_time_is_refused():
+def test_a_student_without_a_target_time_is_refused():
     with pytest.raises(ValueError, match="has_second_time=True"):
         distil(distillation.MeanFlow(), students.make_model())
 
@@ -125,3 +125,17 @@ def test_drawn_scales_lie_in_their_range_evenly_in_the_logarithm():
 def test_settings_that_cannot_be_meant_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_methods_of_earlier_versions_keep_loading():
+    for method in (distillation.Progressive(first_steps=8), distillation.Shortcut(max_steps=8)):
+        saved = config.to_dict(method) | {"_class_name": f"nova_jax.distillation.semigroup:{type(method).__name__}"}
+        assert config.from_dict(saved) == method
+
+
+def test_a_method_declares_what_its_students_predict_as_an_objective_does():
+    for declares in (FlowMatching(), *students.METHODS.values()):
+        assert isinstance(declares, DenoisingObjective)
+    assert not isinstance(Reconstruction(), DenoisingObjective), "an autoencoder predicts nothing about x_t"
+    assert distillation.MeanFlow().drop_rates.text > 0
+    assert not distillation.DMD2().drop_rates.text

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from nova_jax import atomic
 from nova_jax.evaluation import plots, report
 
 EVIL = "\"><script>alert('x')</script><img src=https://example.com/a.png onerror=alert(1)> & <b>bold</b>"
@@ -133,6 +134,6 @@ def test_colours_have_the_contrast_that_wcag_asks_for(theme):
 
 
 def test_a_page_is_written_whole(tmp_path):
-    report.write(tmp_path / "report.html", report.page("A", {"B": ["größe 猫"]}))
+    atomic.write(tmp_path / "report.html", report.page("A", {"B": ["größe 猫"]}))
     assert "größe 猫" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

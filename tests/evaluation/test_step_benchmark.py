@@ -15,7 +15,6 @@ from data_pipelines.scenes import scoring, world
 from nova_jax import cli, generation, sampling
 from nova_jax.evaluation import intervals, step_benchmark, step_report
 from nova_jax.parallel import mesh as meshes
-from nova_jax.sampling import named
 
 GRID = step_benchmark.Grid(
     samplers=("euler", "heun"),
@@ -108,7 +107,7 @@ def make_bench(run_dir, folder, batch_size, devices=1):
 
 def start_and_pictures(bench, name):
     """Where the first six walks of a cell begin, by a walk without a step, and the pictures that they end in."""
-    program = bench.program(named.get(name), 2.0, bench.room)
+    program = bench.program(sampling.named(name), 2.0, bench.room)
     starts = [program(*bench.arguments(batch, np.ones(bench.room + 1), 2.0)).x for batch in range(bench.judged)]
     bench.measure(step_benchmark.Cell(name, "uniform", 2.0, 3))
     pictures = np.load(bench.folder / "pictures" / f"{name}-uniform-g2-3.npy")

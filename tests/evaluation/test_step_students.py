@@ -20,7 +20,7 @@ TEACHER = step_benchmark.TEACHER
 
 @pytest.fixture(scope="module")
 def student(trained):
-    """One step at a rate of nothing: the teacher's own network, which now reads a second time."""
+    """One step at a rate of nothing: the teacher's own network, which now reads a target time."""
     still = AdamW(peak=1e-30, warmup=1)
     config = tiny_run.make_student_config(trained, trained.parent / "still", optimizer=still, steps=1)
     return experiment.run(dataclasses.replace(config, checkpoint_every=1)).directory
@@ -106,7 +106,7 @@ def test_training_cost_is_in_units_of_the_teachers(bench, trained, student):
     assert models[TEACHER]["teacher_trainings"] == 1
     np.testing.assert_allclose(models["still"]["teacher_trainings"], costs[1] / (4 * costs[0]))
     np.testing.assert_allclose(models["twin"]["teacher_trainings"], 2 * models["still"]["teacher_trainings"])
-    assert models["still"]["parameters"] > models[TEACHER]["parameters"]  # the second time's embedder
+    assert models["still"]["parameters"] > models[TEACHER]["parameters"]  # the target time's embedder
 
 
 @pytest.mark.long

@@ -108,12 +108,9 @@ def test_of_the_autoencoder_only_the_layer_that_makes_pixels_is_whole(mesh):
 def test_the_whole_state_follows_its_parameters(choice, mesh):
     module = text_to_latent.TextToLatent(dit=presets.dit("nano"), text_encoder=text.ByteTextEncoder())
     x, cond = jnp.zeros((1, 1, 8, 8, 16)), Conditioning(text_ids=jnp.zeros((1, 64), jnp.int32))
-    state = step.abstract_state(
-        lambda key: module.init(key, x, jnp.zeros(1), cond)["params"],
-        choice,
-        mesh=mesh,
-        make_extra=lambda params: {"teacher": params},
-    )
+    init = lambda key: module.init(key, x, jnp.zeros(1), cond)["params"]  # noqa: E731
+    start = lambda key: step.start(init(key), choice, lambda params: {"teacher": params})  # noqa: E731
+    state = step.plan(start, jax.random.key(0), mesh=mesh)
     params = {
         p.path.removeprefix("params/"): p.spec for p in rules.placements(state, mesh) if p.path.startswith("params")
     }

@@ -78,7 +78,7 @@ def test_classes_that_moved_are_found_under_their_new_names():
     t5 = {"_class_name": "nova_jax.models.t5:T5Encoder", "vocab_size": 9}
     old = {"config": {"model": t5, "data": None}, "data": {}}
     assert record.upgrade(old)["config"]["model"]["_class_name"] == "nova_jax.models.text.t5:T5Encoder"
-    for name in configs.MOVED.values():
+    for name in (name for name in configs.MOVED.values() if ".text." in name):
         assert configs.from_dict({"_class_name": name} | ({"width": 8} if "Byte" in name else T5_SIZES)) is not None
 
 

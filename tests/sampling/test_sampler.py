@@ -103,9 +103,6 @@ def test_low_precision_noise_is_sampled_in_float32(gaussian):
 class Restless(sampler.Sampler):
     """Adds noise in every step: what a stochastic solver does with its keys."""
 
-    def init(self, problem, x, times):
-        return ()
-
     def step(self, problem, x, t, t_next, state, keys):
         return sampler.Step(x + noise.normal(keys, x.shape[1:]), state, problem.evaluations(t))
 

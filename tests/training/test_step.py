@@ -27,9 +27,13 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+def start_toy(key):
+    return step.start(toy.init_params(key), toy.OPTIMIZER)
+
+
 @functools.cache
 def initial_state():
-    return jax.device_get(step.init_state(toy.init_params, toy.OPTIMIZER, key=jax.random.key(0)))
+    return jax.device_get(step.build(start_toy, jax.random.key(0)))
 
 
 def new_state(mesh=None):
@@ -135,7 +139,7 @@ class Real:
         return self.module.apply({"params": params}, x, t, cond)
 
     def train(self, mesh):
-        state = step.state_of(self.params(), self.optimizer, mesh=mesh)
+        state = step.build(lambda params: step.start(params, self.optimizer), self.params(), mesh=mesh)
         batches = self.batches()
         if mesh is not None:
             sharding = meshes.batch_sharding(mesh)
@@ -238,10 +242,10 @@ def test_metrics_report_the_rate_of_the_step_and_the_gradient_before_clipping(tr
     assert float(metrics["grad_norm"]) > toy.OPTIMIZER.clip_norm
 
 
-def test_abstract_state_has_the_shapes_and_shardings_of_the_real_one():
+def test_a_planned_state_has_the_shapes_and_shardings_of_the_real_one():
     mesh = meshes.MeshConfig(data=1, fsdp=4, tensor=2).make()
-    abstract = step.abstract_state(toy.init_params, toy.OPTIMIZER, mesh=mesh)
-    state = step.init_state(toy.init_params, toy.OPTIMIZER, key=jax.random.key(0), mesh=mesh)
+    abstract = step.plan(start_toy, jax.random.key(0), mesh=mesh)
+    state = step.build(start_toy, jax.random.key(0), mesh=mesh)
     described = jax.tree.map(lambda a: (a.shape, a.dtype, a.sharding), state)
     assert described == jax.tree.map(lambda a: (a.shape, a.dtype, a.sharding), abstract)
 
@@ -249,7 +253,7 @@ def test_abstract_state_has_the_shapes_and_shardings_of_the_real_one():
 @pytest.mark.long
 def test_fine_tuning_state_leaves_the_given_parameters_usable(train_step):
     params = toy.init_params(jax.random.key(0))
-    train_step(step.state_of(params, toy.OPTIMIZER), toy.rows(0))
+    train_step(step.build(lambda params: step.start(params, toy.OPTIMIZER), params), toy.rows(0))
     assert np.isfinite(np.asarray(params["head"]["kernel"])).all()
 
 
@@ -258,12 +262,14 @@ def test_extra_state_is_placed_by_the_rules_of_its_parameters_and_passes_through
     mesh = meshes.MeshConfig(data=1, fsdp=8).make()
     batch = distributed.global_batch(toy.rows(0), meshes.batch_sharding(mesh), toy.BATCH)
     with jax.set_mesh(mesh):
-        state = step.init_state(
-            toy.init_params,
-            toy.OPTIMIZER,
-            key=jax.random.key(0),
+        state = step.build(
+            lambda key: step.start(
+                toy.init_params(key),
+                toy.OPTIMIZER,
+                lambda params: {"teacher": params, "key": jax.random.key(7)},
+            ),
+            jax.random.key(0),
             mesh=mesh,
-            make_extra=lambda params: {"teacher": params, "key": jax.random.key(7)},
         )
         placed = jax.tree.map(lambda a: a.sharding, state)
         assert placed.extra["teacher"] == placed.params

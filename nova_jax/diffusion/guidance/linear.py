@@ -6,7 +6,7 @@
 
 In (1), w = 0 ignores the condition, w = 1 is the plain conditional model, w > 1 trades variety for agreement with the
 condition. (The paper's own w is one less.) A negative prompt is another condition in the place of null. In (2) the
-conditions join one after the other: D_0 sees none, D_n all of them; InstructPix2Pix adds first the picture, then the
+conditions join one after the other: D_0 sees none, D_n all of them; InstructPix2Pix adds first the image, then the
 text (its eq. 3). In (3) they stand side by side.
 
 At given x_t every prediction kind is an affine function of (x0, eps) and the weights of the answers sum to one, so the
@@ -59,7 +59,7 @@ def classifier_free(
 
 
 def negative(cond: Any) -> pair.Null:
-    """A `null` that is this condition, whatever it is asked to leave out: a negative prompt.
+    """A null function whose answer is always this condition: a negative prompt.
 
     A condition of one row serves every sample of a batch.
     """
@@ -78,9 +78,9 @@ def chained(denoiser: Denoiser, scales: Sequence[pair.Scale], nulls: Sequence[pa
     what D_(i+1) adds to D_i. All n + 1 answers come from one call. Equal neighbouring scales given as Python numbers
     need no answer between them, and scales of 1 cost one evaluation.
 
-    Example, a picture to edit (weight 1.5) and a text (weight 7):
-        keep_picture = functools.partial(conditioning.null, parts=("text",))
-        chained(denoiser, [1.5, 7.0], [conditioning.null, keep_picture])
+    Example, an image to edit (weight 1.5) and a text (weight 7):
+        keep_image = functools.partial(conditioning.null, parts=("text",))
+        chained(denoiser, [1.5, 7.0], [conditioning.null, keep_image])
 
     Raises:
         ValueError: a negative scale, or not one scale for each null.

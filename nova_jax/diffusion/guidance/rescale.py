@@ -4,7 +4,7 @@
     rescaled = g std(c) / std(g)                    std over all elements of a sample
     answer   = phi rescaled + (1 - phi) g
 
-A large w raises the spread of the answer and overexposes the picture; phi = 0.7 takes most of it back. A spread depends
+A large w raises the spread of the answer and overexposes the image; phi = 0.7 takes most of it back. A spread depends
 on what is predicted. The paper rescales the network's output, so the kind is an argument; velocity is that of flow
 models.
 """

@@ -1,6 +1,6 @@
 """Fitted time grids: dense only where one denoiser, one solver and one number of steps need it.
 
-The grid of a sampler is data, so it can be learned. Three ways, from dear to cheap:
+The grid of a sampler is data, so it can be learned. Three ways, the most expensive first:
 
     fit_grid                   times that minimise the error at the end, by gradients through all steps of the solver;
                                Tong et al. 2024, LD3 (arXiv 2405.15506); Frankel et al. 2025, S4S (2502.17423)

@@ -18,13 +18,13 @@ class FittedGrid:
         schedule: the schedule of the denoiser.
         method: "gradient", "dynamic programming", "curvature", or "fixed" where fitting did not help.
         start: the best of the fixed grids, that of the two "before".
-        nfe: evaluations that a walk along the grid spends.
+        nfe: evaluations for each sample.
         rmse_fitted: distance to the reference before and after, on the samples it was fitted on.
         rmse_held_out: the same on samples that fitting did not see.
         samples: how many there were in all.
         date: of the fit, ISO 8601.
         model: free text, like the three below; set them with `dataclasses.replace`.
-        task: what the model was asked to do.
+        task: what the model was sampled for.
         guidance: kind and scale.
         seeds: of the noise.
     """

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from nova_jax.sampling import sampler as samplers
 from nova_jax.sampling import time_grids
 from nova_jax.sampling.fitted import program
 from nova_jax.sampling.fitted.grid import FittedGrid
 from nova_jax.sampling.fitted.program import DEFAULTS, FitSettings
+from nova_jax.types import Keys, Samples, Time
 
 SHORTEST = 1e-4  # step of a learned grid
 
@@ -57,12 +58,12 @@ def _descend(fit: program.Fit, start: np.ndarray) -> np.ndarray:
     settings = fit.settings
     rate = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
     optimizer = optax.adam(rate, b2=0.99)  # the gradient's size changes faster than 0.999 forgets
-    walk = _Checkpointed(inner=fit.sampler)
+    solver = _Checkpointed(inner=fit.sampler)
 
     def loss(logits: Array, weights: Any, x: Array, cond: Any, target: Array) -> Array:
         problem = fit.bind(weights, cond)
         times = _times_from(logits)
-        end = samplers.sample(problem.denoiser, x, sampler=walk, times=times, schedule=problem.schedule, cond=cond).x
+        end = samplers.sample(problem.denoiser, x, sampler=solver, times=times, schedule=problem.schedule, cond=cond).x
         return jnp.log(jnp.mean(jnp.square(end - target)) + jnp.finfo(end.dtype).tiny)  # log: one rate for all sizes
 
     @jax.jit
@@ -88,21 +89,15 @@ def _descend(fit: program.Fit, start: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Checkpointed(samplers.Sampler):
-    """A solver whose steps are computed anew in the backward pass instead of remembered."""
+    """A solver whose steps are computed again in the backward pass instead of stored."""
 
     inner: samplers.Sampler
 
-    def init(self, problem: samplers.Problem, x: Float[Array, "b *dims"], times: Float[Array, " n"]) -> Any:
+    def init(self, problem: samplers.Problem, x: Samples, times: Float[Array, " n"]) -> Any:
         return self.inner.init(problem, x, times)
 
     def step(
-        self,
-        problem: samplers.Problem,
-        x: Float[Array, "b *dims"],
-        t: Float[Array, ""],
-        t_next: Float[Array, ""],
-        state: Any,
-        keys: Key[Array, " b"] | None,
+        self, problem: samplers.Problem, x: Samples, t: Time, t_next: Time, state: Any, keys: Keys
     ) -> samplers.Step:
         def step(x: Array, t: Array, t_next: Array, state: Any) -> samplers.Step:
             return self.inner.step(problem, x, t, t_next, state, keys)

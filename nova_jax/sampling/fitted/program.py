@@ -1,4 +1,4 @@
-"""What every way of fitting shares: samples, the compiled walk, the reference, and the errors that are reported."""
+"""What every way of fitting shares: samples, the compiled sampler, the reference, and the errors that are reported."""
 
 import dataclasses
 import datetime
@@ -70,9 +70,9 @@ def reference_ends(
 
 
 class Program:
-    """The solver's walk as compiled functions of (weights, rows, ...), for batches of one size.
+    """Sampling with one solver as compiled functions of (weights, rows, ...), for batches of one size.
 
-    The weights that a denoiser holds are taken out of it, so that they are arguments and not part of the program.
+    The weights that a denoiser closes over become arguments, and so no part of the program.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Program:
         self.batch_size = min(batch_size, len(self.noise))
         x, cond = self.rows(np.arange(self.batch_size))
         self.denoise, self.weights = _take_out_weights(problem.denoiser, x, cond)
-        self._ends = jax.jit(self._walk)
+        self._ends = jax.jit(self._sample)
 
     def rows(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
         """These rows of noise and condition."""
@@ -109,20 +109,20 @@ class Program:
             yield np.resize(part, self.batch_size), len(part)
 
     def ends(self, times: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """Where the walk along these times ends, from each of these rows."""
+        """Where sampling along these times ends, from each of these rows."""
         rows = np.arange(len(self.noise)) if rows is None else rows
         grid = np.asarray(times, self.noise.dtype)
-        walks = [
+        ends = [
             np.asarray(self._ends(self.weights, *self.rows(part), grid).x)[:count] for part, count in self.batches(rows)
         ]
-        return np.concatenate(walks)
+        return np.concatenate(ends)
 
     def nfe(self, times: np.ndarray) -> int:
-        """What the walk costs each sample."""
+        """Network evaluations for each sample."""
         x, cond = self.rows(np.arange(self.batch_size))
         return int(self._ends(self.weights, x, cond, np.asarray(times, self.noise.dtype)).nfe)
 
-    def _walk(self, weights: Any, x: Array, cond: Any, times: Array) -> Any:
+    def _sample(self, weights: Any, x: Array, cond: Any, times: Array) -> Any:
         problem = self.bind(weights, cond)
         return samplers.sample(
             problem.denoiser, x, sampler=self.sampler, times=times, schedule=problem.schedule, cond=cond
@@ -155,7 +155,7 @@ class Fit(Program):
         self.fitted, self.held_out = np.split(np.arange(len(noise)), [len(noise) - held_out])
 
     def rmse(self, times: np.ndarray, rows: np.ndarray) -> float:
-        """The root of the loss; infinite where the walk breaks down."""
+        """The root of the loss; infinite where sampling breaks down."""
         error = np.sqrt(np.mean(np.square(self.ends(times, rows) - self.reference[rows]), dtype=np.float64))
         return float(error) if np.isfinite(error) else float("inf")
 
