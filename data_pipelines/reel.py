@@ -12,7 +12,7 @@ image to video, interpolation and continuation.
 
 from typing import Any
 
-from data_pipelines import canvas, mixture
+from data_pipelines import conditioned, mixture
 
 MAX_REFERENCES = 3  # pictures of earlier shots, `nova_jax.reel.REFERENCES`
 
@@ -30,7 +30,8 @@ def make_parts(
     """The mixture of three sources; videos describe it.
 
     Args:
-        videos: a source of task "video": `pixels` (1 + k t, h, w, 3) and `caption`, such as `scenes.reel_source.Reels`.
+        videos: a source of task "video": `pixels` (1 + k t, h, w, 3) and `caption`, such as
+            `scenes.Reels`.
         images: likewise with one frame; None: left out.
         films: likewise with `references` and `num_references`; None: left out.
         weights: how many of their sum of batches come from videos, images and films.
@@ -39,10 +40,10 @@ def make_parts(
         settings: of `canvas.CanvasLatents`: `codec_path`, `text_encoder`, `cache_path`, `seed`, `threads`, `stored_as`.
     """
     settings = {"stored_as": "float16"} | settings
-    parts: list[Any] = [(canvas.CanvasLatents(sources=(videos,), **settings), weights[0])]
+    parts: list[Any] = [(conditioned.CanvasLatents(sources=(videos,), **settings), weights[0])]
     if images is not None:
-        parts.append((canvas.CanvasLatents(sources=(images,), **settings), weights[1], image_rows))
+        parts.append((conditioned.CanvasLatents(sources=(images,), **settings), weights[1], image_rows))
     if films is not None:
-        shots = canvas.CanvasLatents(sources=(films,), num_frames=MAX_REFERENCES, **settings)
+        shots = conditioned.CanvasLatents(sources=(films,), num_frames=MAX_REFERENCES, **settings)
         parts.append((shots, weights[2], film_rows))
     return mixture.Mixture(parts=tuple(parts))

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import images, loader, streams
-from data_pipelines.scenes import scoring, source
-from data_pipelines.sources.held import Held
+from data_pipelines import datasets, images, loader
+from data_pipelines.scenes import source
+from data_pipelines.scenes.exams import geneval_scores
+from data_pipelines.sources.memory import Held
 from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
 from nova_jax.models.vae import VAE
@@ -44,7 +45,7 @@ SMALL_VAE = VAE(
 
 
 def make_config(
-    data: streams.Pixels, *, name: str, steps: int, batch_size: int = 64, kl: float = 0.03, vae: VAE = SMALL_VAE
+    data: datasets.Pixels, *, name: str, steps: int, batch_size: int = 64, kl: float = 0.03, vae: VAE = SMALL_VAE
 ) -> experiment.TrainConfig:
     """Trains an autoencoder on pictures of any size divisible by its compression.
 
@@ -65,7 +66,7 @@ def make_config(
     )
 
 
-CONFIG = make_config(streams.Pixels(source=source.Scenes(seed=1, length=200_000)), name="image_vae", steps=4000)
+CONFIG = make_config(datasets.Pixels(source=source.Scenes(seed=1, length=200_000)), name="image_vae", steps=4000)
 
 
 def export(
@@ -104,8 +105,8 @@ def export(
         "environment": environment.describe(),
     }
     if isinstance(held_out, source.Scenes):
-        card["parser_on_ground_truth"] = dataclasses.asdict(scoring.read_back(truth, held_out))
-        card["parser_on_reconstructions"] = dataclasses.asdict(scoring.read_back(rebuilt, held_out))
+        card["parser_on_ground_truth"] = dataclasses.asdict(geneval_scores.read_back(truth, held_out))
+        card["parser_on_reconstructions"] = dataclasses.asdict(geneval_scores.read_back(rebuilt, held_out))
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps({key: value for key, value in card.items() if key != "environment"}, indent=1))
     return folder

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.scenes import scoring, source
+from data_pipelines.scenes import source
+from data_pipelines.scenes.exams import geneval_scores
 from experiments import image_vae
 from nova_jax import config as configs
 from nova_jax import distillation, environment, experiment, generation
@@ -26,7 +27,7 @@ def finish_scenes(config: experiment.TrainConfig, result: experiment.Result) -> 
     trained = generation.load_run(result.directory)
     scenes: source.Scenes = config.data.source
     start = time.time()
-    scored = scoring.score(
+    scored = geneval_scores.score(
         lambda prompts, seeds: generation.generate(trained, prompts, list(seeds), SETTINGS),
         scenes.world,
         per_task=PER_TASK,
@@ -144,25 +145,25 @@ def score_scenes(
     trained: generation.TrainedRun, scenes: source.Scenes, settings: generation.SamplingSettings
 ) -> geneval.Summary:
     """GenEval's six tasks."""
-    return scoring.score(
+    return geneval_scores.score(
         lambda prompts, seeds: generation.generate(trained, prompts, list(seeds), settings),
         scenes.world,
         per_task=PER_TASK,
     ).summary
 
 
-def measure_ceilings(trained: generation.TrainedRun, scenes: source.Scenes) -> dict[str, scoring.Ceiling]:
+def measure_ceilings(trained: generation.TrainedRun, scenes: source.Scenes) -> dict[str, geneval_scores.Ceiling]:
     """What the parser reads on held-out ground truth and on its reconstructions: no generated picture can do better."""
     held_out = image_vae.under_another_seed(scenes)
     truth = np.stack([held_out[i]["pixels"] for i in range(CEILING_SCENES)])
     rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, truth)
     return {
-        "ground truth": scoring.read_back(truth, held_out),
-        "reconstructions": scoring.read_back(rebuilt, held_out),
+        "ground truth": geneval_scores.read_back(truth, held_out),
+        "reconstructions": geneval_scores.read_back(rebuilt, held_out),
     }
 
 
-def print_scores(scored: scoring.Scored, ceilings: dict[str, scoring.Ceiling]) -> None:
+def print_scores(scored: geneval_scores.Scored, ceilings: dict[str, geneval_scores.Ceiling]) -> None:
     """The table of the report, for the terminal."""
     print(f"\n{'task':20} {'score':>7}   95 % interval   chance     n")
     for name, task in scored.summary.tasks.items():
@@ -222,7 +223,7 @@ def loss_curves(lines: list[dict[str, Any]]) -> list[plots.Series]:
     return curves
 
 
-def _first(scored: scoring.Scored, task: str, count: int) -> list[int]:
+def _first(scored: geneval_scores.Scored, task: str, count: int) -> list[int]:
     """Indices of the first pictures of one task: not chosen."""
     return [i for i, prompt in enumerate(scored.prompts) if prompt.task == task][:count]
 

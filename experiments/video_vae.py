@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import images, loader, streams
+from data_pipelines import datasets, images, loader
 from data_pipelines.mixture import Mixture
-from data_pipelines.scenes.reel_source import Reels
+from data_pipelines.scenes.video.source import Reels
 from data_pipelines.sources.frames import Frames
-from data_pipelines.sources.held import Held
+from data_pipelines.sources.memory import Held
 from experiments import image_vae
 from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
@@ -46,7 +46,7 @@ PICTURES = Held(Reels(task="image", seed=1, length=30_000))
 
 
 def make_image_config(
-    pictures: streams.Pixels,
+    pictures: datasets.Pixels,
     *,
     name: str,
     steps: int = IMAGE_STEPS,
@@ -70,8 +70,8 @@ def make_image_config(
 
 
 def make_video_config(
-    clips: streams.Pixels,
-    pictures: streams.Pixels | None = None,
+    clips: datasets.Pixels,
+    pictures: datasets.Pixels | None = None,
     *,
     name: str,
     steps: int,
@@ -110,7 +110,7 @@ def _optimizer(peak: float) -> optimizer.Optimizer:
 
 
 CONFIG = make_video_config(
-    streams.Pixels(source=CLIPS), streams.Pixels(source=PICTURES), name="video_vae", steps=CLIP_STEPS
+    datasets.Pixels(source=CLIPS), datasets.Pixels(source=PICTURES), name="video_vae", steps=CLIP_STEPS
 )
 
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import streams
-from data_pipelines.scenes.reel_source import Reels
-from data_pipelines.scenes.reel_world import ReelWorld
+from data_pipelines import datasets
+from data_pipelines.scenes.video.source import Reels
+from data_pipelines.scenes.video.world import ReelWorld
 from experiments import image_vae, video_vae
 from nova_jax import config as configs
 from nova_jax import experiment, weights
@@ -28,7 +28,7 @@ SMALL = vaes.VAE(
     has_attention=False,
 )
 REELS = Reels(ReelWorld(height=32, width=32, frames=5), seed=1, length=40)
-CLIPS = streams.Pixels(source=REELS, size=(8, 8))
+CLIPS = datasets.Pixels(source=REELS, size=(8, 8))
 
 
 @pytest.fixture(scope="module")

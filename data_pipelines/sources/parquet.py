@@ -1,7 +1,7 @@
 """Parquet files with a column of encoded pictures and one of captions.
 
 Parquet is read by row group, so random access keeps the last few groups in memory. When the data do not fit there,
-convert them once (`data_pipelines.cache.encode_source`, or `array_record.write`).
+convert them once (`data_pipelines.encoding.encode_source`, or `array_record.write`).
 """
 
 import dataclasses
