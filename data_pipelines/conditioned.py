@@ -1,6 +1,6 @@
 """Tasks of one model as training batches: pictures and clips encoded once, conditions drawn anew for every sample.
 
-A source of one task, such as `scenes.canvas.CanvasScenes`, has `task` and gives samples with `pixels`, the picture or
+A source of one task, such as `scenes.CanvasScenes`, has `task` and gives samples with `pixels`, the picture or
 clip to draw, `caption`, and what the task shows beside it:
 
     source, mask                 the picture before, and where it is drawn anew         aligned
@@ -24,9 +24,6 @@ import jax
 import numpy as np
 
 from data_pipelines import captions, datasets, encoding, loader
-from data_pipelines.scenes.editing.source import CanvasScenes
-from data_pipelines.scenes.exams import editing_exam, video_exam
-from data_pipelines.scenes.video.source import Reels
 from data_pipelines.sources import base
 from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.tasks import color, conditions
@@ -94,11 +91,13 @@ class CanvasLatents:
         """The autoencoder and its parameters."""
         return datasets.load_codec(self.codec_path)
 
+    def scorer(self, per_task: int) -> Any:
+        """What scores images of such data, if the first source knows; see `sources.base.Examinable`."""
+        return base.examinable(self.sources[0]).scorer(per_task)
+
     def exam(self, per_task: int) -> Any:
-        """What examines models of such data, an `evaluation.exam.Exam`; None where truth is not known."""
-        first = self.sources[0]
-        make = {CanvasScenes: editing_exam.Exam, Reels: video_exam.Exam}.get(type(first))
-        return make(world=first.world, per_task=per_task, cut=captions.check(self.text_encoder).cut) if make else None
+        """What examines models of such data, if the first source knows; see `sources.base.Examinable`."""
+        return base.examinable(self.sources[0]).exam(per_task, captions.check(self.text_encoder).cut)
 
     def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
         """Rows of one shard, from a position on."""

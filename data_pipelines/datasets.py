@@ -16,8 +16,6 @@ import jax
 import numpy as np
 
 from data_pipelines import captions, encoding, images, loader, workers
-from data_pipelines.scenes.exams import geneval_scores
-from data_pipelines.scenes.source import Scenes
 from data_pipelines.sources import arrays, base, digests
 from data_pipelines.sources.memory import Held
 from nova_jax import config, weights
@@ -149,9 +147,9 @@ class CaptionedLatents:
         limit = encoding.max_corrupt_of_all(source, self.max_corrupt)
         return Pixels(source=source, size=self.size, max_corrupt=limit)
 
-    def scorer(self, per_task: int) -> geneval_scores.Scorer | None:
-        """What judges pictures of such data: GenEval's tasks for scenes; None where nothing can."""
-        return geneval_scores.Scorer(self.source.world, per_task) if isinstance(self.source, Scenes) else None
+    def scorer(self, per_task: int) -> Any:
+        """What scores images of such data, if its source knows; see `sources.base.Examinable`."""
+        return base.examinable(self.source).scorer(per_task)
 
     @property
     def latents(self) -> base.Source:

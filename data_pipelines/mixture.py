@@ -91,6 +91,10 @@ class Mixture:
         parts = tuple((part[0].with_text_encoder(encoder), *part[1:]) for part in self.parts)
         return dataclasses.replace(self, parts=parts)
 
+    def scorer(self, per_task: int) -> Any:
+        """That of the first part."""
+        return self.parts[0][0].scorer(per_task)
+
     def exam(self, per_task: int) -> Any:
         """That of the first part; None where it has none."""
         first = self.parts[0][0]

@@ -23,7 +23,7 @@ import numpy as np
 
 from data_pipelines import datasets, images, loader
 from data_pipelines.scenes import source
-from data_pipelines.scenes.exams import geneval_scores
+from data_pipelines.sources import base
 from data_pipelines.sources.memory import Held
 from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
@@ -104,9 +104,10 @@ def export(
         "psnr_db": round(float(10 * np.log10(255**2 / error.mean())), 2),
         "environment": environment.describe(),
     }
-    if isinstance(held_out, source.Scenes):
-        card["parser_on_ground_truth"] = dataclasses.asdict(geneval_scores.read_back(truth, held_out))
-        card["parser_on_reconstructions"] = dataclasses.asdict(geneval_scores.read_back(rebuilt, held_out))
+    read_back = base.examinable(held_out).read_back
+    if (found := read_back(truth)) is not None:
+        card["parser_on_ground_truth"] = dataclasses.asdict(found)
+        card["parser_on_reconstructions"] = dataclasses.asdict(read_back(rebuilt))
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps({key: value for key, value in card.items() if key != "environment"}, indent=1))
     return folder

@@ -12,7 +12,7 @@
     colors                           1 to 10 colours, caption without any, perhaps a reference
     negative                         caption, and the same caption "on black" (or white, or gray) as negative text
 
-Elements are those of `canvas.CanvasScenes` under a seed that no training uses, and scores those of `editing_scores`.
+Elements are those of `canvas.Elements` under a seed that no training uses, and scores those of `editing_scores`.
 Beside them stand what some numbers are measured against: `structure_text` and `colors_text` have the captions alone,
 from the same seeds; `negative_off` has no negative text.
 
@@ -34,11 +34,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from data_pipelines.scenes import parser, render, source, world
-from data_pipelines.scenes.editing import drawing
-from data_pipelines.scenes.editing import source as editing_source
+from data_pipelines.scenes import parser, randomness, render, world
+from data_pipelines.scenes.editing import drawing, elements
 from data_pipelines.scenes.editing.drawing import Element
-from data_pipelines.scenes.editing.source import CanvasScenes
+from data_pipelines.scenes.editing.elements import Elements
 from data_pipelines.scenes.editing.truth import Truth
 from data_pipelines.scenes.exams import editing_scores
 from data_pipelines.scenes.world import Scene, World
@@ -205,16 +204,16 @@ class Exam:
 
         return Part("structure_strength", tuple(questions), judge, dial="control_strength")
 
-    def _scenes(self, task: str, *, held_out: bool = False) -> CanvasScenes:
-        return CanvasScenes(self.world, task, self.seed, self.per_task, held_out=held_out)
+    def _scenes(self, task: str, *, held_out: bool = False) -> Elements:
+        return Elements(self.world, task, self.seed, self.per_task, held_out=held_out)
 
-    def _element(self, scenes: CanvasScenes, index: int) -> Element:
+    def _element(self, scenes: Elements, index: int) -> Element:
         element = scenes[index]
         return element | {"caption": self.cut(element["caption"])}
 
     def _rng(self, index: int) -> np.random.Generator:
         """Of what is no task's: tasks and autoencoder pictures have the streams below."""
-        return source.make_rng(self.seed | ((len(editing_source.TASKS) + 2) << 32), index)
+        return randomness.make_rng(self.seed | ((len(elements.TASKS) + 2) << 32), index)
 
     @property
     def _dial_count(self) -> int:

@@ -28,7 +28,7 @@ from scipy import ndimage
 from data_pipelines.scenes import palette, parser, render
 from data_pipelines.scenes.captions import Described
 from data_pipelines.scenes.editing import drawing
-from data_pipelines.scenes.editing.source import CanvasScenes
+from data_pipelines.scenes.editing.elements import Elements
 from data_pipelines.scenes.editing.truth import Truth
 from data_pipelines.scenes.world import Object, Scene, World
 from nova_jax.evaluation import geneval, intervals, pictures
@@ -45,7 +45,7 @@ Judged = dict[str, bool | float | None]  # None does not apply
 Scores = dict[str, dict[str, float]]  # name -> {value, low, high, n}
 
 
-def score(scenes: CanvasScenes, drawn: UInt8[np.ndarray, "n 1 h w 3"], indices: Sequence[int] | None = None) -> Scores:
+def score(scenes: Elements, drawn: UInt8[np.ndarray, "n 1 h w 3"], indices: Sequence[int] | None = None) -> Scores:
     """Scores of pictures drawn for elements of a source.
 
     Args:
@@ -58,7 +58,7 @@ def score(scenes: CanvasScenes, drawn: UInt8[np.ndarray, "n 1 h w 3"], indices: 
 
 
 def judge(
-    scenes: CanvasScenes, drawn: UInt8[np.ndarray, "n 1 h w 3"], indices: Sequence[int] | None = None
+    scenes: Elements, drawn: UInt8[np.ndarray, "n 1 h w 3"], indices: Sequence[int] | None = None
 ) -> list[Judged]:
     """The scores of every picture; see `score`."""
     each = range(len(drawn)) if indices is None else indices
@@ -67,7 +67,7 @@ def judge(
 
 
 def compare(
-    scenes: CanvasScenes,
+    scenes: Elements,
     drawn: UInt8[np.ndarray, "n 1 h w 3"],
     reconstructions: UInt8[np.ndarray, "n 1 h w 3"],
     indices: Sequence[int] | None = None,

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.scenes import parser, source, world
-from data_pipelines.scenes.world import World
+from data_pipelines.scenes import parser, randomness, world
+from data_pipelines.scenes.world import Scene, World
 from nova_jax.evaluation import geneval, intervals
+
+UNRELATED = 500  # scenes that chance is measured on
 
 Generate = Callable[[Sequence[str], Sequence[int]], np.ndarray]  # prompts, seeds -> uint8 (b, f, h, w, 3)
 
@@ -24,19 +26,20 @@ class Ceiling:
     n: int
 
 
-def read_back(pictures: np.ndarray, scenes: source.Scenes) -> Ceiling:
-    """Parses pictures of the first scenes of a source and compares objects with the truth.
+def read_back(images: np.ndarray, scenes: Sequence[Scene], of: World) -> Ceiling:
+    """Parses images of scenes of a world and compares objects with the truth.
 
     Args:
-        pictures: uint8 (n, f, h, w, 3), picture i shows scene i.
-        scenes: where they come from.
+        images: uint8 (n, f, h, w, 3), image i shows scene i.
+        scenes: the ground truth.
+        of: their world.
     """
     right = 0
-    for index, picture in enumerate(pictures):
-        found = sorted((d.shape, d.color) for d in parser.parse(picture, scenes.world))
-        right += found == sorted((d.shape, d.color) for d in world.truth(scenes.scene(index)))
-    low, high = intervals.wilson(right, len(pictures))
-    return Ceiling(right / len(pictures), low, high, len(pictures))
+    for image, scene in zip(images, scenes, strict=True):
+        found = sorted((d.shape, d.color) for d in parser.parse(image, of))
+        right += found == sorted((d.shape, d.color) for d in world.truth(scene))
+    low, high = intervals.wilson(right, len(images))
+    return Ceiling(right / len(images), low, high, len(images))
 
 
 class Scored(NamedTuple):
@@ -68,8 +71,9 @@ class Scorer:
     @functools.cached_property
     def chance(self) -> dict[str, float]:
         """What unrelated pictures score, per task."""
-        unrelated = source.Scenes(self.world, seed=self.seed + 1, length=500)
-        return geneval.chance_rates(self.prompts, [world.truth(unrelated.scene(i)) for i in range(len(unrelated))])
+        streams = (randomness.make_rng(self.seed + 1, index) for index in range(UNRELATED))
+        unrelated = [world.truth(world.sample_scene(self.world, rng)) for rng in streams]
+        return geneval.chance_rates(self.prompts, unrelated)
 
     def judge(self, pictures: Sequence[np.ndarray]) -> list[geneval.Judged]:
         """Parses one picture per prompt, uint8 (f, h, w, 3), and judges it."""
@@ -80,10 +84,8 @@ class Scorer:
         """Scores of one picture per prompt, with intervals."""
         return geneval.summarize(self.judge(pictures), self.chance)
 
-
-def score(generate: Generate, scene_world: World, *, per_task: int = 64, seed: int = 0) -> Scored:
-    """Draws the pictures of a `Scorer`'s prompts and scores them."""
-    scorer = Scorer(scene_world, per_task, seed)
-    pictures = generate([prompt.text for prompt in scorer.prompts], range(seed, seed + len(scorer.prompts)))
-    judged = scorer.judge(list(pictures))
-    return Scored(geneval.summarize(judged, scorer.chance), scorer.prompts, pictures, judged)
+    def score(self, generate: Generate) -> Scored:
+        """Samples the images of all prompts, each from a seed of its own, and scores them."""
+        images = generate([prompt.text for prompt in self.prompts], range(self.seed, self.seed + len(self.prompts)))
+        judged = self.judge(list(images))
+        return Scored(geneval.summarize(judged, self.chance), self.prompts, images, judged)

@@ -7,7 +7,7 @@
     film_apart               the same captions, each filmed by itself, without knowing of the others
     still                    caption of a single picture
 
-Shots are those of `video_source.Reels` under a seed that no training uses, scores those of `video_scores`. What a film
+Shots are those of `video.elements` under a seed that no training uses, scores those of `video_scores`. What a film
 gains over its shots apart (`carried_gain`) is what it remembers: apart, a shot can only guess the colours left out.
 """
 
@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.scenes import source
+from data_pipelines.scenes import randomness
 from data_pipelines.scenes.exams import video_scores
 from data_pipelines.scenes.video import captions as video_captions
 from data_pipelines.scenes.video import render as video_render
 from data_pipelines.scenes.video import sampling as video_sampling
 from data_pipelines.scenes.video import world as video_world
-from data_pipelines.scenes.video.source import TASKS, Reels
+from data_pipelines.scenes.video.elements import TASKS, Elements
 from data_pipelines.scenes.video.world import CAMERA_MOTIONS, Film, ReelWorld, Shot
 from nova_jax import tasks
 from nova_jax.evaluation import exam
@@ -110,7 +110,7 @@ class Exam:
 
     def _shots(self, *, held_out: bool, first: int = 0) -> list[tuple[str, Shot]]:
         """Captions and shots of the seen or of the held-out pairs."""
-        reels = Reels(self.world, "video", self.seed, held_out=held_out)
+        reels = Elements(self.world, "video", self.seed, held_out=held_out)
         each = range(first, first + self.per_task)
         return [(reels[index]["caption"], reels.shot(index)) for index in each]
 
@@ -181,7 +181,7 @@ class Exam:
         height, width = self._size
         side = math.gcd(height, width)
         limits = tasks.Limits(min_side=side, max_side=max(height, width), multiple=side, default_side=side)
-        reels = Reels(self.world, "image", self.seed)
+        reels = Elements(self.world, "image", self.seed)
         questions, told = [], []
         for index in range(self.per_task):
             element, shot = reels[index], reels.shot(index)
@@ -203,4 +203,4 @@ class Exam:
     def _rng(self, part: str, index: int) -> np.random.Generator:
         """Of what is no element's: those of the tasks have the streams below."""
         number = len(TASKS) + 1 + ("camera", "film").index(part)
-        return source.make_rng(self.seed | (number << 32), index)
+        return randomness.make_rng(self.seed | (number << 32), index)

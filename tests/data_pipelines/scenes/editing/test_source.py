@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.scenes import palette, render, world
-from data_pipelines.scenes.editing import drawing, palettes
+from data_pipelines.scenes.editing import drawing, elements, palettes
 from data_pipelines.scenes.editing import source as editing_source
 from data_pipelines.scenes.world import CANVAS_32, CANVAS_64
 from nova_jax.tasks import conditions
@@ -34,7 +34,7 @@ def pairs_of(scene):
 
 
 @pytest.mark.parametrize("of", [CANVAS_32, CANVAS_64], ids=lambda w: str(w.image_size))
-@pytest.mark.parametrize("task", editing_source.TASKS)
+@pytest.mark.parametrize("task", elements.TASKS)
 def test_all_elements_of_a_task_have_the_same_keys_and_shapes(task, of):
     size, scenes = of.image_size, source(task, of)
     shapes = {"pixels": (1, size, size, 3), "source": (1, size, size, 3), "control": (1, size, size, 3)}
@@ -49,7 +49,7 @@ def test_all_elements_of_a_task_have_the_same_keys_and_shapes(task, of):
                 assert isinstance(value, {"caption": str, "similarity": float}.get(key, int))
 
 
-@pytest.mark.parametrize("task", editing_source.TASKS)
+@pytest.mark.parametrize("task", elements.TASKS)
 def test_an_element_depends_on_seed_task_and_index_alone(task):
     scenes = source(task)
     copy = pickle.loads(pickle.dumps(scenes))
@@ -58,7 +58,7 @@ def test_an_element_depends_on_seed_task_and_index_alone(task):
             np.testing.assert_array_equal(value, copy[i][key])
         assert scenes.truth(i)[:2] == copy.truth(i)[:2]
         assert scenes.truth(i).after != source(task, seed=4).truth(i).after
-    afters = [source(other).truth(7).after for other in editing_source.TASKS]
+    afters = [source(other).truth(7).after for other in elements.TASKS]
     assert all(a != b for a, b in itertools.combinations(afters, 2))
 
 
@@ -206,7 +206,7 @@ def test_every_color_of_a_palette_has_an_area_and_differs_from_the_others(of):
     assert set(counts) == set(range(1, 11))
 
 
-@pytest.mark.parametrize("task", [task for task in editing_source.TASKS if task != "colors"])
+@pytest.mark.parametrize("task", [task for task in elements.TASKS if task != "colors"])
 def test_training_elements_show_no_held_out_pair(task):
     held_out = set(CANVAS_32.held_out)
     for truth in (source(task).truth(i) for i in range(60)):
@@ -214,7 +214,7 @@ def test_training_elements_show_no_held_out_pair(task):
         assert not any(pairs_of(scene) & held_out for scene in scenes)
 
 
-@pytest.mark.parametrize("task", editing_source.COMPOSED)
+@pytest.mark.parametrize("task", elements.COMPOSED)
 def test_held_out_elements_ask_for_held_out_pairs_alone(task):
     for truth in (source(task, held_out=True).truth(i) for i in range(40)):
         asked = truth.after.objects if truth.edited is None else truth.after.objects[truth.edited : truth.edited + 1]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.scenes import render
+from data_pipelines.scenes.editing import elements
 from data_pipelines.scenes.editing import source as editing_source
 from data_pipelines.scenes.exams import editing_scores
 from data_pipelines.scenes.world import CANVAS_32, CANVAS_64
@@ -26,7 +27,7 @@ def drawn(task, of=CANVAS_32, count=COUNT):
 
 
 @pytest.mark.parametrize(("of", "count"), [(CANVAS_32, COUNT), (CANVAS_64, 12)], ids=["32", "64"])
-@pytest.mark.parametrize("task", editing_source.TASKS)
+@pytest.mark.parametrize("task", elements.TASKS)
 def test_the_truth_scores_all_there_is(task, of, count):
     scenes, pictures = drawn(task, of, count)
     for name, score in editing_scores.score(scenes, pictures).items():
@@ -34,7 +35,7 @@ def test_the_truth_scores_all_there_is(task, of, count):
         assert score["low"] - 1e-9 <= score["value"] <= score["high"] + 1e-9
 
 
-@pytest.mark.parametrize("task", editing_source.TASKS)
+@pytest.mark.parametrize("task", elements.TASKS)
 def test_pictures_of_other_elements_score_chance(task):
     scenes, pictures = drawn(task)
     name, most = CHANCE[task]

@@ -3,7 +3,6 @@
 import numpy as np
 
 from data_pipelines.scenes import render, source, world
-from data_pipelines.scenes.exams import geneval_scores
 from data_pipelines.scenes.world import Object, Scene
 
 
@@ -21,17 +20,17 @@ def draw_exactly(prompts, seeds):
 
 def test_ground_truth_is_read_back_completely():
     scenes = source.Scenes(seed=3, length=40)
-    ceiling = geneval_scores.read_back(np.stack([scenes[i]["pixels"] for i in range(40)]), scenes)
+    ceiling = scenes.read_back(np.stack([scenes[i]["pixels"] for i in range(40)]))
     assert (ceiling.rate, ceiling.n) == (1.0, 40)
 
 
 def test_a_wrong_picture_is_not_read_back():
     scenes = source.Scenes(seed=3, length=2)
-    assert geneval_scores.read_back(np.stack([scenes[1]["pixels"], scenes[0]["pixels"]]), scenes).rate == 0.0
+    assert scenes.read_back(np.stack([scenes[1]["pixels"], scenes[0]["pixels"]])).rate == 0.0
 
 
 def test_pictures_that_show_what_was_asked_for_score_one():
-    scored = geneval_scores.score(draw_exactly, world.QUICKSTART, per_task=8)
+    scored = source.Scenes().scorer(8).score(draw_exactly)
     rates = {name: task.rate for name, task in scored.summary.tasks.items()}
     assert rates["single_object"] == rates["colors"] == 1.0
     assert rates["two_object"] == rates["counting"] == 0.0
@@ -39,5 +38,5 @@ def test_pictures_that_show_what_was_asked_for_score_one():
 
 
 def test_chance_is_reported_for_every_task():
-    scored = geneval_scores.score(draw_exactly, world.QUICKSTART, per_task=8)
+    scored = source.Scenes().scorer(8).score(draw_exactly)
     assert all(0.0 < task.chance < 0.5 for task in scored.summary.tasks.values())

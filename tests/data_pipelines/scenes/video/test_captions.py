@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from data_pipelines.scenes import source
+from data_pipelines.scenes import randomness
 from data_pipelines.scenes.video import captions as video_captions
 from data_pipelines.scenes.video import sampling as video_sampling
 from data_pipelines.scenes.video import world as video_world
@@ -59,7 +59,7 @@ def is_true(text, shot):
 def test_captions_are_true_of_every_actor_and_of_the_camera(make):
     met = 0
     for i in range(60):
-        rng = source.make_rng(7, i)
+        rng = randomness.make_rng(7, i)
         shot = video_sampling.sample_shot(REEL_36, rng, REEL_36.seen)
         met += video_world.impact(shot) is not None
         for _ in range(4):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data_pipelines.scenes import outlines, palette, parser, source
+from data_pipelines.scenes import outlines, palette, parser, randomness
 from data_pipelines.scenes.video import render as video_render
 from data_pipelines.scenes.video import sampling as video_sampling
 from data_pipelines.scenes.video import world as video_world
@@ -41,7 +41,7 @@ def read_rate(world, shots, frames):
 def sample(world, count, cameras):
     shots = []
     for i in range(10_000):
-        shot = video_sampling.sample_shot(world, source.make_rng(3, i), world.seen)
+        shot = video_sampling.sample_shot(world, randomness.make_rng(3, i), world.seen)
         shots += [shot] if cameras(shot.camera.motion) else []
         if len(shots) == count:
             return shots

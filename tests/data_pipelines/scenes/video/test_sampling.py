@@ -4,13 +4,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.scenes import source
+from data_pipelines.scenes import randomness
 from data_pipelines.scenes.video import sampling as video_sampling
 from data_pipelines.scenes.video import world as video_world
 from data_pipelines.scenes.video.world import CAMERA_MOTIONS, REEL_36, ReelWorld
 
-SHOTS = [video_sampling.sample_shot(REEL_36, source.make_rng(0, i), REEL_36.seen) for i in range(120)]
-FILMS = [video_sampling.sample_film(REEL_36, source.make_rng(1, i), REEL_36.seen) for i in range(12)]
+SHOTS = [video_sampling.sample_shot(REEL_36, randomness.make_rng(0, i), REEL_36.seen) for i in range(120)]
+FILMS = [video_sampling.sample_film(REEL_36, randomness.make_rng(1, i), REEL_36.seen) for i in range(12)]
 
 
 def test_every_actor_stays_in_the_picture_and_apart_from_the_other_in_every_frame():
@@ -95,7 +95,7 @@ def test_held_out_pairs_are_never_drawn_for_training():
 
 def test_a_world_of_one_background_one_camera_and_one_actor_can_be_drawn():
     world = ReelWorld(backgrounds=("white",), cameras=("zoom out",), max_actors=1, height=72, width=72, frames=5)
-    film = video_sampling.sample_film(world, source.make_rng(0, 0), world.seen)
+    film = video_sampling.sample_film(world, randomness.make_rng(0, 0), world.seen)
     assert {(shot.background, shot.camera.motion, len(shot.actors)) for shot in film.shots} == {
         ("white", "zoom out", 1)
     }
@@ -104,7 +104,7 @@ def test_a_world_of_one_background_one_camera_and_one_actor_can_be_drawn():
 def test_actors_stay_in_a_picture_of_six_seconds():
     world = dataclasses.replace(REEL_36, frames=145)
     for i in range(20):
-        shot = video_sampling.sample_shot(world, source.make_rng(0, i), world.seen)
+        shot = video_sampling.sample_shot(world, randomness.make_rng(0, i), world.seen)
         boxes = np.array([o.box for frame in (0, 72, 144) for o in video_world.objects_at(shot, frame)])
         assert boxes.min() > 0
         assert boxes[:, 3].max() < 1
@@ -113,4 +113,4 @@ def test_actors_stay_in_a_picture_of_six_seconds():
 def test_what_does_not_fit_is_said():
     crowded = dataclasses.replace(REEL_36, border=0.45)
     with pytest.raises(ValueError, match="find no room"):
-        video_sampling.sample_still(crowded, source.make_rng(0, 0), crowded.seen)
+        video_sampling.sample_still(crowded, randomness.make_rng(0, 0), crowded.seen)

@@ -5,9 +5,9 @@ import pytest
 
 from data_pipelines.scenes import parser
 from data_pipelines.scenes.video import render as video_render
-from data_pipelines.scenes.video import source as video_source
 from data_pipelines.scenes.video import world as video_world
-from data_pipelines.scenes.video.source import TASKS, Reels
+from data_pipelines.scenes.video.elements import TASKS
+from data_pipelines.scenes.video.source import Reels
 from data_pipelines.scenes.video.world import REEL_36, ReelWorld
 from data_pipelines.sources import base
 
@@ -112,5 +112,5 @@ def test_pictures_of_another_size_show_the_same_shots():
 
 
 def test_the_three_tasks_have_different_streams():
-    assert video_source.TASKS == ("video", "image", "film")
+    assert TASKS == ("video", "image", "film")
     assert len({str(Reels(task=task)[0]["caption"]) for task in TASKS}) == 3
