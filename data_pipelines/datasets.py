@@ -1,37 +1,45 @@
 """What an experiment trains on: source, transform and codec joined into a stream of `Batch`es.
 
-`Pixels` feeds an autoencoder, `CaptionedLatents` a text-to-image network. Both are `nova_jax.experiment.DataSource`s:
-the position in the stream is one integer, so a run resumes on any number of processes.
+`Pixels` feeds an autoencoder, `CaptionedLatents` a text-to-image network; `conditioned` has the tasks of editing and
+video. All are `DataSource`s: the position in the stream is one integer, so a run resumes on any number of processes.
+
+Latents and the states of frozen text encoders are made once, before training, by `encode()`:
+
+    source -> transform -> autoencoder (and text encoder) -> cache_path/HASH/*.array_record -> loader -> Batch
 """
 
+import abc
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines import captions, encoding, images, loader, workers
-from data_pipelines.sources import arrays, base, digests
-from data_pipelines.sources.memory import Held
+from data_pipelines.sources import base, digests, memory
 from nova_jax import config, weights
+from nova_jax.generation import codec as codecs
 from nova_jax.models.text.encoder import TextEncoder
+from nova_jax.runs.config import DataSource
 from nova_jax.types import Batch, Params
 
+LATENTS = ("latents", "source", "control", "references")
 TEXT_STATES = ("text", "text_mask")  # of a frozen encoder, kept beside the latents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pixels:
-    """Pictures of one size in [-1, 1], without captions.
+class Pixels(DataSource):
+    """Images or clips of one size in [-1, 1], without captions.
 
     Attributes:
         source: samples with `pixels`, uint8 (f, h, w, 3).
-        size: (h, w) to fit pictures into; None when they already agree.
+        size: (h, w) to fit images into; None when they already agree.
         seed: of the order.
         threads: that read and transform.
         processes: that make the batches, each with its threads; 0: this one does.
@@ -47,24 +55,15 @@ class Pixels:
 
     def describe(self) -> dict[str, Any]:
         """Shape of a sample and number of samples."""
-        return {"pixel_shape": list(self.example().x0.shape[1:]), "samples": len(self.source)}
+        return {"pixel_shape": list(self.examples()[0][1].x0.shape[1:]), "samples": len(self.source)}
 
-    def example(self) -> Batch:
+    def examples(self) -> list[tuple[float, Batch]]:
         """One sample."""
-        return next(dataclasses.replace(self, processes=0).batches(0, 1))
+        return [(1.0, next(dataclasses.replace(self, processes=0).batches(0, 1)))]
 
     def fingerprint(self) -> str:
         """Hash of source, seed and order."""
         return self._loader(1).fingerprint()
-
-    def codec(self) -> None:
-        """Pixels have none."""
-        return
-
-    def with_text_encoder(self, encoder: TextEncoder) -> "Pixels":
-        """The same: there are no captions."""
-        del encoder
-        return self
 
     def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
         """Rows of one shard, from a position on."""
@@ -72,9 +71,9 @@ class Pixels:
             alone = dataclasses.replace(self, processes=0)
             return workers.join(alone, self.processes, start, batch_size, shard_index, shard_count)
         shard, order = {"shard_index": shard_index, "shard_count": shard_count}, self._loader(batch_size)
-        is_held = isinstance(self.source, Held) and self.size is None and not self.source.faults
-        if is_held:  # twice as fast as sample by sample
-            batches = (images.to_float(self.source.pixels[records]) for records in order.records(start, **shard))
+        held = self.source.samples if isinstance(self.source, memory.InMemory) and self.size is None else None
+        if held and not held.faults:  # twice as fast as sample by sample
+            batches = (images.to_float(held.arrays["pixels"][records]) for records in order.records(start, **shard))
         else:
             batches = (rows["pixels"] for rows in order.batches(start, **shard))
         return (loader.to_batch({"pixels": pixels}) for pixels in batches)
@@ -90,49 +89,95 @@ class Pixels:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CaptionedLatents:
-    """Normalised latents of captioned pictures, encoded once, with captions as a text encoder reads them.
+class Plan(NamedTuple):
+    """How the samples of a source become what is stored of them.
 
     Attributes:
-        source: samples with `pixels`, uint8 (f, h, w, 3), and `caption`.
+        arrays: (encode, batch) -> arrays by name, where `encode` turns pixels into normalised latents.
+        transform: (sample, numpy Generator) -> sample, before that.
+        choices: all else that decides shape, dtype or values of a stored array, as text.
+        labels: numbers stored with every sample.
+        max_batch: samples encoded together at most.
+    """
+
+    arrays: Callable[[Callable[[np.ndarray], np.ndarray], loader.Batch], dict[str, np.ndarray]]
+    transform: images.Transform | None = None
+    choices: tuple[str, ...] = ()
+    labels: Mapping[str, int] = {}
+    max_batch: int | None = None
+
+
+class _Job(NamedTuple):
+    """A plan with all that it needs: what is encoded by which models, how, and where it is kept."""
+
+    source: Any
+    example: base.Sample
+    plan: Plan
+    codec: Any
+    params: Params
+    text_encoder: TextEncoder | None
+    model: str
+    folder: str
+    options: encoding.Options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latents(DataSource):
+    """Normalised latents, encoded once, with captions as a text encoder reads them; what its kinds share.
+
+    Attributes:
         codec_path: folder of the autoencoder (`weights.load`).
         text_encoder: what reads the captions, cut to its length; None: the one that the network trains.
         caches_text: keep the states of a frozen text encoder beside the latents, rather than make them for every batch.
-        size: (h, w) to fit pictures into; None when they already agree.
-        cache_path: where latents are kept between runs; each (source, codec, size) has a folder of its own in it.
-        in_memory: hold all latents in memory; else they are read from the cache as they are needed.
-        seed: of the order.
+        cache_path: where latents are kept between runs, on a disk that all processes share; whatever differs in source,
+            models or choices has a folder of its own in it.
+        stored_as: float32, or float16 in half the space.
+        encode_batch: images, or frames of clips, for each call of the autoencoder.
+        encode_dtype: that the autoencoder computes in; None: its own, float32 of those that are trained here.
+        seed: of the order and of what is random in a batch.
         threads: that read.
         processes: that read what is encoded, in place of threads.
         max_corrupt: unreadable records left out of the cache, per shard.
     """
 
-    source: Any
     codec_path: str
     text_encoder: Any = None
     caches_text: bool = True
-    size: tuple[int, int] | None = None
     cache_path: str = "runs/cache"
-    in_memory: bool = True
+    stored_as: Literal["float32", "float16"] = "float32"
+    encode_batch: int = 256
+    encode_dtype: Literal["float32", "bfloat16"] | None = None
     seed: int = 0
     threads: int = 2
     processes: int = 0
     max_corrupt: int = 8
 
-    def describe(self) -> dict[str, Any]:
-        """What `nova generate` needs to know: shape of the latents, and that a text encoder reads its prompts."""
-        shape = list(self.example().x0.shape[1:])
-        length = captions.check(self.text_encoder).length
-        return {"latent_shape": shape, "text_length": length, "samples": len(self.latents)}
+    @property
+    @abc.abstractmethod
+    def all_sources(self) -> tuple[Any, ...]:
+        """What is encoded."""
 
-    def with_text_encoder(self, encoder: TextEncoder) -> "CaptionedLatents":
-        """The same data, read by the encoder that a network trains; see `text.bind`."""
+    @property
+    @abc.abstractmethod
+    def latents(self) -> base.Source:
+        """The encoded samples of all sources."""
+
+    @abc.abstractmethod
+    def _plan(self, source: Any, example: base.Sample) -> Plan:
+        """How a source is encoded."""
+
+    @abc.abstractmethod
+    def _transform(self) -> Callable[[base.Sample, np.random.Generator], base.Sample]:
+        """From an encoded sample to what a batch is made of."""
+
+    def encode(self, report: encoding.Report | None = None) -> None:
+        """Encodes what is not in the cache yet, together with the other processes of the job; see `encoding`."""
+        for source in self.all_sources:
+            self._encode(self._job(source), report)
+
+    def with_text_encoder(self, encoder: TextEncoder) -> DataSource:
+        """The same data, read by the encoder that a network trains; see `captions.bind`."""
         return captions.bind(self, encoder)
-
-    def example(self) -> Batch:
-        """One sample."""
-        return next(self.batches(0, 1))
 
     def fingerprint(self) -> str:
         """Hash of the latents, the captions, the seed and the order."""
@@ -142,39 +187,137 @@ class CaptionedLatents:
         """The autoencoder and its parameters."""
         return load_codec(self.codec_path)
 
-    def pixels_of(self, source: Any) -> Pixels:
-        """Pictures to train an autoencoder on, such as its own: of the same size, and as many may be corrupt."""
-        limit = encoding.max_corrupt_of_all(source, self.max_corrupt)
-        return Pixels(source=source, size=self.size, max_corrupt=limit)
-
     def scorer(self, per_task: int) -> Any:
-        """What scores images of such data, if its source knows; see `sources.base.Examinable`."""
-        return base.examinable(self.source).scorer(per_task)
+        """What scores images of such data, if the first source knows; see `sources.base.Examinable`."""
+        return base.examinable(self.all_sources[0]).scorer(per_task)
 
-    @property
-    def latents(self) -> base.Source:
-        """The encoded source; encodes what is not in the cache yet."""
-        return _open_latents(self, base.fingerprint(self.source), codec_digests(self.codec_path))
+    def exam(self, per_task: int) -> Any:
+        """What examines models of such data, if the first source knows; see `sources.base.Examinable`."""
+        return base.examinable(self.all_sources[0]).exam(per_task, captions.check(self.text_encoder).cut)
 
     def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
         """Rows of one shard, from a position on."""
         stream = self._loader(batch_size).batches(start, shard_index=shard_index, shard_count=shard_count)
         return (loader.to_batch(rows) for rows in stream)
 
+    def cache(self, source: Any) -> encoding.LatentCache:
+        """What is stored of one of the sources; a process that is alone encodes what is missing."""
+        job = self._job(source)
+        cache = encoding.LatentCache(job.folder, model=job.model)
+        if jax.process_count() == 1 and not cache.is_complete:
+            self._encode(job)
+        return cache
+
     def _loader(self, batch_size: int) -> loader.Loader:
+        encoder = captions.check(self.text_encoder)
         return loader.Loader(
             self.latents,
             batch_size=batch_size,
             seed=self.seed,
-            transform=_without_index,
-            batch_transform=captions.batch_step(captions.check(self.text_encoder), is_cached=self.caches_text),
+            transform=self._transform(),
+            batch_transform=captions.batch_step(encoder, is_cached=self.caches_text),
             threads=self.threads,
         )
+
+    def _encode(self, job: _Job, report: encoding.Report | None = None) -> None:
+        encode = encoding.over_devices(codecs.make_encode(job.codec), job.params)
+
+        def arrays(batch: loader.Batch) -> dict[str, Any]:
+            made = job.plan.arrays(encode, batch)
+            latents = {name: made[name].astype(self.stored_as) for name in LATENTS if name in made}
+            states = captions.states_of(job.text_encoder, batch["caption"]) if job.text_encoder else {}
+            labels = {name: np.full(len(batch["pixels"]), value) for name, value in job.plan.labels.items()}
+            return made | latents | states | labels
+
+        encoding.encode_together(job.source, arrays, job.folder, model=job.model, options=job.options, report=report)
+
+    def _job(self, source: Any) -> _Job:
+        identity = base.fingerprint(source)
+        example = _first(source, identity, self.max_corrupt)
+        plan = self._plan(source, example)
+        codec, params = self.codec()
+        if self.encode_dtype is not None:
+            codec = dataclasses.replace(codec, dtype=jnp.dtype(self.encode_dtype).type)
+        text_encoder = captions.cached_encoder(self)
+        model = json.dumps(config.to_dict(codec)) + _codec_fingerprint(self.codec_path, codec_digests(self.codec_path))
+        model += ("" if self.stored_as == "float32" else self.stored_as) + "".join(plan.choices)
+        model += _text_fingerprint(text_encoder) if text_encoder else ""
+        model = hashlib.sha256(model.encode()).hexdigest()
+        name = hashlib.sha256((model + identity).encode()).hexdigest()[:16]
+        batch_size = max(1, self.encode_batch // len(example["pixels"]))
+        options = encoding.Options(
+            batch_size=min(batch_size, plan.max_batch or batch_size),
+            transform=plan.transform,
+            threads=self.threads,
+            processes=self.processes,
+            max_corrupt=self.max_corrupt,
+        )
+        folder = str(pathlib.Path(self.cache_path).expanduser() / name)
+        return _Job(source, example, plan, codec, params, text_encoder, model, folder, options)
+
+    def _shape_and_count(self, source: Any) -> tuple[list[int], int]:
+        """Shape of a source's latents and number of its samples: from the cache, or as the models say without it."""
+        job = self._job(source)
+        cache = encoding.LatentCache(job.folder, model=job.model)
+        if cache.is_complete:
+            return cache.arrays["latents"][1], len(cache)
+        sample = job.plan.transform(job.example, np.random.default_rng(0)) if job.plan.transform else job.example
+        pixels = jax.ShapeDtypeStruct((1, *sample["pixels"].shape), sample["pixels"].dtype)
+        return list(jax.eval_shape(codecs.make_encode(job.codec), job.params, pixels).shape[1:]), len(source)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionedLatents(Latents):
+    """Normalised latents of captioned images or clips.
+
+    Attributes:
+        source: samples with `pixels`, uint8 (f, h, w, 3), and `caption`.
+        size: (h, w) to fit images into; None when they already agree.
+        in_memory: hold all latents in memory; else they are read from the cache as they are needed.
+    """
+
+    source: Any
+    size: tuple[int, int] | None = None
+    in_memory: bool = True
+
+    @property
+    def all_sources(self) -> tuple[Any, ...]:
+        """The one."""
+        return (self.source,)
+
+    @property
+    def latents(self) -> base.Source:
+        """The encoded source; encodes what is not in the cache yet."""
+        cache = self.cache(self.source)
+        return _in_memory(cache, cache.fingerprint()) if self.in_memory else cache
+
+    def describe(self) -> dict[str, Any]:
+        """Shape of the latents, length of the captions, and number of samples."""
+        length = captions.check(self.text_encoder).length
+        shape, count = self._shape_and_count(self.source)
+        return {"latent_shape": shape, "text_length": length, "samples": count}
+
+    def pixels_of(self, source: Any) -> Pixels:
+        """Images to train an autoencoder on, such as its own: of the same size, and as many may be corrupt."""
+        limit = encoding.max_corrupt_of_all(source, self.max_corrupt)
+        return Pixels(source=source, size=self.size, max_corrupt=limit)
+
+    def _plan(self, source: Any, example: base.Sample) -> Plan:
+        del source, example
+        return Plan(_encode_pixels, images.Transform(size=self.size), (repr(self.size),))
+
+    def _transform(self) -> Callable[[base.Sample, np.random.Generator], base.Sample]:
+        return _without_index
 
 
 def load_codec(path: str) -> tuple[Any, Params]:
     """An autoencoder and its parameters, read again when its files have changed."""
     return _load_codec(path, codec_digests(path))
+
+
+def codec_digests(path: str) -> tuple[str, ...]:
+    """What the files of an autoencoder's folder hold; none where there is no folder."""
+    return tuple(digests.digests(sorted(pathlib.Path(path).expanduser().glob("*"))))
 
 
 @functools.lru_cache(maxsize=4)
@@ -183,58 +326,38 @@ def _load_codec(path: str, content: tuple[str, ...]) -> tuple[Any, Params]:
     return weights.load(pathlib.Path(path).expanduser())
 
 
-def codec_digests(path: str) -> tuple[str, ...]:
-    """What the files of an autoencoder's folder hold; none where there is no folder."""
-    return tuple(digests.digests(sorted(pathlib.Path(path).expanduser().glob("*"))))
-
-
-def model_identity(codec: Any, params: Params, encoder: TextEncoder | None, *choices: Any) -> str:
-    """Hash of all that shapes what is stored beside the source itself: the `model` of `cache.encode_source`.
-
-    Args:
-        codec: the autoencoder.
-        params: its parameters.
-        encoder: the frozen text encoder whose states are stored, if any.
-        choices: whatever else decides shape, dtype or values of a stored array.
-    """
-    identity = json.dumps(config.to_dict(codec)) + encoding.fingerprint(params) + "".join(map(str, choices))
-    identity += weights.text_fingerprint(encoder) if encoder else ""
-    return hashlib.sha256(identity.encode()).hexdigest()
+@functools.lru_cache(maxsize=4)
+def _codec_fingerprint(path: str, content: tuple[str, ...]) -> str:
+    return encoding.fingerprint(_load_codec(path, content)[1])
 
 
 @functools.lru_cache(maxsize=4)
-def _open_latents(data: CaptionedLatents, source: str, autoencoder: tuple[str, ...]) -> base.Source:
-    """Encodes a source of this fingerprint by this autoencoder into its folder of the cache, or finds it there."""
-    del autoencoder
-    codec, params = data.codec()
-    encoder = captions.cached_encoder(data)
-    model = model_identity(codec, params, encoder, repr(data.size))
-    folder = pathlib.Path(data.cache_path).expanduser() / hashlib.sha256((model + source).encode()).hexdigest()[:16]
-    encode = functools.partial(  # one program for every training of this autoencoder
-        jax.jit(lambda params, pixels: codec.normalize(codec.encode(params, pixels)[0])), params
-    )
-    options = encoding.Options(
-        batch_size=256,
-        transform=images.Transform(size=data.size),
-        threads=data.threads,
-        processes=data.processes,
-        max_corrupt=data.max_corrupt,
-    )
-
-    def encode_rows(rows: loader.Batch) -> dict[str, Any]:
-        states = captions.states_of(encoder, rows["caption"]) if encoder else {}
-        return {"latents": encode(rows["pixels"])} | states
-
-    encoding.encode_source(data.source, encode_rows, folder, model=model, options=options)
-    encoded = encoding.LatentCache(str(folder), model=model)
-    if not data.in_memory:
-        return encoded
-    samples = [encoded[i] for i in range(len(encoded))]
-    extra = {name: np.stack([s[name] for s in samples]) for name in TEXT_STATES if encoder}
-    return arrays.Arrays(np.stack([s["latents"] for s in samples]), [s["caption"] for s in samples], extra=extra)
+def _text_fingerprint(encoder: TextEncoder) -> str:
+    return weights.text_fingerprint(encoder)
 
 
-def _without_index(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+@functools.lru_cache(maxsize=32)
+def _first(source: Any, identity: str, max_corrupt: int) -> base.Sample:
+    """The first sample that can be read."""
+    del identity
+    return next(loader.readable(source, range(len(source)), max_corrupt))
+
+
+@functools.lru_cache(maxsize=4)
+def _in_memory(cache: encoding.LatentCache, content: str) -> memory.Arrays:
+    """A cache of captioned latents as arrays."""
+    del content
+    arrays, others, _ = memory.InMemory(cache).samples
+    extra = {name: arrays[name] for name in TEXT_STATES if name in arrays}
+    return memory.Arrays(arrays["latents"], [sample["caption"] for sample in others], extra=extra)
+
+
+def _encode_pixels(encode: Callable[[np.ndarray], np.ndarray], batch: loader.Batch) -> dict[str, np.ndarray]:
+    return {"latents": encode(batch["pixels"])}
+
+
+def _without_index(sample: base.Sample, rng: np.random.Generator) -> base.Sample:
     """Keeps what a batch is made of."""
     del rng
-    return {name: sample[name] for name in ("latents", "caption", *TEXT_STATES) if name in sample}
+    kept = {name: sample[name] for name in ("latents", "caption", *TEXT_STATES) if name in sample}
+    return kept | {"latents": kept["latents"].astype(np.float32, copy=False)}

@@ -1,7 +1,7 @@
 """Latents (and text states) computed once and kept: source -> encode -> ArrayRecord shards, each with a JSON manifest.
 
 Shard k covers samples [k * shard_size, (k + 1) * shard_size) of the source and depends on nothing else, so shards can
-be made by any number of processes, in any order, once or twice:
+be made by any number of processes, in any order, once or twice (`encode_together`: each its share, each shard once):
 
     00003-of-00010.array_record     one record per sample, format of `records`
     00003-of-00010.json             count, SHA-256, source and model fingerprints, range, shapes, corrupt records
@@ -9,6 +9,8 @@ be made by any number of processes, in any order, once or twice:
 A file takes its name only when complete, the manifest last; a killed run continues with the shards that are missing.
 What it was writing, under a name that ends in .partial, is removed once nobody has written to it for an hour. Two runs
 that make the same shard at once both succeed.
+
+The rows of a batch are cut over the devices of a process while a mesh is active (`over_devices`).
 """
 
 import concurrent.futures
@@ -29,10 +31,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 import nova_jax
 from data_pipelines import loader
 from data_pipelines.sources import array_record, base
+from nova_jax.parallel import distributed
+from nova_jax.parallel import mesh as meshes
 
 FORMAT = 1
 IDENTITY = ("format", "model", "source", "transform", "shard_size", "shards")  # shards of one cache agree in these
@@ -42,6 +47,7 @@ MANIFEST = re.compile(r"(\d{5})-of-(\d{5})\.json")
 logger = logging.getLogger(__name__)
 
 Encode = Callable[[loader.Batch], dict[str, Any]]
+Report = Callable[[int, int], None]  # samples encoded, of how many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,7 @@ def encode_source(
     model: str,
     options: Options = Options(),
     shards: Iterable[int] | None = None,
+    report: Report | None = None,
 ) -> list[int]:
     """Encodes a source into a folder that `LatentCache` reads, shard by missing shard, and returns the shards made.
 
@@ -106,6 +113,7 @@ def encode_source(
         model: fingerprint of the encoder, see `fingerprint`.
         options: batch and shard sizes, transform.
         shards: which shards to make, for example `range(process, number, processes)`; each by one process. None: all.
+        report: called after every batch with the samples encoded so far and those to encode.
 
     Raises:
         DatasetError: the folder holds shards of another model or source, or a shard has too many corrupt records; or
@@ -121,13 +129,60 @@ def encode_source(
     asked = range(number) if shards is None else list(shards)
     if unknown := [shard for shard in asked if not 0 <= shard < number]:
         raise ValueError(f"shard {unknown[0]} does not exist: {len(source)} samples make shards 0 to {number - 1}")
-    missing = [shard for shard in asked if shard not in done]
+    missing = {
+        shard: range(shard * options.shard_size, min((shard + 1) * options.shard_size, len(source)))
+        for shard in asked
+        if shard not in done
+    }
+    made, total = 0, sum(map(len, missing.values()))
+
+    def advance(count: int) -> None:
+        nonlocal made
+        made += count
+        if report is not None:
+            report(made, total)
+
     with _pool(options) as pool:
-        for shard in missing:
-            indices = range(shard * options.shard_size, min((shard + 1) * options.shard_size, len(source)))
-            job = _Job(source, encode, options, indices, pool)
+        for shard, indices in missing.items():
+            job = _Job(source, encode, options, indices, pool, advance)
             _write_shard(job, os.path.join(folder, f"{shard:05d}-of-{number:05d}"), identity)
-    return missing
+    return list(missing)
+
+
+def encode_together(
+    source: base.RandomAccess,
+    encode: Encode,
+    path: str | os.PathLike[str],
+    *,
+    model: str,
+    options: Options = Options(),
+    report: Report | None = None,
+) -> None:
+    """As `encode_source`, by all processes of a job, which share the folder: each makes its shards and waits for all.
+
+    Every process must call it, in the same order as other collectives.
+    """
+    number = -(-len(source) // options.shard_size)
+    mine = range(jax.process_index(), number, jax.process_count())
+    encode_source(source, encode, path, model=model, options=options, shards=mine, report=report)
+    distributed.barrier(f"nova_jax encoding {model}")
+
+
+def over_devices(encode: Callable[[Any, Any], Any], params: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """`encode(params, rows)` on the host's arrays, the rows cut over this process's devices while a mesh is active."""
+    devices = jax.local_devices()
+    if not meshes.current_axes() or len(devices) == 1:
+        return lambda rows: np.asarray(encode(params, rows))
+    mesh = meshes.MeshConfig().make(devices)
+    cut, whole = meshes.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    copies = functools.cache(lambda: jax.device_put(params, whole))
+
+    def run(rows: np.ndarray) -> np.ndarray:
+        is_even = len(rows) % len(devices) == 0
+        with jax.set_mesh(mesh):
+            return np.asarray(encode(copies(), jax.device_put(rows, cut if is_even else whole)))
+
+    return run
 
 
 def _describe(transform: Any) -> str:
@@ -193,8 +248,10 @@ class _Job:
         options: Options,
         indices: range,
         pool: concurrent.futures.Executor,
+        advance: Callable[[int], None],
     ) -> None:
         self.source, self.encode, self.options, self.indices, self.pool = source, encode, options, indices, pool
+        self.advance = advance
         self.arrays: dict[str, Any] = {}  # name -> dtype, shape
         self.corrupt: list[dict[str, Any]] = []
 
@@ -204,6 +261,8 @@ class _Job:
             samples = [sample for sample in read if sample is not None]
             if samples:
                 yield from self._encode(samples)
+            if read:
+                self.advance(len(read))
 
     def _batches(self) -> Iterator[list[base.Sample | None]]:
         """Samples in lists of the batch size, read one list ahead."""
@@ -308,12 +367,12 @@ class LatentCache(base.Source):
     model: str | None = None
 
     def __len__(self) -> int:
-        return len(self._records)
+        return sum(manifest["count"] for manifest in self._manifests.values())
 
     def read(self, index: int) -> base.Sample:
         """The sample at 0 <= index < len."""
         sample = self._records.read(index)
-        for name, (dtype, shape) in self._arrays.items():
+        for name, (dtype, shape) in self.arrays.items():
             array = sample.get(name)
             if not isinstance(array, np.ndarray) or [array.dtype.name, list(array.shape)] != [dtype, shape]:
                 raise base.CorruptRecord(os.fspath(self.path), index, f"{name} is not {dtype} {tuple(shape)}")
@@ -339,6 +398,14 @@ class LatentCache(base.Source):
     def _data(self, manifest: str) -> str:
         return os.path.join(self.path, manifest.removesuffix(".json") + array_record.SUFFIX)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all shards are there."""
+        try:
+            return bool(self._manifests)
+        except base.DatasetError:
+            return False
+
     @functools.cached_property
     def _manifests(self) -> dict[str, dict[str, Any]]:
         """All manifests, complete and of one model."""
@@ -351,22 +418,23 @@ class LatentCache(base.Source):
         done = _shards_of(folder, {key: expected.get(key) for key in IDENTITY})
         if missing := sorted(set(range(first["shards"])) - done):
             raise base.DatasetError(
-                f"{folder} lacks {len(missing)} of {first['shards']} shards ({', '.join(map(str, missing[:10]))}): run "
-                "encode_source again to make them"
+                f"{folder} lacks {len(missing)} of {first['shards']} shards ({', '.join(map(str, missing[:10]))}): "
+                "encode again to make them; several processes share the folder, and all must encode"
             )
+        if not any(manifest["count"] for manifest in found.values()):
+            raise base.DatasetError(f"{folder} holds no samples: every record of the source was corrupt")
         return found
 
     @functools.cached_property
-    def _arrays(self) -> dict[str, Any]:
-        return next((manifest["arrays"] for manifest in self._manifests.values() if manifest["count"]), {})
+    def arrays(self) -> dict[str, Any]:
+        """(dtype, shape) of the arrays of a sample by name, as the manifests tell it."""
+        return next(manifest["arrays"] for manifest in self._manifests.values() if manifest["count"])
 
     @functools.cached_property
     def _records(self) -> array_record.ArrayRecords:
-        filled = {name: manifest for name, manifest in self._manifests.items() if manifest["count"]}
-        if not filled:
-            raise base.DatasetError(f"{os.fspath(self.path)} holds no samples: every record of the source was corrupt")
-        records = array_record.ArrayRecords(tuple(self._data(name) for name in filled))
-        if len(records) != sum(manifest["count"] for manifest in filled.values()):
+        filled = (name for name, manifest in self._manifests.items() if manifest["count"])
+        records = array_record.ArrayRecords(tuple(map(self._data, filled)))
+        if len(records) != len(self):
             raise base.DatasetError(
                 f"{os.fspath(self.path)} is damaged: its shards hold other counts than their manifests"
             )

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipelines import datasets
-from data_pipelines.conditioned import CanvasLatents
+from data_pipelines.conditioned import ConditionedLatents
 from data_pipelines.mixture import Mixture
 from data_pipelines.scenes import world
 from data_pipelines.scenes.editing.source import CanvasPictures, CanvasScenes
@@ -94,9 +94,9 @@ class SceneTasks:
     processes: int = 0
 
 
-def text_data(data: SceneTasks) -> CanvasLatents:
+def text_data(data: SceneTasks) -> ConditionedLatents:
     """Captions and pictures."""
-    return CanvasLatents(
+    return ConditionedLatents(
         sources=(CanvasScenes(data.world, length=data.length),),
         codec_path=data.codec_path,
         cache_path=data.cache_path,

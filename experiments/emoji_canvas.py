@@ -27,9 +27,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipelines import datasets, encoding, images, loader
-from data_pipelines.conditioned import CanvasLatents, InMemory
+from data_pipelines.conditioned import ConditionedLatents
 from data_pipelines.mixture import Mixture
-from data_pipelines.sources import WebDataset, cutouts
+from data_pipelines.sources import InMemory, WebDataset, cutouts
 from data_pipelines.sources.cutouts import CutoutPictures, Cutouts
 from experiments import canvas, image_vae
 from nova_jax import experiment, generation, tasks
@@ -87,9 +87,9 @@ def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
 def make_mixture(data: CutoutTar, codec_path: str) -> Mixture:
     """Of 10 batches 3 hold captions alone, 3 mattes and 4 palettes."""
 
-    def of_task(task: str, **inputs: Any) -> CanvasLatents:
+    def of_task(task: str, **inputs: Any) -> ConditionedLatents:
         source = Cutouts(data.source, task, data.size)
-        return CanvasLatents(sources=(source,), codec_path=codec_path, max_corrupt=data.max_corrupt, **inputs)
+        return ConditionedLatents(sources=(source,), codec_path=codec_path, max_corrupt=data.max_corrupt, **inputs)
 
     return Mixture(
         parts=(

@@ -24,7 +24,7 @@ import numpy as np
 from data_pipelines import datasets, images, loader
 from data_pipelines.scenes import source
 from data_pipelines.sources import base
-from data_pipelines.sources.memory import Held
+from data_pipelines.sources.memory import InMemory
 from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
 from nova_jax.models.vae import VAE
@@ -133,7 +133,7 @@ def train(config: experiment.TrainConfig, held_out: Any) -> str:
 
 def under_another_seed(drawn: Any) -> Any:
     """The same source, or the one that is held in memory, under another seed."""
-    drawn = drawn.source if isinstance(drawn, Held) else drawn
+    drawn = drawn.source if isinstance(drawn, InMemory) else drawn
     return dataclasses.replace(drawn, seed=drawn.seed + 1000)
 
 

@@ -16,13 +16,12 @@ import dataclasses
 import functools
 from typing import Any
 
-from data_pipelines import datasets
-from data_pipelines import reel as reel_data
+from data_pipelines import datasets, mixture
 from data_pipelines.mixture import Mixture
 from data_pipelines.scenes.video import world as video_world
 from data_pipelines.scenes.video.source import Reels
 from data_pipelines.scenes.video.world import ReelWorld
-from data_pipelines.sources.memory import Held
+from data_pipelines.sources.memory import InMemory
 from experiments import image_vae, reports, video_vae
 from nova_jax import experiment, generation
 from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames, TimeNoise, time_sampling
@@ -74,7 +73,7 @@ class Moving:
 
 def make_batches(data: Moving) -> Mixture:
     """Of eight batches four hold clips, two pictures, seven times as many, and two shots of films."""
-    parts = reel_data.make_parts(
+    parts = mixture.of_videos(
         videos=Reels(data.world, "video", length=data.length),
         images=Reels(data.world, "image", length=2 * data.length),
         films=Reels(data.world, "film", length=data.length),
@@ -111,8 +110,8 @@ def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
 
 def train_codec(data: Moving, run_dir: str, steps: int = video_vae.CLIP_STEPS) -> str:
     """The autoencoder of clips of this world; returns its folder."""
-    clips = Held(Reels(data.world, "video", seed=1, length=data.length))
-    pictures = Held(Reels(data.world, "image", seed=1, length=5 * data.length))
+    clips = InMemory(Reels(data.world, "video", seed=1, length=data.length), processes=None)
+    pictures = InMemory(Reels(data.world, "image", seed=1, length=5 * data.length), processes=None)
     config = video_vae.make_video_config(
         datasets.Pixels(source=clips), datasets.Pixels(source=pictures), name="reel_vae", steps=steps
     )

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from data_pipelines import reel
+from data_pipelines import mixture
 from data_pipelines.scenes.video import source as video_source
 from data_pipelines.scenes.video import world as video_world
 from nova_jax import experiment, weights
@@ -23,7 +23,7 @@ def make_data(folder):
     """Three parts; the autoencoder is written into the folder."""
     weights.save(TINY_VAE, TINY_VAE.init(jax.random.key(0)), folder / "vae")
     sources = {f"{task}s": video_source.Reels(world=WORLD, task=task, length=4) for task in ("video", "image", "film")}
-    return reel.make_parts(
+    return mixture.of_videos(
         **sources,
         weights=(1, 1, 1),
         image_rows=3.0,

@@ -1,4 +1,4 @@
-"""The scenes world: captioned pictures and clips in which everything is known, and a parser that reads them back."""
+"""The scenes world: captioned images and clips in which everything is known, and a parser that reads them back."""
 
 from data_pipelines.scenes.editing.source import CanvasPictures, CanvasScenes
 from data_pipelines.scenes.source import Scenes

@@ -13,7 +13,7 @@ from data_pipelines.sources import base
 
 
 class Captioned(TypedDict):
-    """One element: a picture (one frame) or a clip, and what it shows."""
+    """One element: an image (one frame) or a clip, and what it shows."""
 
     pixels: UInt8[np.ndarray, "f h w 3"]
     caption: str
@@ -21,7 +21,7 @@ class Captioned(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Scenes(base.Examinable):
-    """Captioned pictures of a world. Picklable; no state.
+    """Captioned images of a world. Picklable; no state.
 
     Attributes:
         world: Vocabulary and prior.

@@ -19,11 +19,11 @@ READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
 class ArrayRecords(base.Source):
     """Samples of one or more ArrayRecord files, in file order.
 
-    A sample is what was written, except that the byte string `image` (an encoded picture) is decoded to `pixels`.
+    A sample is what was written, except that the byte string `image` (an encoded image) is decoded to `pixels`.
 
     Attributes:
         paths: a file, a folder of .array_record files, a glob, a range, or several; see `base.find_files`.
-        decoder: how encoded pictures become arrays.
+        decoder: how encoded images become arrays.
     """
 
     paths: base.Paths

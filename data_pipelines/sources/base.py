@@ -45,7 +45,7 @@ UNOPENABLE = (  # what the path is, rather than how the disk feels
     errno.ELOOP,
 )
 HIDDEN = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders of thumbnails, metadata and waste without a leading dot
-NOT_READ = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff")  # pictures all the same
+NOT_READ = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff")  # images all the same
 MAX_NAME = 300  # characters of a name in a sentence; a path is rarely longer
 SHORT = reprlib.Repr()
 SHORT.maxstring = MAX_NAME
@@ -334,7 +334,7 @@ def check_caption(text: str) -> str:
 
 
 def left_out(count: int, first: str, decoder: Decoder) -> str:
-    """What to say of files that look like pictures and are not read."""
+    """What to say of files that look like images and are not read."""
     return (
         f"{count} files are left out, the first {show(first)!r}: {decoder.kind}s are read from names that end in "
         f"{', '.join(decoder.suffixes)}, and in a tar have no other dot; convert or rename them"

@@ -1,6 +1,6 @@
-"""Editing tasks from cut-outs: captioned pictures with alpha, such as emoji, logos or product photographs.
+"""Editing tasks from cut-outs: captioned images with alpha, such as emoji, logos or product photographs.
 
-    task        given                                              to draw (`pixels`)
+    task        conditions                                         target (`pixels`)
     generate    caption                                            the cut-out on white
     matte       one or two cut-outs on a background (`source`)     their alpha, as gray
     colors      caption, 1 to 5 colours, perhaps a reference in    the cut-out on white, most often in another hue than
@@ -8,8 +8,8 @@
 
     source = (alpha * cut-out + (255 - alpha) * background) / 255, rounded to nearest
 
-The alpha of the target is the very one that made the source. Element i depends on (seed, task, i) and the pictures
-alone; every tenth picture is held out.
+The alpha of the target is the very one that made the source. Element i depends on (seed, task, i) and the images
+alone; every tenth image is held out.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ from nova_jax.evaluation import pictures
 from nova_jax.tasks import color, conditions
 
 TASKS = ("generate", "matte", "colors")  # a task's place enters the random numbers of its elements
-REPEATS = {"generate": 1, "matte": 16, "colors": 8}  # elements per picture, of different backgrounds and hues
-HOLD_OUT = 10  # one picture of so many
+REPEATS = {"generate": 1, "matte": 16, "colors": 8}  # elements per image, of different backgrounds and hues
+HOLD_OUT = 10  # one image of so many
 PAIRED = 0.25  # share of mattes with two cut-outs
-TURNED = 0.75  # share of palettes in another hue than the picture's own
+TURNED = 0.75  # share of palettes in another hue than the image's own
 WHOLE = 0.5  # share of palettes with all dominant colours; the others have a random number of the largest
 REFERRED = 0.5  # share of palettes with a reference beside them
 
@@ -59,12 +59,12 @@ class Cutouts(base.Source):
     `num_references` is 0.
 
     Attributes:
-        source: captioned pictures with alpha, read by `images.WITH_ALPHA`.
+        source: captioned images with alpha, read by `images.WITH_ALPHA`.
         task: one of `TASKS`.
-        size: (h, w) that pictures are fitted into.
+        size: (h, w) that images are fitted into.
         seed: 0 to 2^32 - 1; different seeds give unrelated elements.
-        length: how many elements there are; None: `REPEATS` for each picture.
-        held_out: show every tenth picture instead of the other nine.
+        length: how many elements there are; None: `REPEATS` for each image.
+        held_out: show every tenth image instead of the other nine.
     """
 
     source: Any
@@ -85,7 +85,7 @@ class Cutouts(base.Source):
 
     @functools.cached_property
     def num_pictures(self) -> int:
-        """How many pictures of the source this part of it has.
+        """How many images of the source this part of it has.
 
         Raises:
             DatasetError: this part has none.
@@ -97,7 +97,7 @@ class Cutouts(base.Source):
         return count
 
     def picture_of(self, index: int) -> int:
-        """The number in the source of the picture that element `index` is made of: each in turn."""
+        """The number in the source of the image that element `index` is made of: each in turn."""
         number = index % self.num_pictures
         return HOLD_OUT * number if self.held_out else number + number // (HOLD_OUT - 1) + 1
 
@@ -105,8 +105,8 @@ class Cutouts(base.Source):
         """The element at 0 <= index < len.
 
         Raises:
-            DatasetError: the source gives pictures without alpha.
-            CorruptRecord: a picture cannot be read, or is opaque or transparent all over.
+            DatasetError: the source gives images without alpha.
+            CorruptRecord: an image cannot be read, or is opaque or transparent all over.
         """
         rng = loader.make_rng(self.seed | ((TASKS.index(self.task) + 1) << 32), index)
         return DRAW[self.task](self, index, rng)
@@ -135,14 +135,14 @@ class Cutouts(base.Source):
 
 @dataclasses.dataclass(frozen=True)
 class CutoutPictures(base.Source):
-    """Single pictures of every kind that the tasks show or ask for, as `pixels`, to train an autoencoder on.
+    """Single images of every kind that the tasks show or ask for, as `pixels`, to train an autoencoder on.
 
     Attributes:
-        source: captioned pictures with alpha.
-        size: (h, w) that pictures are fitted into.
-        seed: 0 to 2^32 - 1; different seeds give unrelated pictures.
+        source: captioned images with alpha.
+        size: (h, w) that images are fitted into.
+        seed: 0 to 2^32 - 1; different seeds give unrelated images.
         length: how many there are.
-        held_out: show every tenth picture instead of the other nine.
+        held_out: show every tenth image instead of the other nine.
     """
 
     source: Any
@@ -155,7 +155,7 @@ class CutoutPictures(base.Source):
         return self.length
 
     def read(self, index: int) -> Sample:
-        """The picture at 0 <= index < len: target, source or reference of an element of a random task."""
+        """The image at 0 <= index < len: target, source or reference of an element of a random task."""
         rng = loader.make_rng(self.seed | ((len(TASKS) + 1) << 32), index)
         task = TASKS[rng.integers(len(TASKS))]
         element = Cutouts(self.source, task, self.size, self.seed, self.length, self.held_out).read(index)
@@ -234,7 +234,7 @@ def alpha_picture(cutout: Cutout) -> Picture:
 def side_by_side(
     left: Cutout, right: Cutout, size: Size, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 4"]:
-    """Two cut-outs of half the size, each somewhere in its half of an otherwise clear picture."""
+    """Two cut-outs of half the size, each somewhere in its half of an otherwise clear image."""
     whole = np.zeros((*size, 4), np.uint8)
     for start, cutout in ((0, left), (size[1] - right.shape[1], right)):
         top = int(rng.integers(size[0] - cutout.shape[0] + 1))
@@ -278,7 +278,7 @@ def turn_hue(cutout: Cutout, turn: float) -> Cutout:
 
 
 def gray_levels(picture: Picture) -> Picture:
-    """The luma of a picture (BT.601)."""
+    """The luma of an image (BT.601)."""
     return np.asarray(PIL.Image.fromarray(picture).convert("L").convert("RGB"))
 
 
@@ -288,7 +288,7 @@ def dominant_colors(cutout: Cutout) -> UInt8[np.ndarray, "n 3"]:
     Opaque pixels inside an area of one colour count (`pictures.is_flat`); all opaque ones, where nothing is flat.
     Groups of pixels are cut in two until they are uniform, as in median cut (Heckbert 1982, "Color image quantization
     for frame buffer display"), but at the mean and in Lab: the median would cut through the larger of two flat colours.
-    A group gives the pixel nearest to its median, so every colour is one that the picture has.
+    A group gives the pixel nearest to its median, so every colour is one that the image has.
     """
     picture = over(cutout, WHITE)
     is_opaque = cutout[..., 3] == cutout[..., 3].max()

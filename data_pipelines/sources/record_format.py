@@ -3,7 +3,7 @@
     "NOVA" | header length, uint32 | header, JSON in UTF-8 | the arrays one after another
 
 The header is `{"fields": {name: JSON value}, "arrays": [[name, dtype, shape], ...]}`. Arrays are little-endian in C
-order; the dtype "bytes" stands for a byte string, such as an encoded picture. Nothing in a record can name code, and
+order; the dtype "bytes" stands for a byte string, such as an encoded image. Nothing in a record can name code, and
 every length is checked against the bytes at hand before it is used.
 """
 

@@ -88,9 +88,7 @@ ROADS: dict[str, Road] = {
         encoder=_words(window=5),
         **EVENED,
     ),
-    "rates": Road(
-        says="even, with other captions still, and lower rates outside the blocks", scene_world=ANY_ORDER
-    ),
+    "rates": Road(says="even, with other captions still, and lower rates outside the blocks", scene_world=ANY_ORDER),
     "in_order": Road(says="today's quickstart: lists name objects from left to right"),
     # Today's quickstart with one thing changed.
     "depth_0": Road(says="no encoder blocks", encoder=_words(depth=0)),

@@ -11,11 +11,12 @@ import pytest
 
 from data_pipelines import datasets, sources
 from data_pipelines.scenes import source
-from data_pipelines.sources.memory import Held
+from data_pipelines.sources.memory import InMemory
 from nova_jax import experiment, weights
 from nova_jax.models import text
 from nova_jax.models.text import byte_groups
 from nova_jax.models.text.pretrained import T5TextEncoder
+from nova_jax.parallel import mesh as meshes
 from tests.models.text import tiny_t5
 from tests.tiny_run import TINY_VAE
 
@@ -43,13 +44,14 @@ def test_both_streams_are_data_sources(latents):
 
 
 def test_pixels_lie_between_minus_one_and_one():
-    x0 = datasets.Pixels(source=SCENES, size=(16, 16)).example().x0
+    ((_, example),) = datasets.Pixels(source=SCENES, size=(16, 16)).examples()
+    x0 = example.x0
     assert x0.shape == (1, 1, 16, 16, 3)
     assert -1 <= x0.min() < x0.max() <= 1
 
 
 def test_pixels_in_memory_are_the_same_stream_a_batch_at_a_time():
-    plain, held = datasets.Pixels(source=SCENES, seed=3), datasets.Pixels(source=Held(SCENES, 1), seed=3)
+    plain, held = datasets.Pixels(source=SCENES, seed=3), datasets.Pixels(source=InMemory(SCENES), seed=3)
     for shard in ((0, 1), (1, 2)):
         given, expected = held.batches(16, 8, *shard), plain.batches(16, 8, *shard)
         for _ in range(4):  # into the next epoch
@@ -84,6 +86,33 @@ def test_latents_can_be_read_from_the_cache_instead_of_memory(latents):
     np.testing.assert_array_equal(next(on_disk.batches(0, 4)).x0, next(latents.batches(0, 4)).x0)
 
 
+def test_facts_are_known_before_anything_is_encoded_and_the_same_afterwards(latents, tmp_path):
+    fresh = dataclasses.replace(latents, cache_path=str(tmp_path))
+    before = fresh.describe()
+    assert not list(tmp_path.iterdir())
+    progress = []
+    fresh.encode(lambda done, total: progress.append((done, total)))
+    assert progress == [(24, 24)]
+    assert before == fresh.describe() == {"latent_shape": [1, 4, 4, 4], "text_length": 64, "samples": 24}
+    fresh.encode(lambda done, total: pytest.fail("all is there"))
+
+
+def test_a_batch_encoded_over_all_devices_is_that_of_one(latents, tmp_path):
+    several = dataclasses.replace(latents, cache_path=str(tmp_path), encode_batch=16)
+    with jax.set_mesh(meshes.MeshConfig().make()):
+        several.encode()
+    for i in range(24):
+        np.testing.assert_allclose(several.latents[i]["latents"], latents.latents[i]["latents"], rtol=1e-5, atol=1e-5)
+
+
+def test_another_dtype_or_form_of_storage_has_latents_of_its_own(latents, tmp_path):
+    for fields in ({}, {"encode_batch": 8}, {"stored_as": "float16"}, {"encode_dtype": "bfloat16"}):
+        other = dataclasses.replace(latents, cache_path=str(tmp_path), **fields)
+        np.testing.assert_allclose(other.latents[0]["latents"], latents.latents[0]["latents"], atol=0.05)
+        assert next(other.batches(0, 2)).x0.dtype == np.float32
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_the_fingerprint_follows_the_data(latents, codec_path):
     other = dataclasses.replace(latents, source=source.Scenes(seed=1, length=24))
     assert latents.fingerprint() != other.fingerprint()
@@ -103,7 +132,7 @@ def test_captions_are_read_as_the_encoder_of_the_network_reads_them(latents):
 
 def test_data_without_an_encoder_says_what_would_read_its_captions(latents):
     bare = dataclasses.replace(latents, text_encoder=None)
-    for use in (bare.describe, bare.example, bare.fingerprint):
+    for use in (bare.describe, bare.examples, bare.fingerprint):
         with pytest.raises(ValueError, match=r"nothing reads the captions: .*TextToLatent.*T5TextEncoder"):
             use()
 
@@ -112,6 +141,14 @@ def test_data_that_names_another_encoder_than_the_network_trains_is_refused(late
     assert latents.with_text_encoder(BYTES) == latents
     with pytest.raises(ValueError, match=r"(?s)network trains WordTextEncoder.* and the data names ByteTextEncoder"):
         latents.with_text_encoder(text.WordTextEncoder())
+
+
+def test_a_source_that_knows_the_truth_offers_what_scores_models_of_it(latents, codec_path):
+    assert latents.scorer(2).world == SCENES.world
+    assert len(latents.scorer(2).prompts) == 12
+    unknown = dataclasses.replace(latents, source=sources.Arrays(np.zeros((2, 1, 8, 8, 3), np.uint8), name="pixels"))
+    for data in (unknown, datasets.Pixels(source=[])):
+        assert data.scorer(2) is data.exam(2) is None
 
 
 def test_pixels_have_no_captions_to_read():

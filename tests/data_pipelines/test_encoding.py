@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -91,8 +92,8 @@ def test_a_killed_run_continues_to_the_same_bytes(source, folder, tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
             return {{"latents": batch["pixels"]}}
         source = sources.WebDataset({source.paths!r})
-        options = cache.Options(batch_size=4, shard_size=5, transform=images.Transform())
-        cache.encode_source(source, encode, {str(folder)!r}, model="m", options=options)
+        options = encoding.Options(batch_size=4, shard_size=5, transform=images.Transform())
+        encoding.encode_source(source, encode, {str(folder)!r}, model="m", options=options)
     """)
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
@@ -181,6 +182,29 @@ def test_half_a_character_in_a_caption_is_one_corrupt_record_and_in_another_text
     latents = encoding.LatentCache(folder)
     assert [sample["caption"] for sample in latents] == ["0", "2", "3", "4"]
     assert latents[1]["key"] == "2\udce9.png"
+
+
+def test_processes_share_the_shards_and_each_is_made_once(source, folder, monkeypatch):
+    made, progress = [], []
+
+    def count(batch):
+        made.extend(batch["index"].tolist())
+        return encode(batch)
+
+    def report(done, total):
+        progress.append((done, total))
+
+    monkeypatch.setattr(encoding.distributed, "barrier", lambda name: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process in (0, 1):
+        assert not encoding.LatentCache(folder).is_complete
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        encoding.encode_together(source, count, folder, model="m", options=OPTIONS, report=report)
+        assert progress[-1] == ((7, 7), (5, 5))[process]
+    assert encoding.LatentCache(folder).is_complete
+    assert sorted(set(made)) == list(range(12))
+    encoding.encode_source(source, encode, folder.with_name("alone"), model="m", options=OPTIONS)
+    assert read_all(folder) == read_all(folder.with_name("alone"))
 
 
 def test_a_flipped_bit_in_a_shard_is_found(source, folder):

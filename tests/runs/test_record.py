@@ -33,7 +33,7 @@ OLD_DATA = {
     "text_length": 96,
     "size": None,
 }
-OTHER_DATA = OLD_DATA | {"_class_name": "data_pipelines.conditioned:CanvasLatents", "num_frames": 1}
+OTHER_DATA = OLD_DATA | {"_class_name": "data_pipelines.conditioned:ConditionedLatents", "num_frames": 1}
 
 
 def old_record(data):

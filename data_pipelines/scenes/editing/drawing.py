@@ -1,4 +1,4 @@
-"""The pictures and numbers of an editing element, drawn from its ground truth."""
+"""The images and numbers of an editing element, drawn from its ground truth."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from data_pipelines.scenes.editing.truth import Truth
 from data_pipelines.scenes.world import Scene
 from nova_jax.tasks import conditions
 
-MODES = ("edges", "segmentation")  # of the control picture
+MODES = ("edges", "segmentation")  # of the control image
 
 Element = dict[str, Any]  # `pixels`, `caption`, and the parts of its task
 
@@ -26,7 +26,7 @@ def draw(truth: Truth, task: str, image_size: int) -> Element:
 
 
 def draw_one(truth: Truth, task: str, image_size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "1 h w 3"]:
-    """One of the element's pictures: target, source, masked source, mask, control, or a reference."""
+    """One of the element's images: target, source, masked source, mask, control, or a reference."""
     element = draw(truth, task, image_size)
     pictures = [element[key] for key in ("pixels", "source", "control") if key in element]
     if "mask" in element:
@@ -36,7 +36,7 @@ def draw_one(truth: Truth, task: str, image_size: int, rng: np.random.Generator)
 
 
 def target(truth: Truth, task: str, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture to draw."""
+    """The image to draw."""
     if task == "segment":
         return gray_picture(meant(truth, image_size))
     if task == "matte":
@@ -65,7 +65,7 @@ def edge_picture(truth: Truth, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def canny(scene: Scene, image_size: int) -> Bool[np.ndarray, "h w"]:
-    """The edges that Canny's detector finds in the picture."""
+    """The edges that Canny's detector finds in the image."""
     return conditions.canny(render.render(scene, image_size))[..., 0] > 0
 
 

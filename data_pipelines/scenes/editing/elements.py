@@ -9,7 +9,7 @@
     segment     source, referring phrase                               white where the phrase means, else black
     matte       source                                                 how much of each pixel objects cover, as gray
     vary        1 to 5 references, perhaps a caption                   the same objects in another layout
-    structure   control picture, caption that says the colours         the control's layout in these colours
+    structure   control image, caption that says the colours           the control's layout in these colours
     colors      1 to 10 colours, caption without any, perhaps a        the objects and the background in these colours
                 reference in the layout to draw
 
@@ -60,7 +60,7 @@ class Elements:
         length: How many elements `len` reports.
         held_out: Ask for the world's held-out (shape, color) pairs alone: all objects of generate, the object that
             add and replace draw. Other tasks refuse.
-        canny: Share of the edge pictures that are Canny's (Canny 1986) instead of exact; needs scikit-image.
+        canny: Share of the edge images that are Canny's (Canny 1986) instead of exact; needs scikit-image.
     """
 
     world: World = world.CANVAS_32

@@ -1,4 +1,4 @@
-"""Ground truth of colour guidance: pictures in 1 to 10 arbitrary colours.
+"""Ground truth of colour guidance: images in 1 to 10 arbitrary colours.
 
 With several colours the background takes one, the objects take the next ones in turn, and those left over are further
 bands of the background, equally high. A single colour is that of the objects.
@@ -12,8 +12,8 @@ from data_pipelines.scenes.editing.truth import Truth
 from data_pipelines.scenes.world import Pairs, Scene, World
 from nova_jax.tasks import conditions
 
-MAX_BANDS = 6  # where a picture has objects for the other colours
-APART = 20.0  # CIE 1976 distance in Lab between any two colours of a picture
+MAX_BANDS = 6  # where an image has objects for the other colours
+APART = 20.0  # CIE 1976 distance in Lab between any two colours of an image
 
 
 def sample_colors(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:

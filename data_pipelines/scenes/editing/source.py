@@ -15,7 +15,7 @@ from data_pipelines.sources import base
 
 
 class Picture(TypedDict):
-    """A picture of one frame."""
+    """An image of one frame."""
 
     pixels: UInt8[np.ndarray, "1 h w 3"]
 
@@ -31,14 +31,14 @@ class CanvasScenes(elements.Elements, base.Examinable):
 
 @dataclasses.dataclass(frozen=True)
 class CanvasPictures:
-    """Single pictures of every kind that the tasks show a model or ask it for, to train an autoencoder on.
+    """Single images of every kind that the tasks show a model or ask it for, to train an autoencoder on.
 
-    A picture is any one of an element of a random task: its target, source, masked source (mid gray where the mask is),
-    mask, control picture or one of its references.
+    An image is any one of an element of a random task: its target, source, masked source (mid gray where the mask is),
+    mask, control image or one of its references.
 
     Attributes:
         world: Vocabulary and prior.
-        seed: 0 to 2^32 - 1; different seeds give unrelated pictures.
+        seed: 0 to 2^32 - 1; different seeds give unrelated images.
         length: How many elements `len` reports.
     """
 

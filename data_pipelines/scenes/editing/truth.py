@@ -1,4 +1,4 @@
-"""All that is known about one element of an image-editing data set; its pictures are renders of this."""
+"""All that is known about one element of an image-editing data set; its images are renders of this."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,18 +14,18 @@ class Truth(NamedTuple):
     """The ground truth of an element; what its task does not have is empty.
 
     Attributes:
-        after: The scene of the picture to draw (segment, matte: the scene the mask and the matte belong to).
+        after: The scene of the image to draw (segment, matte: the scene the mask and the matte belong to).
         said: The caption, and what it says of `after`.
-        before: The scene of the source or control picture.
+        before: The scene of the source or control image.
         edited: The object added or replaced, counted in `after`; the object removed, counted in `before`.
         chosen: The objects of `after` that are kept (outpaint) or that the caption means (segment).
         mask: What is to be drawn anew.
-        references: The scenes of the reference pictures.
+        references: The scenes of the reference images.
         similarity: How much of the first reference's layout is kept, 0.2 to 1.
         palette: The colours asked for, as "#rrggbb".
         bands: The background's colours from top to bottom, where it has several.
-        labels: The colours of the objects in a segmentation picture.
-        mode: Which control picture: an index into `drawing.MODES`.
+        labels: The colours of the objects in a segmentation image.
+        mode: Which control image: an index into `drawing.MODES`.
         is_canny: Whether the edges are Canny's instead of exact.
     """
 

@@ -1,4 +1,4 @@
-"""Ground truth of the tasks that read or re-draw a whole picture: generate, segment, matte, vary, structure."""
+"""Ground truth of the tasks that read or re-draw a whole image: generate, segment, matte, vary, structure."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from data_pipelines.scenes.editing.truth import Truth
 from data_pipelines.scenes.world import Pairs, Scene, World
 from nova_jax.tasks import conditions, limits
 
-ABSENT = 0.1  # share of the referring phrases that mean nothing in the picture
-# Label colours of segmentation pictures; the background is black.
+ABSENT = 0.1  # share of the referring phrases that mean nothing in the image
+# Label colours of segmentation images; the background is black.
 LABELS = ("#ff0000", "#00ff00", "#0000ff", "#ffff00", "#00ffff", "#ff00ff", "#ffffff", "#ff8000")
 
 

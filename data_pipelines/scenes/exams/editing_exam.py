@@ -7,7 +7,7 @@
     outpaint, outpaint_soft          source, mask, caption, boundary PRECISE and DEFAULT
     matte                            source
     vary                             1 to 5 references, each at its own similarity, perhaps a caption
-    structure_edges, _segmentation   caption, and the layout at full strength as a picture whose contours are taken (in
+    structure_edges, _segmentation   caption, and the layout at full strength as an image whose contours are taken (in
                                      colours other than those asked for), or as labelled areas
     colors                           1 to 10 colours, caption without any, perhaps a reference
     negative                         caption, and the same caption "on black" (or white, or gray) as negative text
@@ -22,7 +22,7 @@ prompt in the background alone; `negative_words` gives the background alone, as 
 
 Dials. `vary_similarity` turns the similarity to one reference and measures the layout, as the intersection over union
 of what differs from the background (`iou`), and the cast, as the share of objects that have a partner of their shape
-and colour (`content`). `structure_strength` turns the strength of an edge picture and measures the edges (`edge_f1`).
+and colour (`content`). `structure_strength` turns the strength of an edge image and measures the edges (`edge_f1`).
 """
 
 import collections
@@ -98,7 +98,7 @@ class Exam:
 
     Attributes:
         world: With held-out pairs and several backgrounds.
-        per_task: Questions in each part, 2 or more: chance is what the picture of another question scores.
+        per_task: Questions in each part, 2 or more: chance is what the image of another question scores.
         seed: 0 to 2^32 - 1, none that the model was trained on.
         cut: Captions to what of them the model reads, as in training.
         comparisons: Numbers made of two scores.
@@ -126,7 +126,7 @@ class Exam:
             guidance: Scale of the requests, 1.1 to 10.
 
         Raises:
-            InvalidRequest: The model does not draw pictures of the world's size, or the scale is out of range.
+            InvalidRequest: The model does not draw images of the world's size, or the scale is out of range.
         """
 
         def common(index: int) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class Exam:
         return element | {"caption": self.cut(element["caption"])}
 
     def _rng(self, index: int) -> np.random.Generator:
-        """Of what is no task's: tasks and autoencoder pictures have the streams below."""
+        """Of what is no task's: tasks and autoencoder images have the streams below."""
         return randomness.make_rng(self.seed | ((len(elements.TASKS) + 2) << 32), index)
 
     @property
@@ -251,7 +251,7 @@ def _judge_wishes(wishes: Sequence[Wish], of: World, drawn: Pictures) -> list[Ju
 
 
 def _judge_likeness(references: Sequence[Scene], of: World, drawn: Pictures) -> list[Judged]:
-    """How much of the layout and of the cast of its reference a picture has, 0..1."""
+    """How much of the layout and of the cast of its reference an image has, 0..1."""
 
     def judge(scene: Scene, picture: exam.Picture) -> Judged:
         layout = np.logical_or.reduce(render.masks(scene, of.image_size), axis=0)

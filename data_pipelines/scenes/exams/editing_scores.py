@@ -1,4 +1,4 @@
-"""What drawn pictures of the editing tasks are worth, held against the ground truth of their elements.
+"""What drawn images of the editing tasks are worth, held against the ground truth of their elements.
 
     task          scores
     generate      correct: all that the caption says; shapes: as many of each as there should be
@@ -14,8 +14,8 @@
 `kept` is that the objects which should stay are where they were; `outside` the mean absolute change outside the mask,
 in levels of 255. Rates carry Wilson intervals, means Student's. What does not apply to an element is left out.
 
-A score says most between two others: its ceiling, the score of an autoencoder's reconstructions of the true pictures,
-and its chance, the score of pictures drawn for other elements (`compare`).
+A score says most between two others: its ceiling, the score of an autoencoder's reconstructions of the true images,
+and its chance, the score of images drawn for other elements (`compare`).
 """
 
 import collections
@@ -35,10 +35,10 @@ from nova_jax.evaluation import geneval, intervals, pictures
 from nova_jax.evaluation.geneval import Detected
 
 NEAR = 0.06  # how far from its place an object that stays may be found; less than the smallest radius
-MAX_PSNR = 60.0  # that of pictures which agree; an error of rounding alone has 59
+MAX_PSNR = 60.0  # that of images which agree; an error of rounding alone has 59
 EMPTY = 0.01  # share of white pixels below which a segmentation shows nothing
-COPY = 2.0  # mean absolute difference, in levels of 255, below which a picture is a copy of another
-ALIKE = 0.8  # similarity from which a picture may be a copy
+COPY = 2.0  # mean absolute difference, in levels of 255, below which an image is a copy of another
+ALIKE = 0.8  # similarity from which an image may be a copy
 
 Picture = UInt8[np.ndarray, "1 h w 3"]
 Judged = dict[str, bool | float | None]  # None does not apply
@@ -46,11 +46,11 @@ Scores = dict[str, dict[str, float]]  # name -> {value, low, high, n}
 
 
 def score(scenes: Elements, drawn: UInt8[np.ndarray, "n 1 h w 3"], indices: Sequence[int] | None = None) -> Scores:
-    """Scores of pictures drawn for elements of a source.
+    """Scores of images drawn for elements of a source.
 
     Args:
         scenes: Where the elements come from.
-        drawn: One picture per element.
+        drawn: One image per element.
         indices: The elements; None: the first ones.
     """
     judged = judge(scenes, drawn, indices)
@@ -60,7 +60,7 @@ def score(scenes: Elements, drawn: UInt8[np.ndarray, "n 1 h w 3"], indices: Sequ
 def judge(
     scenes: Elements, drawn: UInt8[np.ndarray, "n 1 h w 3"], indices: Sequence[int] | None = None
 ) -> list[Judged]:
-    """The scores of every picture; see `score`."""
+    """The scores of every image; see `score`."""
     each = range(len(drawn)) if indices is None else indices
     rule = JUDGES[scenes.task]
     return [rule(scenes.truth(i), picture, scenes.world) for i, picture in zip(each, drawn, strict=True)]
@@ -72,12 +72,12 @@ def compare(
     reconstructions: UInt8[np.ndarray, "n 1 h w 3"],
     indices: Sequence[int] | None = None,
 ) -> dict[str, Scores]:
-    """Scores of drawn pictures as "model", between "ceiling" and "chance".
+    """Scores of drawn images as "model", between "ceiling" and "chance".
 
     Args:
         scenes: Where the elements come from.
-        drawn: One picture per element.
-        reconstructions: The true pictures as the model's autoencoder returns them.
+        drawn: One image per element.
+        reconstructions: The true images as the model's autoencoder returns them.
         indices: The elements; None: the first ones.
     """
     unrelated = np.roll(drawn, 1, axis=0)
@@ -203,7 +203,7 @@ JUDGES: dict[str, Callable[[Truth, Picture, World], Judged]] = {
 
 
 def _is_true(said: Described, scene: Scene, picture: Picture, world: World) -> bool:
-    """Whether the picture shows all that a caption says of its scene, and no object more."""
+    """Whether the image shows all that a caption says of its scene, and no object more."""
 
     def name(o: Object | Detected) -> tuple[str, str | None, str | None]:
         return o.shape, o.color if said.color else None, o.size if said.size else None

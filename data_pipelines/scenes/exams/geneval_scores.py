@@ -1,4 +1,4 @@
-"""Scores on scenes: what the parser reads back from ground truth, from reconstructions, and from generated pictures."""
+"""Scores on scenes: what the parser reads back from ground truth, from reconstructions, and from generated images."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ def read_back(images: np.ndarray, scenes: Sequence[Scene], of: World) -> Ceiling
 
 
 class Scored(NamedTuple):
-    """Totals, and behind them every prompt, its picture and the verdict on it."""
+    """Totals, and behind them every prompt, its image and the verdict on it."""
 
     summary: geneval.Summary
     prompts: list[geneval.Prompt]
@@ -53,9 +53,9 @@ class Scored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """GenEval's six tasks on a world: prompts to draw pictures for, and what the pictures are worth.
+    """GenEval's six tasks on a world: prompts to draw images for, and what the images are worth.
 
-    Chance is what pictures of random training scenes would score on the same prompts.
+    Chance is what images of random training scenes would score on the same prompts.
     """
 
     world: World
@@ -70,18 +70,18 @@ class Scorer:
 
     @functools.cached_property
     def chance(self) -> dict[str, float]:
-        """What unrelated pictures score, per task."""
+        """What unrelated images score, per task."""
         streams = (randomness.make_rng(self.seed + 1, index) for index in range(UNRELATED))
         unrelated = [world.truth(world.sample_scene(self.world, rng)) for rng in streams]
         return geneval.chance_rates(self.prompts, unrelated)
 
     def judge(self, pictures: Sequence[np.ndarray]) -> list[geneval.Judged]:
-        """Parses one picture per prompt, uint8 (f, h, w, 3), and judges it."""
+        """Parses one image per prompt, uint8 (f, h, w, 3), and judges it."""
         pairs = zip(self.prompts, pictures, strict=True)
         return [geneval.judge(prompt, parser.parse(picture, self.world)) for prompt, picture in pairs]
 
     def summarize(self, pictures: Sequence[np.ndarray]) -> geneval.Summary:
-        """Scores of one picture per prompt, with intervals."""
+        """Scores of one image per prompt, with intervals."""
         return geneval.summarize(self.judge(pictures), self.chance)
 
     def score(self, generate: Generate) -> Scored:

@@ -5,7 +5,7 @@
     start                    caption and first frame
     film                     captions of `shots` shots of one cast, of which the later ones may leave out its colours
     film_apart               the same captions, each filmed by itself, without knowing of the others
-    still                    caption of a single picture
+    still                    caption of a single image
 
 Shots are those of `video.elements` under a seed that no training uses, scores those of `video_scores`. What a film
 gains over its shots apart (`carried_gain`) is what it remembers: apart, a shot can only guess the colours left out.
@@ -89,7 +89,7 @@ class Exam:
 
         Args:
             limits: Of the model.
-            guidance: Scale of the requests of single pictures, 1.1 to 10; that of videos is for whoever draws them.
+            guidance: Scale of the requests of single images, 1.1 to 10; that of videos is for whoever draws them.
 
         Raises:
             ValueError: The model does not film clips of the world's size and length.
@@ -177,7 +177,7 @@ class Exam:
                 return [video_captions.caption(shots[0], rng), *later], Film(shots)
 
     def _stills(self, guidance: float) -> Part:
-        """Single pictures."""
+        """Single images."""
         height, width = self._size
         side = math.gcd(height, width)
         limits = tasks.Limits(min_side=side, max_side=max(height, width), multiple=side, default_side=side)

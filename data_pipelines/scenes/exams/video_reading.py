@@ -186,7 +186,7 @@ def _extend(of: Track, k: int, d: Detected, frame: UInt8[np.ndarray, "h w 3"], g
 
 
 def _area(frame: UInt8[np.ndarray, "h w 3"], d: Detected, ground: Float[np.ndarray, " 3"]) -> float:
-    """How much of the picture the object covers: pixels in its box by how far they are from ground to its colour."""
+    """How much of the image the object covers: pixels in its box by how far they are from ground to its colour."""
     height = frame.shape[0]
     reach_x, reach_y = 0.7 * d.width + 1 / height, 0.7 * d.height + 1 / height
     left, right, top, bottom = (

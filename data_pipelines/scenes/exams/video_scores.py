@@ -10,7 +10,7 @@
     camera          the camera's motion: the family and which way
     motion          how far everything moves, over how far it does in truth: the objects and the backdrop
     flicker         the energy of the frames' second difference, over that of the true clip, each above rounding
-    start_psnr      of the first frame with a given picture, in decibels
+    start_psnr      of the first frame with a given image, in decibels
     cuts            F1 of the cuts of a film, each at exactly its frame
     carried         every later shot of a film has the cast that its first shot shows
     leaked          in some later shot the camera does what it should do in the shot before, which is never the same
@@ -37,7 +37,7 @@ from data_pipelines.scenes.world import Object
 from nova_jax.evaluation import pictures
 from nova_jax.evaluation.geneval import Detected
 
-MAX_PSNR = 60.0  # that of pictures which agree
+MAX_PSNR = 60.0  # that of images which agree
 ROUNDING = 1.0  # squared levels of 255: the second difference of frames that are rounded alone
 LEAST_MOTION = 0.05  # heights; of a truth that moves less no ratio is taken
 LASTING = 0.5  # share of a clip's frames from which an object belongs to its cast
@@ -124,7 +124,7 @@ def judge_motion(shot: Shot, reading: Reading, found: Camera | None, world: Reel
 
 
 def shows(shot: Shot, picture: UInt8[np.ndarray, "h w 3"], world: ReelWorld, what: Said = ALL) -> bool:
-    """Whether a picture shows the cast of a shot, and nothing else."""
+    """Whether an image shows the cast of a shot, and nothing else."""
     found = [d[:2] for d in parser.parse(picture, world)]
     return _cast(found, what) == _cast([actor.object[:2] for actor in shot.actors], what)
 
@@ -202,7 +202,7 @@ def flicker(clip: Clip, true: Clip) -> float | None:
 
 
 def start_psnr(clip: Clip, given: UInt8[np.ndarray, "h w 3"]) -> float:
-    """Peak signal to noise ratio of the first frame and a picture, at most `MAX_PSNR`."""
+    """Peak signal to noise ratio of the first frame and an image, at most `MAX_PSNR`."""
     return min(pictures.psnr(clip[0], given, np.ones(given.shape[:2], bool)), MAX_PSNR)
 
 

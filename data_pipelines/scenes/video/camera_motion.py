@@ -1,7 +1,7 @@
 """What the camera does in a clip, read from the marks of the backdrop: image registration without any trained network.
 
 The backdrop moves by a similarity from one frame to the next, the same over the whole clip. A point p, measured from
-the middle of the picture, is g frames later at
+the middle of the image, is g frames later at
 
     q = exp(g s) R(g a) p + g t
 
@@ -32,7 +32,7 @@ BLANK = 0.4  # levels of 255; a backdrop that varies less shows no motion
 
 
 class Drift(NamedTuple):
-    """How the backdrop moves in the picture over the whole clip: lengths in picture heights, y down."""
+    """How the backdrop moves in the image over the whole clip: lengths in image heights, y down."""
 
     x: float
     y: float

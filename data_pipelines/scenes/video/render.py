@@ -1,7 +1,7 @@
-"""Pictures of shots: a backdrop of faint marks and the actors in front of it, far ones first.
+"""Images of shots: a backdrop of faint marks and the actors in front of it, far ones first.
 
 The marks are discs, darker than the background (brighter on black) by `STRENGTHS` levels, on a jittered grid that
-reaches beyond the picture on every side, so that a moving camera uncovers new ones.
+reaches beyond the image on every side, so that a moving camera uncovers new ones.
 """
 
 import functools
@@ -15,7 +15,7 @@ from data_pipelines.scenes import palette, render
 from data_pipelines.scenes.video import world as video_world
 from data_pipelines.scenes.video.world import BACKDROP, Shot
 
-MARK_RADII = (0.035, 0.055)  # heights of the picture
+MARK_RADII = (0.035, 0.055)  # heights of the image
 STRENGTHS = (28.0, 38.0)  # levels of 255
 _CELL, _JITTER = 0.32, 0.55  # distance of the marks, and the share of it by which a mark may be off
 _BEYOND = 0.6  # how far outside the first frame there are marks
@@ -23,7 +23,7 @@ _BEYOND = 0.6  # how far outside the first frame there are marks
 
 @functools.lru_cache(maxsize=64)
 def marks(backdrop: int, aspect: float) -> Float[np.ndarray, "n 4"]:
-    """The marks around a first frame: x, y, radius (heights of the picture) and strength (levels)."""
+    """The marks around a first frame: x, y, radius (heights of the image) and strength (levels)."""
     rng = np.random.Generator(np.random.Philox(key=backdrop))
     columns, rows = (math.ceil((length + 2 * _BEYOND) / _CELL) for length in (aspect, 1.0))
     x, y = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5)
@@ -33,7 +33,7 @@ def marks(backdrop: int, aspect: float) -> Float[np.ndarray, "n 4"]:
 
 
 def render_shot(shot: Shot, size: tuple[int, int]) -> UInt8[np.ndarray, "f h w 3"]:
-    """All frames of a shot as pictures of (height, width) pixels."""
+    """All frames of a shot as images of (height, width) pixels."""
     return render_frames(shot, range(shot.frames), size)
 
 

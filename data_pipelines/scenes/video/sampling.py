@@ -1,8 +1,8 @@
-"""How shots and films are drawn: what happens first, then places where it fits into the picture.
+"""How shots and films are drawn: what happens first, then places where it fits into the image.
 
 A static camera sees actors that stand still or move, some of them spinning, and pairs that meet. Under a moving camera
 actors stand still, but for one in a third of the shots; it moves across a camera that pans, tilts, trucks or rises, so
-that its own motion and the camera's can be told apart. Every actor stays inside the picture, and apart from the other
+that its own motion and the camera's can be told apart. Every actor stays inside the image, and apart from the other
 one unless the two meet.
 """
 
@@ -155,7 +155,7 @@ def _moving(
 
 
 def _place(of: ReelWorld, rng: np.random.Generator, blank: Shot, actors: Sequence[Actor]) -> Shot | None:
-    """One try at places from where the actors' and the camera's motions keep the actors in the picture."""
+    """One try at places from where the actors' and the camera's motions keep the actors in the image."""
     placed = []
     for actor in actors:
         by = video_world.view(blank.camera, actor.depth, 1.0)

@@ -1,6 +1,6 @@
 """Moving scenes: what a shot and a film are, and where everything is in every frame.
 
-Lengths are in units of the picture's height: x runs right from 0 to width / height, y down from 0 to 1. An actor's
+Lengths are in units of the image's height: x runs right from 0 to width / height, y down from 0 to 1. An actor's
 place, size and turn are those of the first frame. It stands still or moves at constant velocity until it meets another
 actor; then the two exchange their velocities across the sides that meet (an elastic impact of equal masses).
 
@@ -13,7 +13,7 @@ on. With s the share of the shot that has passed, and z a layer's depth, the lay
     dolly              scale z / (z -+ amount s)       parallax: the camera travels forwards or backwards
     roll               turn by -+amount s degrees      every layer alike
 
-about the middle of the picture; what the camera does to the left, the picture does to the right.
+about the middle of the image; what the camera does to the left, the image does to the right.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ CAMERA_MOTIONS: dict[str, str] = {
     "roll clockwise": "roll",
     "roll counterclockwise": "roll",
 }
-# How far a family goes in the course of a shot: heights of the picture, a factor (zoom), a distance in units of the
+# How far a family goes in the course of a shot: heights of the image, a factor (zoom), a distance in units of the
 # nearest depth (dolly), degrees (roll).
 AMOUNTS: dict[str, tuple[float, float]] = {
     "static": (0.0, 0.0),
@@ -97,7 +97,7 @@ class Camera(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """One take: `frames` frames at `fps` of a picture `aspect` times as wide as high; `backdrop` seeds the marks."""
+    """One take: `frames` frames at `fps` of an image `aspect` times as wide as high; `backdrop` seeds the marks."""
 
     actors: tuple[Actor, ...]
     background: str
@@ -218,7 +218,7 @@ def unmoved(shot: Shot, seconds: float) -> tuple[Object, ...]:
 
 
 def objects_at(shot: Shot, frame: int) -> tuple[Object, ...]:
-    """The objects in one frame's picture, in the order of the actors."""
+    """The objects in one frame's image, in the order of the actors."""
     share = frame / max(shot.frames - 1, 1)
     objects = unmoved(shot, frame / shot.fps)
     views = [view(shot.camera, actor.depth, share) for actor in shot.actors]
@@ -235,8 +235,8 @@ class ReelWorld:
     """The vocabulary and the prior of a family of moving scenes.
 
     Attributes:
-        height: Of the picture in pixels, 32 or more.
-        width: Of the picture in pixels, one to three times the height.
+        height: Of the image in pixels, 32 or more.
+        width: Of the image in pixels, one to three times the height.
         fps: Frames per second.
         frames: Frames of a shot, 4 k + 1.
         shapes: Names from `outlines.SHAPES`; below 64 pixels of height only `READABLE` ones can be told apart.
@@ -247,7 +247,7 @@ class ReelWorld:
         max_actors: 1 or 2.
         held_out: (shape, color) pairs that are never drawn for training.
         gap: Least distance between the boxes of two actors that do not meet.
-        border: Least distance between a box and the picture's edge, in every frame.
+        border: Least distance between a box and the image's edge, in every frame.
     """
 
     height: int = 36

@@ -181,7 +181,7 @@ def test_batches_of_every_task_can_be_encoded(source):
     for task in cutouts.TASKS:
         elements = cutouts.Cutouts(source, task)
         batch = loader.collate([elements[i] for i in range(4)])
-        encoded = conditioned.encode_pictures(lambda pixels: pixels[:, :, ::8, ::8], batch)
+        encoded = conditioned.encode_images(lambda x: np.float32(x[:, :, ::8, ::8]), batch, num_references=1)
         assert encoded["latents"].shape == (4, 1, 4, 4, 3)
         sample = {name: value[0] for name, value in encoded.items()} | {"caption": "x", "task": 1}
         step = conditioned.Conditions(task == "matte", int(task == "colors"), task == "colors", 8)

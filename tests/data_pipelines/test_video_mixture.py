@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import conditioned
 from nova_jax import experiment
 from tests import tiny_reel
 
@@ -45,11 +44,11 @@ def test_references_are_clean_and_empty_places_say_nothing(batches):
 @pytest.mark.long
 def test_latents_are_kept_in_half_the_space_and_are_those_of_the_autoencoder(data):
     part = data.parts[0][0]
-    kept = conditioned._encoded(part.sources[0], part)[1]["latents"]
+    kept = part.latents[1]["latents"]
     assert kept.dtype == np.float16
     codec, params = part.codec()
     pixels = part.sources[0][1]["pixels"][None].astype(np.float32)
     exact = jax.jit(lambda pixels: codec.normalize(codec.encode(params, pixels / 127.5 - 1.0)[0]))(pixels)[0]
     np.testing.assert_allclose(kept, exact, rtol=2e-3, atol=1e-3)
     whole = dataclasses.replace(part, stored_as="float32")
-    assert conditioned._encoded(part.sources[0], whole)[1]["latents"].dtype == np.float32
+    assert whole.latents[1]["latents"].dtype == np.float32
