@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from nova_jax import distillation
+from nova_jax.generation import program
 from nova_jax.runs.load import TrainedRun
 from nova_jax.sampling import named, time_grids
 

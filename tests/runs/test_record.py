@@ -13,6 +13,7 @@ from nova_jax import experiment, generation
 from nova_jax.models.text import ByteTextEncoder, WordTextEncoder
 from nova_jax.models.text.pretrained import T5TextEncoder
 from nova_jax.runs import record
+from nova_jax.runs.config import CHANGEABLE
 from tests import tiny_run
 
 OLD_ENCODER = {
@@ -43,7 +44,13 @@ def old_record(data):
         "dit": {"_class_name": "nova_jax.models.dit:DiT", "width": 16, "text_dim": 8},
         "text_encoder": OLD_ENCODER,
     }
-    config = {"_class_name": "nova_jax.experiment:TrainConfig", "name": "old", "model": model, "data": data, "steps": 4}
+    config = {
+        "_class_name": "nova_jax.runs.config:TrainConfig",
+        "name": "old",
+        "model": model,
+        "data": data,
+        "steps": 4,
+    }
     return {"config": config, "data": {"latent_shape": [1, 4, 4, 4], "text_length": 96}, "flops_per_step": 1.0}
 
 
@@ -114,7 +121,7 @@ def test_a_field_that_may_change_may_do_so_in_every_part_of_a_mixture():
         part = {"source": {"decoder": {"size": [8, 8]}}, "seed": seed, "max_corrupt": limit}
         return {"steps": 3, "data": {"parts": [[part, 2], [part | {"source": {"of": part}}, 1, 7.0]]}}
 
-    may_change = experiment.CHANGEABLE
+    may_change = CHANGEABLE
     assert record.differences(saved(8), saved(9) | {"steps": 4}, may_change) == []
     assert record.differences({"max_corrupt": 8}, {"max_corrupt": 9}, may_change) != []
     assert record.differences(saved(8), saved(8, seed=1), may_change) == [
