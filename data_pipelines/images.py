@@ -1,11 +1,11 @@
-"""Encoded pictures to arrays: what is allowed in, how transparency and size are settled, and the range networks see.
+"""Encoded images to arrays: what is allowed in, how transparency and size are settled, and the range networks see.
 
     decode     bytes -> sRGB, uint8 (1, h, w, 3), or (1, h, w, 4) where transparency is kept; see `media.image_files`
     composite  out = (alpha * rgb + (255 - alpha) * background) / 255, rounded to nearest, on the sRGB values
     fit        the largest centred box of the wanted shape, resampled once with Lanczos
     transform  uint8 0 .. 255 -> float32 -1 .. 1, as x / 127.5 - 1
 
-The header is checked before a single pixel is decoded, so a small file that claims a huge picture costs nothing.
+The header is checked before a single pixel is decoded, so a small file that claims a huge image costs nothing.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ REDUCING_GAP = 2.0  # shrink by whole factors first, down to twice the wanted si
 
 
 class Undecodable(ValueError):
-    """Bytes that are not an acceptable picture."""
+    """Bytes that are not an acceptable image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """Encoded PNG, JPEG (MPO: its first picture) or WebP to one RGB or RGBA frame, upright and in sRGB.
+    """Encoded PNG, JPEG (MPO: its first image) or WebP to one RGB or RGBA frame, upright and in sRGB.
 
     Attributes:
-        size: (h, w) to fit the picture into while decoding, or None for its own size. Large JPEGs are then decoded at a
+        size: (h, w) to fit the image into while decoding, or None for its own size. Large JPEGs are then decoded at a
             fraction of their size.
-        background: the colour behind transparent pixels; None keeps them, and pictures have alpha as a fourth channel.
-        max_pixels: pictures of more are refused by their header; of JPEGs that are decoded at a fraction of their size,
+        background: the colour behind transparent pixels; None keeps them, and images have alpha as a fourth channel.
+        max_pixels: images of more are refused by their header; of JPEGs that are decoded at a fraction of their size,
             that counts. Decoding takes 10 to 22 bytes for each (docs/data.md), so the default, of cameras with 24
             megapixels, costs half a gigabyte at worst; in each thread.
     """
@@ -48,11 +48,11 @@ class Decoder:
 
     @property
     def max_bytes(self) -> int:
-        """Larger files are refused before they are read: more than any picture of so many pixels has."""
+        """Larger files are refused before they are read: more than any image of so many pixels has."""
         return 16 * self.max_pixels
 
     def __call__(self, data: bytes) -> UInt8[np.ndarray, "1 h w c"]:
-        """Decodes one picture.
+        """Decodes one image.
 
         Raises:
             Undecodable: not a still PNG, JPEG or WebP, damaged, or larger than `max_pixels`.
@@ -95,7 +95,7 @@ WITH_ALPHA = Decoder(background=None)
 
 
 def composite(rgba: PIL.Image.Image, background: tuple[int, int, int]) -> PIL.Image.Image:
-    """Lays a picture with alpha over one colour."""
+    """Lays an image with alpha over one colour."""
     canvas = PIL.Image.new("RGB", rgba.size, background)
     canvas.paste(rgba, mask=rgba)
     return canvas

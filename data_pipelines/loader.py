@@ -242,7 +242,7 @@ def allowed(source: base.RandomAccess, max_corrupt: int | float) -> int:
 
 
 def readable(source: base.RandomAccess, indices: Iterable[int], max_corrupt: int | float) -> Iterator[base.Sample]:
-    """The samples at these places, such as those to measure a model on; corrupt ones are said and left out.
+    """The samples at these places, such as those to measure a model on; corrupt ones are logged and left out.
 
     Raises:
         TooManyCorruptRecords: more than `max_corrupt` of them are corrupt, or all.

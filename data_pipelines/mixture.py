@@ -7,28 +7,31 @@ no padding to the largest. Which part a batch comes from is a function of its nu
 
 so the position stays one integer, the batch size times the batches so far, and a run resumes as ever.
 
-A batch of one part may have more rows than that of another: where pictures and clips are mixed, seven pictures cost as
+A batch of one part may have more rows than that of another: where images and clips are mixed, seven images cost as
 much as a clip of seven frames.
 """
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_pipelines import workers
+from data_pipelines import conditioned, workers
 from nova_jax.models.text.encoder import TextEncoder
+from nova_jax.runs.config import DataSource
 from nova_jax.types import Batch, Params
+
+MAX_REFERENCES = 3  # images of earlier shots, as many as requests of films show
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixture:
+class Mixture(DataSource):
     """Parts that share codec and text encoder.
 
     Attributes:
-        parts: (`experiment.DataSource`, how many of every n batches it gives) or, third, the rows of its batches over
-            the batch size, 1 where not said; the first one describes the mixture.
+        parts: (`DataSource`, how many of every n batches it gives) or, third, the rows of its batches over
+            the batch size, 1 if left out; the first one describes the mixture.
         processes: that make the batches; 0: this one does.
     """
 
@@ -63,14 +66,15 @@ class Mixture:
         facts = self.parts[0][0].describe() | {"weights": [part[1] for part in self.parts]}
         return facts | ({"rows": self._rows} if set(self._rows) != {1.0} else {})
 
-    def example(self) -> Batch:
-        """One sample of the first part; a network's parameters do not depend on which conditions it is shown."""
-        return self.parts[0][0].example()
+    def encode(self, report: Callable[[int, int], None] | None = None) -> None:
+        """Encodes what is not in the caches of the parts yet."""
+        for part in self.parts:
+            part[0].encode(report)
 
     def examples(self) -> list[tuple[float, Batch]]:
         """For every part its rows per row of the batch size, a mean over all batches, and one sample."""
         shares = [part[1] / len(self.order) * rows for part, rows in zip(self.parts, self._rows, strict=True)]
-        return [(share, part[0].example()) for share, part in zip(shares, self.parts, strict=True)]
+        return [(share, part[0].examples()[0][1]) for share, part in zip(shares, self.parts, strict=True)]
 
     def fingerprint(self) -> str:
         """Hash of all parts and their weights."""
@@ -91,10 +95,13 @@ class Mixture:
         parts = tuple((part[0].with_text_encoder(encoder), *part[1:]) for part in self.parts)
         return dataclasses.replace(self, parts=parts)
 
+    def scorer(self, per_task: int) -> Any:
+        """That of the first part."""
+        return self.parts[0][0].scorer(per_task)
+
     def exam(self, per_task: int) -> Any:
-        """That of the first part; None where it has none."""
-        first = self.parts[0][0]
-        return first.exam(per_task) if hasattr(first, "exam") else None
+        """That of the first part."""
+        return self.parts[0][0].exam(per_task)
 
     def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
         """The rows of the parts' batches, over all shards, for this batch size.
@@ -133,7 +140,7 @@ class Mixture:
             )
         first = start // batch_size
         streams = [
-            part[0].batches(self._given(index, first) * size, size, shard_index, shard_count)
+            part[0].batches(self._before(index, first) * size, size, shard_index, shard_count)
             for index, (part, size) in enumerate(zip(self.parts, sizes, strict=True))
         ]
         number = first
@@ -141,7 +148,47 @@ class Mixture:
             yield next(streams[self.order[number % len(self.order)]])
             number += 1
 
-    def _given(self, part: int, batches: int) -> int:
+    def _before(self, part: int, batches: int) -> int:
         """How many of the first batches came from a part."""
         cycles, rest = divmod(batches, len(self.order))
         return cycles * self.parts[part][1] + self.order[:rest].count(part)
+
+
+def of_videos(
+    *,
+    videos: Any,
+    images: Any = None,
+    films: Any = None,
+    weights: tuple[int, int, int] = (4, 2, 2),
+    image_rows: float = 7.0,
+    film_rows: float = 1.0,
+    **settings: Any,
+) -> Mixture:
+    """Clips, images and shots of films in one mixture of nearly equal cost; videos describe it.
+
+        part       latents   beside them                                                 rows of a batch
+        videos     f         nothing                                                     the batch size
+        images     1         nothing                                                     f times as many
+        films      f         references, single frames of earlier shots, at time 0       what is asked for
+
+    A clip goes through the causal autoencoder once and is kept as half-precision latents. Which of its frames are given
+    is decided by the objective (`nova_jax.diffusion.given_frames`), so one part serves text to video, image to video,
+    interpolation and continuation.
+
+    Args:
+        videos: a source of task "video": `pixels` (1 + k t, h, w, 3) and `caption`, such as `scenes.Reels`.
+        images: such a source of clips of one frame; None: left out.
+        films: such a source whose clips have `references` and `num_references` too; None: left out.
+        weights: how many of their sum of batches come from videos, images and films.
+        image_rows: rows of a batch of images over the batch size; the cost is that of clips at their latent frames.
+        film_rows: rows of a batch of films over the batch size; references make a row longer.
+        settings: of `ConditionedLatents`: `codec_path`, `text_encoder`, `cache_path`, `seed`, `threads`, `stored_as`.
+    """
+    settings = {"stored_as": "float16"} | settings
+    parts: list[Any] = [(conditioned.ConditionedLatents(sources=(videos,), **settings), weights[0])]
+    if images is not None:
+        parts.append((conditioned.ConditionedLatents(sources=(images,), **settings), weights[1], image_rows))
+    if films is not None:
+        shots = conditioned.ConditionedLatents(sources=(films,), num_frames=MAX_REFERENCES, **settings)
+        parts.append((shots, weights[2], film_rows))
+    return Mixture(parts=tuple(parts))

@@ -26,7 +26,7 @@ def join(
     """Rows of one shard of a stream, from a position on.
 
     Args:
-        data: an `experiment.DataSource` that can be pickled; with `batch_sizes` where its batches differ in rows.
+        data: a `DataSource` that can be pickled.
         processes: how many at most: as many of them work as divide the rows.
         start: samples consumed so far, over all shards.
         batch_size: global.
@@ -39,7 +39,7 @@ def join(
     """
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be a whole number of 1 or more, or 0 for this one alone")
-    sizes = data.batch_sizes(batch_size) if hasattr(data, "batch_sizes") else (batch_size,)
+    sizes = data.batch_sizes(batch_size)
     rows, rest = divmod(math.gcd(*sizes), shard_count)
     if rest:
         raise ValueError(f"batches of {', '.join(map(str, sizes))} rows do not divide over {shard_count} data shards")

@@ -21,11 +21,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from data_pipelines import streams
-from data_pipelines.canvas import CanvasLatents
+from data_pipelines import datasets
+from data_pipelines.conditioned import ConditionedLatents
 from data_pipelines.mixture import Mixture
 from data_pipelines.scenes import world
-from data_pipelines.scenes.canvas import CanvasPictures, CanvasScenes
+from data_pipelines.scenes.editing.source import CanvasPictures, CanvasScenes
 from data_pipelines.scenes.world import World
 from experiments import image_vae, reports
 from nova_jax import experiment, generation
@@ -94,9 +94,9 @@ class SceneTasks:
     processes: int = 0
 
 
-def text_data(data: SceneTasks) -> CanvasLatents:
+def text_data(data: SceneTasks) -> ConditionedLatents:
     """Captions and pictures."""
-    return CanvasLatents(
+    return ConditionedLatents(
         sources=(CanvasScenes(data.world, length=data.length),),
         codec_path=data.codec_path,
         cache_path=data.cache_path,
@@ -146,7 +146,7 @@ CONFIG = dataclasses.replace(
 
 def make_codec_config(data: SceneTasks) -> experiment.TrainConfig:
     """The autoencoder of all pictures that the tasks show or draw."""
-    pixels = streams.Pixels(source=CanvasPictures(data.world, seed=1, length=200_000), processes=data.processes)
+    pixels = datasets.Pixels(source=CanvasPictures(data.world, seed=1, length=200_000), processes=data.processes)
     return image_vae.make_config(pixels, name="canvas_vae", steps=4000, kl=0.01, vae=VAE)
 
 

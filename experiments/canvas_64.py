@@ -13,10 +13,10 @@ import functools
 
 import jax.numpy as jnp
 
-from data_pipelines import streams
+from data_pipelines import datasets
 from data_pipelines.scenes import world
-from data_pipelines.scenes.canvas import CanvasPictures
-from data_pipelines.sources.held import Held
+from data_pipelines.scenes.editing.source import CanvasPictures
+from data_pipelines.sources.memory import InMemory
 from experiments import canvas, image_vae
 from nova_jax import experiment
 from nova_jax.training import optimizer
@@ -47,10 +47,10 @@ CONFIG = dataclasses.replace(
 
 def make_codec_config(data: canvas.SceneTasks, steps: int = 3000) -> experiment.TrainConfig:
     """The autoencoder, on pictures drawn once, for it learns from 17,000 a second."""
-    pictures = Held(CanvasPictures(data.world, seed=1, length=100_000), data.processes or 1)
+    pictures = InMemory(CanvasPictures(data.world, seed=1, length=100_000), data.processes or 1)
     vae = dataclasses.replace(VAE, dtype=jnp.bfloat16)
     config = image_vae.make_config(
-        streams.Pixels(source=pictures), name="canvas_vae", steps=steps, batch_size=256, kl=0.01, vae=vae
+        datasets.Pixels(source=pictures), name="canvas_vae", steps=steps, batch_size=256, kl=0.01, vae=vae
     )
     return dataclasses.replace(config, optimizer=optimizer.AdamW(peak=2e-3, warmup=200, b2=0.99, schedule="linear"))
 

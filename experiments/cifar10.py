@@ -13,7 +13,7 @@ ship, and no objects yet. Not run at its full length.
 
 import dataclasses
 
-from data_pipelines import streams
+from data_pipelines import datasets
 from data_pipelines.sources import Parquet
 from experiments import emoji, reports
 from nova_jax import experiment
@@ -24,7 +24,7 @@ PROMPTS = tuple(f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for n
 CONFIG = dataclasses.replace(
     emoji.CONFIG,
     name="cifar10",
-    data=streams.CaptionedLatents(source=Parquet("cifar10_train.parquet"), codec_path=""),
+    data=datasets.CaptionedLatents(source=Parquet("cifar10_train.parquet"), codec_path=""),
     preview=experiment.Preview(every=1000, prompts=PROMPTS),
 )
 

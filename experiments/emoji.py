@@ -15,7 +15,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from data_pipelines import streams
+from data_pipelines import datasets
 from data_pipelines.sources import WebDataset
 from experiments import image_vae, reports
 from nova_jax import experiment
@@ -55,7 +55,7 @@ CONFIG = experiment.TrainConfig(
         text_encoder=WordTextEncoder(width=96, depth=1, num_heads=2, length=16),
     ),
     objective=FlowMatching(),
-    data=streams.CaptionedLatents(source=WebDataset("emoji.tar"), codec_path="", size=SIZE),
+    data=datasets.CaptionedLatents(source=WebDataset("emoji.tar"), codec_path="", size=SIZE),
     optimizer=optimizer.Muon(peak=5e-3, matrices="hidden", adam_scale=0.25, warmup=100, b2=0.99, schedule="linear"),
     steps=STEPS,
     batch_size=64,

@@ -4,8 +4,8 @@
     python -m experiments.emoji_canvas data.source.paths=/data/emoji.tar steps=20000
 
 The tar holds `KEY.png` (or .webp) with alpha and `KEY.txt`; it is read in place. A mixture of text to picture, mattes
-and palettes (`data_pipelines.cutouts`) is learnt from nothing, without a stage before it but the autoencoder's, which
-goes into `RUN_vae` and is found there when the command runs again.
+and palettes (`data_pipelines.sources.cutouts`) is learnt from nothing, without a stage before it but the autoencoder's,
+which goes into `RUN_vae` and is found there when the command runs again.
 
 At the end the run folder has scores.json and tasks.png, both of held-out pictures. Each score stands between its
 ceiling, that of the true answers through the autoencoder, and chance, that of answers to other pictures:
@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipelines import cache, cutouts, images, loader, streams
-from data_pipelines.canvas import CanvasLatents, InMemory
-from data_pipelines.cutouts import CutoutPictures, Cutouts
+from data_pipelines import datasets, encoding, images, loader
+from data_pipelines.conditioned import ConditionedLatents
 from data_pipelines.mixture import Mixture
-from data_pipelines.sources import WebDataset
+from data_pipelines.sources import InMemory, WebDataset, cutouts
+from data_pipelines.sources.cutouts import CutoutPictures, Cutouts
 from experiments import canvas, image_vae
 from nova_jax import experiment, generation, tasks
 from nova_jax.diffusion import DropRates, FlowMatching
@@ -87,9 +87,9 @@ def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
 def make_mixture(data: CutoutTar, codec_path: str) -> Mixture:
     """Of 10 batches 3 hold captions alone, 3 mattes and 4 palettes."""
 
-    def of_task(task: str, **inputs: Any) -> CanvasLatents:
+    def of_task(task: str, **inputs: Any) -> ConditionedLatents:
         source = Cutouts(data.source, task, data.size)
-        return CanvasLatents(sources=(source,), codec_path=codec_path, max_corrupt=data.max_corrupt, **inputs)
+        return ConditionedLatents(sources=(source,), codec_path=codec_path, max_corrupt=data.max_corrupt, **inputs)
 
     return Mixture(
         parts=(
@@ -103,8 +103,8 @@ def make_mixture(data: CutoutTar, codec_path: str) -> Mixture:
 def train_codec(data: CutoutTar, run_dir: str, steps: int = 4000) -> str:
     """The autoencoder of all pictures that the tasks show or ask for; returns its folder."""
     shown = CutoutPictures(data.source, data.size, seed=1)
-    limit = cache.max_corrupt_of_all(shown, data.max_corrupt)
-    pixels = streams.Pixels(source=InMemory(shown), max_corrupt=limit)
+    limit = encoding.max_corrupt_of_all(shown, data.max_corrupt)
+    pixels = datasets.Pixels(source=InMemory(shown), max_corrupt=limit)
     config = image_vae.make_config(pixels, name="emoji_canvas_vae", steps=steps, kl=0.005, vae=canvas.VAE)
     held_out = CutoutPictures(data.source, data.size, seed=1, held_out=True)
     return image_vae.train(dataclasses.replace(config, run_dir=run_dir), held_out)

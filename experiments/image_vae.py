@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import images, loader, streams
-from data_pipelines.scenes import scoring, source
-from data_pipelines.sources.held import Held
+from data_pipelines import datasets, images, loader
+from data_pipelines.scenes import source
+from data_pipelines.sources import base
+from data_pipelines.sources.memory import InMemory
 from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
 from nova_jax.evaluation import pictures
@@ -45,7 +46,7 @@ SMALL_VAE = VAE(
 
 
 def make_config(
-    data: streams.Pixels, *, name: str, steps: int, batch_size: int = 64, kl: float = 0.03, vae: VAE = SMALL_VAE
+    data: datasets.Pixels, *, name: str, steps: int, batch_size: int = 64, kl: float = 0.03, vae: VAE = SMALL_VAE
 ) -> experiment.TrainConfig:
     """Trains an autoencoder on pictures of any size divisible by its compression.
 
@@ -66,7 +67,7 @@ def make_config(
     )
 
 
-CONFIG = make_config(streams.Pixels(source=source.Scenes(seed=1, length=200_000)), name="image_vae", steps=4000)
+CONFIG = make_config(datasets.Pixels(source=source.Scenes(seed=1, length=200_000)), name="image_vae", steps=4000)
 
 
 def export(
@@ -103,9 +104,10 @@ def export(
         "psnr_db": round(pictures.psnr(truth, rebuilt), 2),
         "environment": environment.describe(),
     }
-    if isinstance(held_out, source.Scenes):
-        card["parser_on_ground_truth"] = dataclasses.asdict(scoring.read_back(truth, held_out))
-        card["parser_on_reconstructions"] = dataclasses.asdict(scoring.read_back(rebuilt, held_out))
+    read_back = base.examinable(held_out).read_back
+    if (found := read_back(truth)) is not None:
+        card["parser_on_ground_truth"] = dataclasses.asdict(found)
+        card["parser_on_reconstructions"] = dataclasses.asdict(read_back(rebuilt))
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps({key: value for key, value in card.items() if key != "environment"}, indent=1))
     return folder
@@ -131,7 +133,7 @@ def train(config: experiment.TrainConfig, held_out: Any) -> str:
 
 def under_another_seed(drawn: Any) -> Any:
     """The same source, or the one that is held in memory, under another seed."""
-    drawn = drawn.source if isinstance(drawn, Held) else drawn
+    drawn = drawn.source if isinstance(drawn, InMemory) else drawn
     return dataclasses.replace(drawn, seed=drawn.seed + 1000)
 
 

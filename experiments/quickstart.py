@@ -17,7 +17,7 @@ colour attribution 0.79; parser on reconstructions 0.990. After 10,000 steps: 0.
 import dataclasses
 import sys
 
-from data_pipelines import streams
+from data_pipelines import datasets
 from data_pipelines.scenes import source, world
 from experiments import distill, image_vae, reports
 from nova_jax import experiment
@@ -65,7 +65,7 @@ CONFIG = experiment.TrainConfig(
         text_encoder=WordTextEncoder(width=96, depth=1, num_heads=2, length=20, window=7),
     ),
     objective=FlowMatching(),
-    data=streams.CaptionedLatents(source=source.Scenes(WORLD, length=32_000), codec_path=CODEC),
+    data=datasets.CaptionedLatents(source=source.Scenes(WORLD, length=32_000), codec_path=CODEC),
     # A wider network after 300 steps: loss 0.88 with AdamW at 1.5e-3, 0.77 with Muon at 2e-3, 0.68 with Muon at 6e-3.
     # At the rate that Muon needs, AdamW shakes the text path: words are bound to objects late or never (docs/text.md).
     optimizer=optimizer.Muon(peak=7e-3, matrices="hidden", adam_scale=0.25, warmup=50, b2=0.99, schedule="linear"),

@@ -16,13 +16,12 @@ import dataclasses
 import functools
 from typing import Any
 
-from data_pipelines import reel as reel_data
-from data_pipelines import streams
+from data_pipelines import datasets, mixture
 from data_pipelines.mixture import Mixture
-from data_pipelines.scenes import reel_world
-from data_pipelines.scenes.reel_source import Reels
-from data_pipelines.scenes.reel_world import ReelWorld
-from data_pipelines.sources.held import Held
+from data_pipelines.scenes.video import world as video_world
+from data_pipelines.scenes.video.source import Reels
+from data_pipelines.scenes.video.world import ReelWorld
+from data_pipelines.sources.memory import InMemory
 from experiments import image_vae, reports, video_vae
 from nova_jax import experiment, generation
 from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames, TimeNoise, time_sampling
@@ -65,7 +64,7 @@ class Moving:
         processes: that draw clips and make batches; 0: threads of this one do.
     """
 
-    world: ReelWorld = reel_world.REEL_36
+    world: ReelWorld = video_world.REEL_36
     length: int = 4_000
     codec_path: str = ""
     cache_path: str = "runs/cache"
@@ -74,7 +73,7 @@ class Moving:
 
 def make_batches(data: Moving) -> Mixture:
     """Of eight batches four hold clips, two pictures, seven times as many, and two shots of films."""
-    parts = reel_data.make_parts(
+    parts = mixture.of_videos(
         videos=Reels(data.world, "video", length=data.length),
         images=Reels(data.world, "image", length=2 * data.length),
         films=Reels(data.world, "film", length=data.length),
@@ -111,10 +110,10 @@ def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
 
 def train_codec(data: Moving, run_dir: str, steps: int = video_vae.CLIP_STEPS) -> str:
     """The autoencoder of clips of this world; returns its folder."""
-    clips = Held(Reels(data.world, "video", seed=1, length=data.length))
-    pictures = Held(Reels(data.world, "image", seed=1, length=5 * data.length))
+    clips = InMemory(Reels(data.world, "video", seed=1, length=data.length), processes=None)
+    pictures = InMemory(Reels(data.world, "image", seed=1, length=5 * data.length), processes=None)
     config = video_vae.make_video_config(
-        streams.Pixels(source=clips), streams.Pixels(source=pictures), name="reel_vae", steps=steps
+        datasets.Pixels(source=clips), datasets.Pixels(source=pictures), name="reel_vae", steps=steps
     )
     return video_vae.train(dataclasses.replace(config, run_dir=run_dir), image_vae.under_another_seed(clips))
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.scenes import scoring, source
+from data_pipelines.scenes import source
+from data_pipelines.scenes.exams import geneval_scores
 from experiments import image_vae
 from nova_jax import atomic, distillation, environment, experiment, generation
 from nova_jax import config as configs
-from nova_jax.evaluation import geneval, plots, report, task_evaluation, task_report
+from nova_jax.evaluation import plots, report, task_evaluation, task_report
 
 SETTINGS = generation.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=2.0)
 PER_TASK = 128
@@ -24,15 +25,10 @@ STUDENT_STEPS = (1, 2, 4, 8)
 def finish_scenes(config: experiment.TrainConfig, result: experiment.Result) -> None:
     """Scores a model of the scenes world on GenEval's six tasks, with ceilings, and writes its report."""
     trained = generation.load_run(result.directory)
-    scenes: source.Scenes = config.data.source
     start = time.time()
-    scored = scoring.score(
-        lambda prompts, seeds: generation.generate(trained, prompts, list(seeds), SETTINGS),
-        scenes.world,
-        per_task=PER_TASK,
-    )
+    scored = score(trained, config.data.scorer(PER_TASK), SETTINGS)
     seconds = time.time() - start
-    ceilings = measure_ceilings(trained, scenes)
+    ceilings = measure_ceilings(trained, config.data.source)
     values = [
         report.Score(name, task.rate, task.low, task.high, task.chance, task.n)
         for name, task in scored.summary.tasks.items()
@@ -112,8 +108,8 @@ def finish_student(config: experiment.TrainConfig, result: experiment.Result) ->
         ]
         for name, (run, settings) in drawers.items()
     }
-    if isinstance(getattr(config.data, "source", None), source.Scenes):
-        found = {name: score_scenes(run, config.data.source, settings) for name, (run, settings) in drawers.items()}
+    if scorer := config.data.scorer(PER_TASK):
+        found = {name: score(run, scorer, settings).summary for name, (run, settings) in drawers.items()}
         tasks = list(next(iter(found.values())).tasks)
         rows = [
             [name, *(summary.tasks[task].rate for task in tasks), summary.overall] for name, summary in found.items()
@@ -140,29 +136,25 @@ def student_settings(trained: generation.TrainedRun) -> list[generation.Sampling
     return [dataclasses.replace(default, num_steps=steps) for steps in STUDENT_STEPS if steps in known]
 
 
-def score_scenes(
-    trained: generation.TrainedRun, scenes: source.Scenes, settings: generation.SamplingSettings
-) -> geneval.Summary:
+def score(
+    trained: generation.TrainedRun, scorer: geneval_scores.Scorer, settings: generation.SamplingSettings
+) -> geneval_scores.Scored:
     """GenEval's six tasks."""
-    return scoring.score(
-        lambda prompts, seeds: generation.generate(trained, prompts, list(seeds), settings),
-        scenes.world,
-        per_task=PER_TASK,
-    ).summary
+    return scorer.score(lambda prompts, seeds: generation.generate(trained, prompts, list(seeds), settings))
 
 
-def measure_ceilings(trained: generation.TrainedRun, scenes: source.Scenes) -> dict[str, scoring.Ceiling]:
+def measure_ceilings(trained: generation.TrainedRun, scenes: source.Scenes) -> dict[str, geneval_scores.Ceiling]:
     """What the parser reads on held-out ground truth and on its reconstructions: no generated picture can do better."""
     held_out = image_vae.under_another_seed(scenes)
     truth = np.stack([held_out[i]["pixels"] for i in range(CEILING_SCENES)])
     rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, truth)
     return {
-        "ground truth": scoring.read_back(truth, held_out),
-        "reconstructions": scoring.read_back(rebuilt, held_out),
+        "ground truth": held_out.read_back(truth),
+        "reconstructions": held_out.read_back(rebuilt),
     }
 
 
-def print_scores(scored: scoring.Scored, ceilings: dict[str, scoring.Ceiling]) -> None:
+def print_scores(scored: geneval_scores.Scored, ceilings: dict[str, geneval_scores.Ceiling]) -> None:
     """The table of the report, for the terminal."""
     print(f"\n{'task':20} {'score':>7}   95 % interval   chance     n")
     for name, task in scored.summary.tasks.items():
@@ -222,7 +214,7 @@ def loss_curves(lines: list[dict[str, Any]]) -> list[plots.Series]:
     return curves
 
 
-def _first(scored: scoring.Scored, task: str, count: int) -> list[int]:
+def _first(scored: geneval_scores.Scored, task: str, count: int) -> list[int]:
     """Indices of the first pictures of one task: not chosen."""
     return [i for i, prompt in enumerate(scored.prompts) if prompt.task == task][:count]
 

@@ -14,7 +14,7 @@ bindings are learnt; two shapes that a caption only lists are often drawn as the
 import dataclasses
 import functools
 
-from data_pipelines import streams
+from data_pipelines import datasets
 from data_pipelines.scenes import source, world
 from experiments import emoji, image_vae, quickstart, reports
 from nova_jax import experiment
@@ -48,7 +48,7 @@ CONFIG = dataclasses.replace(
     ),
     # Four times the quickstart's latents show the same layout through twice the noise.
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),
-    data=streams.CaptionedLatents(source=SCENES, codec_path=""),
+    data=datasets.CaptionedLatents(source=SCENES, codec_path=""),
     optimizer=dataclasses.replace(quickstart.CONFIG.optimizer, warmup=100),
     steps=STEPS,
     ema_decay=0.998,

@@ -13,7 +13,7 @@ import functools
 
 import jax.numpy as jnp
 
-from data_pipelines import streams
+from data_pipelines import datasets
 from experiments import distill, emoji, image_vae, reports, scenes
 from nova_jax import experiment
 from nova_jax.diffusion import FlowMatching, time_sampling
@@ -41,7 +41,7 @@ CONFIG = dataclasses.replace(
         text_encoder=scenes.CONFIG.model.text_encoder,
     ),
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),
-    data=streams.CaptionedLatents(source=scenes.SCENES, codec_path="", processes=8),
+    data=datasets.CaptionedLatents(source=scenes.SCENES, codec_path="", processes=8),
     optimizer=dataclasses.replace(scenes.CONFIG.optimizer, peak=3e-3, warmup=200),
     steps=STEPS,
     batch_size=256,

@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import images, loader, streams
+from data_pipelines import datasets, images, loader
 from data_pipelines.mixture import Mixture
-from data_pipelines.scenes.reel_source import Reels
+from data_pipelines.scenes.video.source import Reels
 from data_pipelines.sources.frames import Frames
-from data_pipelines.sources.held import Held
+from data_pipelines.sources.memory import InMemory
 from experiments import image_vae
 from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
@@ -42,12 +42,12 @@ VIDEO = vaes.tiny_video()
 IMAGE = inflation.without_time(VIDEO)
 IMAGE_STEPS, CLIP_STEPS, KL = 1100, 300, 0.01  # what two CPU cores do in 40 minutes
 # Held in memory: 0.7 and 0.2 GB. Drawing a clip takes 33 ms of one processor, a picture 4 ms.
-CLIPS = Held(Reels(task="video", seed=1, length=4_000))
-PICTURES = Held(Reels(task="image", seed=1, length=30_000))
+CLIPS = InMemory(Reels(task="video", seed=1, length=4_000), processes=None)
+PICTURES = InMemory(Reels(task="image", seed=1, length=30_000), processes=None)
 
 
 def make_image_config(
-    pictures: streams.Pixels,
+    pictures: datasets.Pixels,
     *,
     name: str,
     steps: int = IMAGE_STEPS,
@@ -71,8 +71,8 @@ def make_image_config(
 
 
 def make_video_config(
-    clips: streams.Pixels,
-    pictures: streams.Pixels | None = None,
+    clips: datasets.Pixels,
+    pictures: datasets.Pixels | None = None,
     *,
     name: str,
     steps: int,
@@ -111,7 +111,7 @@ def _optimizer(peak: float) -> optimizer.Optimizer:
 
 
 CONFIG = make_video_config(
-    streams.Pixels(source=CLIPS), streams.Pixels(source=PICTURES), name="video_vae", steps=CLIP_STEPS
+    datasets.Pixels(source=CLIPS), datasets.Pixels(source=PICTURES), name="video_vae", steps=CLIP_STEPS
 )
 
 

@@ -29,6 +29,18 @@ MOVED = {  # names in the configs of earlier versions -> today's
     "nova_jax.inference:SamplingSettings": "nova_jax.generation.settings:SamplingSettings",
     "nova_jax.distillation.semigroup:Progressive": "nova_jax.distillation.progressive:Progressive",
     "nova_jax.distillation.semigroup:Shortcut": "nova_jax.distillation.shortcut:Shortcut",
+    "data_pipelines.streams:Pixels": "data_pipelines.datasets:Pixels",
+    "data_pipelines.streams:CaptionedLatents": "data_pipelines.datasets:CaptionedLatents",
+    "data_pipelines.canvas:CanvasLatents": "data_pipelines.conditioned:ConditionedLatents",
+    "data_pipelines.canvas:InMemory": "data_pipelines.sources.memory:InMemory",
+    "data_pipelines.cache:LatentCache": "data_pipelines.encoding:LatentCache",
+    "data_pipelines.cutouts:Cutouts": "data_pipelines.sources.cutouts:Cutouts",
+    "data_pipelines.cutouts:CutoutPictures": "data_pipelines.sources.cutouts:CutoutPictures",
+    "data_pipelines.sources.held:Held": "data_pipelines.sources.memory:InMemory",
+    "data_pipelines.scenes.canvas:CanvasScenes": "data_pipelines.scenes.editing.source:CanvasScenes",
+    "data_pipelines.scenes.canvas:CanvasPictures": "data_pipelines.scenes.editing.source:CanvasPictures",
+    "data_pipelines.scenes.reel_source:Reels": "data_pipelines.scenes.video.source:Reels",
+    "data_pipelines.scenes.reel_world:ReelWorld": "data_pipelines.scenes.video.world:ReelWorld",
 }
 LINEN_FIELDS = ("parent", "name")  # bookkeeping of flax.linen, never part of a config
 PROSE = ("prompts", "text", "negative_text", "mask_prompt")  # fields whose `~` is a sign like any other

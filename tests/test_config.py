@@ -162,7 +162,7 @@ def test_a_tilde_is_the_home_folder_in_every_field_but_prose(monkeypatch, tmp_pa
     [
         ("data_pipelines", config.NotInstalled, "is part of the repository of nova_jax"),
         ("grain", config.NotInstalled, "needs the package 'grain', which is not installed"),
-        ("data_pipelines.streams", config.ConfigError, "does not exist in this version"),
+        ("data_pipelines.datasets", config.ConfigError, "does not exist in this version"),
     ],
 )
 def test_a_class_that_cannot_be_imported_says_whose_fault_it_is(missing, error, sentence, monkeypatch):
@@ -170,8 +170,8 @@ def test_a_class_that_cannot_be_imported_says_whose_fault_it_is(missing, error, 
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     monkeypatch.setattr(config.importlib, "import_module", fail)
-    with pytest.raises(error, match=f"class 'data_pipelines.streams:Pixels' {sentence}") as caught:
-        config.from_dict({"_class_name": "data_pipelines.streams:Pixels"}, packages=("data_pipelines",))
+    with pytest.raises(error, match=f"class 'data_pipelines.datasets:Pixels' {sentence}") as caught:
+        config.from_dict({"_class_name": "data_pipelines.datasets:Pixels"}, packages=("data_pipelines",))
     assert type(caught.value) is error
 
 

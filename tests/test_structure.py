@@ -72,6 +72,12 @@ def test_imports_point_one_way(path):
         assert parts <= MAY_IMPORT[part] | {part}, f"{part} may not import {parts - MAY_IMPORT[part] - {part}}"
 
 
+def test_data_of_any_kind_knows_nothing_of_the_scenes_world():
+    generic = [path for path in SOURCES if re.match(r"data_pipelines/(?!scenes/)", name_of(path))]
+    users = {name_of(p) for p in generic if any(name.startswith("data_pipelines.scenes") for name in imports(parse(p)))}
+    assert not users
+
+
 def test_flax_is_fenced_into_layers_and_models():
     users = {name_of(p) for p in SOURCES if any(name.split(".")[0] == "flax" for name in imports(parse(p)))}
     inside = re.compile(r"nova_jax/(layers|models)/|nova_jax/runs/build.py")

@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import streams
-from data_pipelines.scenes.reel_source import Reels
-from data_pipelines.scenes.reel_world import ReelWorld
+from data_pipelines import datasets
+from data_pipelines.scenes.video.source import Reels
+from data_pipelines.scenes.video.world import ReelWorld
 from experiments import image_vae, video_vae
 from nova_jax import config as configs
 from nova_jax import experiment, weights
 from nova_jax.models import inflation, presets
 from nova_jax.models import vae as vaes
-from nova_jax.runs import build
+from nova_jax.runs import build, train
 from nova_jax.types import Batch
 
 SMALL = vaes.VAE(
@@ -28,7 +28,7 @@ SMALL = vaes.VAE(
     has_attention=False,
 )
 REELS = Reels(ReelWorld(height=32, width=32, frames=5), seed=1, length=40)
-CLIPS = streams.Pixels(source=REELS, size=(8, 8))
+CLIPS = datasets.Pixels(source=REELS, size=(8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_training_step_of_the_default_stays_below_its_budget_per_clip():
     """0.04 TFLOP for 25 frames of 36 x 64 pixels, by XLA's count."""
     example = Batch(np.zeros((1, 25, 36, 64, 3), np.float32))
     config = dataclasses.replace(video_vae.CONFIG, batch_size=1)
-    assert 0.02e12 < experiment.flops_per_step(config, example) < 0.04e12
+    assert 0.02e12 < train.flops_per_step(config, [(1.0, example)]) < 0.04e12
 
 
 def test_clips_to_measure_on_are_of_another_seed():

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from data_pipelines.scenes.canvas import CanvasScenes
+from data_pipelines.scenes.editing.source import CanvasScenes
 from experiments import canvas
 from nova_jax import experiment, weights
 from tests import tiny_run

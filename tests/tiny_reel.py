@@ -4,14 +4,15 @@ import dataclasses
 
 import jax
 
-from data_pipelines import reel
-from data_pipelines.scenes import reel_source, reel_world
+from data_pipelines import mixture
+from data_pipelines.scenes.video import source as video_source
+from data_pipelines.scenes.video import world as video_world
 from nova_jax import experiment, weights
 from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames
 from nova_jax.models.vae import VAE
 from tests import tiny_run
 
-WORLD = dataclasses.replace(reel_world.REEL_36, height=32, width=32, frames=9)
+WORLD = dataclasses.replace(video_world.REEL_36, height=32, width=32, frames=9)
 SHAPE = (3, 4, 4, 4)  # of a clip's latents
 TINY_VAE = VAE(
     latent_channels=4, width=8, width_multipliers=(1, 1, 1), halves_time=(True, True), num_blocks=1, patch_size=2
@@ -21,8 +22,8 @@ TINY_VAE = VAE(
 def make_data(folder):
     """Three parts; the autoencoder is written into the folder."""
     weights.save(TINY_VAE, TINY_VAE.init(jax.random.key(0)), folder / "vae")
-    sources = {f"{task}s": reel_source.Reels(world=WORLD, task=task, length=4) for task in ("video", "image", "film")}
-    return reel.make_parts(
+    sources = {f"{task}s": video_source.Reels(world=WORLD, task=task, length=4) for task in ("video", "image", "film")}
+    return mixture.of_videos(
         **sources,
         weights=(1, 1, 1),
         image_rows=3.0,

@@ -5,7 +5,7 @@ import pathlib
 
 import jax
 
-from data_pipelines import streams
+from data_pipelines import datasets
 from data_pipelines.scenes import source
 from nova_jax import distillation, experiment, weights
 from nova_jax.diffusion import FlowMatching
@@ -39,7 +39,7 @@ def make_config(folder) -> experiment.TrainConfig:
             text_encoder=ENCODER,
         ),
         objective=FlowMatching(),
-        data=streams.CaptionedLatents(
+        data=datasets.CaptionedLatents(
             source=source.Scenes(length=32), codec_path=str(folder / "vae"), cache_path=str(folder / "cache")
         ),
         optimizer=AdamW(peak=1e-3, warmup=2),

@@ -1,9 +1,9 @@
-"""The scenes world: captioned pictures and clips in which everything is known, and a parser that reads them back."""
+"""The scenes world: captioned images and clips in which everything is known, and a parser that reads them back."""
 
-from data_pipelines.scenes.canvas import CanvasPictures, CanvasScenes
-from data_pipelines.scenes.reel_source import Reels
-from data_pipelines.scenes.reel_world import REEL_36, REEL_72, ReelWorld
+from data_pipelines.scenes.editing.source import CanvasPictures, CanvasScenes
 from data_pipelines.scenes.source import Scenes
+from data_pipelines.scenes.video.source import Reels
+from data_pipelines.scenes.video.world import REEL_36, REEL_72, ReelWorld
 from data_pipelines.scenes.world import (
     CANVAS_32,
     CANVAS_64,

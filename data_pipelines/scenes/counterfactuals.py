@@ -1,6 +1,6 @@
 """The same scene with one thing changed: exact before-and-after pairs for editing tasks.
 
-Rendering both scenes gives two pictures that agree bit for bit outside `mask`.
+Rendering both scenes gives two images that agree bit for bit outside `mask`.
 """
 
 from typing import Literal, NamedTuple
@@ -74,7 +74,7 @@ def _is_new(before: Scene, after: Scene, index: int, world: World) -> bool:
 
 
 def mask(edit: Edit, image_size: int) -> Bool[np.ndarray, "h w"]:
-    """The pixels in which the two pictures may differ."""
+    """The pixels in which the two images may differ."""
     if edit.target is None:
         covered = np.zeros((image_size, image_size))
         for o in edit.before.objects:

@@ -32,7 +32,7 @@ def dilated(mask: Bool[np.ndarray, "h w"], reach: int) -> Bool[np.ndarray, "h w"
 
 
 def box(mask: Bool[np.ndarray, "h w"], margins: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
-    """The bounding box of the mask with margins left, top, right, bottom, cut at the picture's edge."""
+    """The bounding box of the mask with margins left, top, right, bottom, cut at the image's edge."""
     x0, y0, x1, y1 = bounds(mask)
     left, top, right, bottom = margins
     out = np.zeros_like(mask)

@@ -1,4 +1,4 @@
-"""Reads a picture of a scene back into objects: deterministic, and without any trained network.
+"""Reads an image of a scene back into objects: deterministic, and without any trained network.
 
     1. ground      the median colour along the border, refined over all pixels like it
     2. blobs       connected pixels past half way from the ground to their nearest object colour (Lab), no specks; where
@@ -47,10 +47,10 @@ class Templates(NamedTuple):
 
 
 def parse(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) -> list[Detected]:
-    """The objects of one picture, largest first: x, y is the centroid, confidence the overlap with the best template.
+    """The objects of one image, largest first: x, y is the centroid, confidence the overlap with the best template.
 
     Args:
-        pixels: uint8 (0..255) or floating point (-1..1), as large as the world's pictures; may have one leading frame.
+        pixels: uint8 (0..255) or floating point (-1..1), as large as the world's images; may have one leading frame.
         world: Whose shapes and colours to look for.
     """
     found = []
@@ -60,7 +60,7 @@ def parse(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) -> list
 
 
 def parse_banded(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) -> list[Detected]:
-    """The objects of a picture in any colours on a background of horizontal bands; a colour reads "#rrggbb".
+    """The objects of an image in any colours on a background of horizontal bands; a colour reads "#rrggbb".
 
     Args:
         pixels: As `parse`.
@@ -77,13 +77,13 @@ def parse_banded(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) 
 
 
 def foreground(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) -> Bool[np.ndarray, "h w"]:
-    """The pixels that the objects of a picture cover by half or more."""
+    """The pixels that the objects of an image cover by half or more."""
     found = [coverage >= 0.5 for coverage, _ in _objects(_to_levels(pixels, world), world)]
     return np.logical_or.reduce(found, axis=0) if found else np.zeros((world.height, world.width), bool)
 
 
 def background(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) -> str:
-    """The name of the world's background that is nearest to the picture's."""
+    """The name of the world's background that is nearest to the image's."""
     picture = _to_levels(pixels, world)
     ground, _ = _ground(picture, palette.to_lab(picture))
     return _nearest_name(ground, world.backgrounds)
@@ -92,7 +92,7 @@ def background(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) ->
 def _objects(
     picture: Float[np.ndarray, "h w 3"], world: Vocabulary
 ) -> Iterator[tuple[Float[np.ndarray, "h w"], Float[np.ndarray, " 3"]]]:
-    """Every object's coverage of the picture and its colour."""
+    """Every object's coverage of the image and its colour."""
     lab = palette.to_lab(picture)
     ground, from_ground = _ground(picture, lab)
     nearest, between = _nearest_color(lab, ground, world)
@@ -102,7 +102,7 @@ def _objects(
 
 
 def _to_levels(pixels: np.ndarray, world: Vocabulary) -> Float[np.ndarray, "h w 3"]:
-    """The picture as floating point 0..255."""
+    """The image as floating point 0..255."""
     shape = (world.height, world.width, 3)
     if pixels.shape not in (shape, (1, *shape)):
         raise ValueError(f"pixels has shape {pixels.shape}; this world's pictures are {shape}, one at a time.")

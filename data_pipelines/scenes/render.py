@@ -1,7 +1,7 @@
-"""Pictures of scenes, and everything that is exactly known about them.
+"""Images of scenes, and everything that is exactly known about them.
 
 An object covers a pixel by clip(1/2 - d, 0, 1), where d is the signed distance of the pixel's centre to the outline in
-pixels; the picture blends the object's colour over the background by that. Objects do not overlap, so order is free.
+pixels; the image blends the object's colour over the background by that. Objects do not overlap, so order is free.
 """
 
 import functools
@@ -17,7 +17,7 @@ from data_pipelines.scenes.world import Object, Scene
 
 
 class Swatch(NamedTuple):
-    """A colour of a picture and the share of its area."""
+    """A colour of an image and the share of its area."""
 
     name: str
     rgb: tuple[int, int, int]
@@ -59,7 +59,7 @@ def edges(scene: Scene, image_size: int) -> Bool[np.ndarray, "h w"]:
 
 
 def swatches(scene: Scene, image_size: int) -> list[Swatch]:
-    """The picture's colours with their area, largest first; blended pixels count in proportion."""
+    """The image's colours with their area, largest first; blended pixels count in proportion."""
     fractions = {scene.background: 1.0}
     for o in scene.objects:
         share = float(alpha(o, image_size).mean())
@@ -70,21 +70,21 @@ def swatches(scene: Scene, image_size: int) -> list[Swatch]:
 
 
 def render(scene: Scene, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture."""
+    """The image."""
     ground = np.empty((image_size, image_size, 3), np.uint8)
     ground[:] = palette.rgb(scene.background)
     return over(ground, scene.objects)
 
 
 def over(ground: UInt8[np.ndarray, "h w 3"], objects: Sequence[Object]) -> UInt8[np.ndarray, "h w 3"]:
-    """The objects painted over any picture; lengths are in units of its height."""
+    """The objects painted over any image; lengths are in units of its height."""
     picture = ground.astype(np.float32)
     paint(picture, objects)
     return np.rint(picture).astype(np.uint8)
 
 
 def paint(picture: Float32[np.ndarray, "h w 3"], objects: Sequence[Object]) -> None:
-    """Blend the objects into the picture, one after the other, touching only their bounding boxes."""
+    """Blend the objects into the image, one after the other, touching only their bounding boxes."""
     for o in objects:
         window, inner = _coverage(o.shape, o.x, o.y, o.radius, o.rotation, picture.shape[:2])
         part = picture[window]
@@ -113,7 +113,7 @@ def coverage(objects: Sequence[Object], image_size: int) -> Float32[np.ndarray, 
 def _coverage(
     shape: str, x: float, y: float, radius: float, rotation: int, size: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], Float32[np.ndarray, "h w 1"]]:
-    """An object's bounding box in pixels and its coverage there; remembered, for the pictures of an edit share it."""
+    """An object's bounding box in pixels and its coverage there; remembered, for the images of an edit share it."""
     o = Object(shape, "", "", x, y, radius, rotation)
     height, width = size
     left, top, right, bottom = (side * height for side in o.box)

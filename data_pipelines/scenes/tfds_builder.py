@@ -4,7 +4,7 @@
     builder.download_and_prepare()
     train = builder.as_data_source(split="train")
 
-A record is a picture (PNG), its caption, its background and its objects. Splits are streams of different seeds.
+A record is an image (PNG), its caption, its background and its objects. Splits are streams of different seeds.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
 
 class ScenesWorld(tfds.core.GeneratorBasedBuilder):
-    """Captioned pictures of coloured shapes."""
+    """Captioned images of coloured shapes."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [

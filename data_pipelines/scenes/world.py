@@ -67,16 +67,16 @@ class Scene(NamedTuple):
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What has to be known of a world to read its pictures. Lengths are in units of the picture's height."""
+    """What has to be known of a world to read its images. Lengths are in units of the image's height."""
 
     @property
     def height(self) -> int:
-        """Of a picture, in pixels."""
+        """Of an image, in pixels."""
         ...
 
     @property
     def width(self) -> int:
-        """Of a picture, in pixels."""
+        """Of an image, in pixels."""
         ...
 
     @property
@@ -144,7 +144,7 @@ class World:
     """The vocabulary and the prior of a family of scenes.
 
     Attributes:
-        image_size: Side of the square picture in pixels, 32 or more.
+        image_size: Side of the square image in pixels, 32 or more.
         shapes: Names from `outlines.SHAPES`; three are readable at 32 pixels, all eight at 64.
         colors: Names from `palette.COLORS`.
         backgrounds: Names from `palette.BACKGROUNDS`.
@@ -153,7 +153,7 @@ class World:
         held_out: (shape, color) pairs that `sample_scene` never draws and `sample_held_out` draws alone.
         kinds: Weights of single, pair, group and mixed scenes.
         gap: Least distance between the boxes of two objects.
-        border: Least distance between a box and the picture's edge.
+        border: Least distance between a box and the image's edge.
         wording: What captions say.
     """
 
@@ -194,7 +194,7 @@ class World:
         return seen_pairs(self)
 
     def fits(self, objects: Sequence[Object]) -> bool:
-        """Whether the objects keep their distance from each other and from the picture's edge."""
+        """Whether the objects keep their distance from each other and from the image's edge."""
         boxes = [o.box for o in objects]
         low, high = self.border - 1e-9, 1 - self.border + 1e-9
         inside = all(min(box) >= low and max(box) <= high for box in boxes)
@@ -202,12 +202,12 @@ class World:
 
     @property
     def height(self) -> int:
-        """Of a picture, in pixels."""
+        """Of an image, in pixels."""
         return self.image_size
 
     @property
     def width(self) -> int:
-        """Of a picture, in pixels."""
+        """Of an image, in pixels."""
         return self.image_size
 
     @property
@@ -254,7 +254,7 @@ def check_names(field: str, given: Sequence[str], allowed: Iterable[str]) -> Non
 VARIED_32 = World()
 VARIED_64 = World(image_size=64, shapes=tuple(outlines.SHAPES), max_objects=6, gap=0.04)
 # Upright shapes on white, which a CPU can learn: after the same 5 minutes one network drew colours right in 73 % of the
-# pictures of QUICKSTART, and in 33 % of those of VARIED_32.
+# images of QUICKSTART, and in 33 % of those of VARIED_32.
 QUICKSTART = dataclasses.replace(VARIED_32, backgrounds=("white",), max_rotation=0)
 SHAPES_64 = dataclasses.replace(VARIED_64, backgrounds=("white",), max_rotation=0)
 # Upright shapes on three backgrounds, for a model of every editing task; some pairs are kept for tests of composition.
@@ -388,7 +388,7 @@ def _sample_cast(world: World, rng: np.random.Generator, pairs: Pairs) -> list[t
 
 
 def radius_range(size: str, count: int) -> tuple[float, float]:
-    """The radii of a size in a picture of `count` objects."""
+    """The radii of a size in an image of `count` objects."""
     if size == "small":
         return _SMALL if count < 5 else _SMALL_CROWD
     return _LARGE_ALONE if count == 1 else _LARGE_PAIR

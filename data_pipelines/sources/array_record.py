@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import images, records
-from data_pipelines.sources import base, digests
+from data_pipelines import images
+from data_pipelines.sources import base, digests, record_format
 
 SUFFIX = ".array_record"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
@@ -19,11 +19,11 @@ READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
 class ArrayRecords(base.Source):
     """Samples of one or more ArrayRecord files, in file order.
 
-    A sample is what was written, except that the byte string `image` (an encoded picture) is decoded to `pixels`.
+    A sample is what was written, except that the byte string `image` (an encoded image) is decoded to `pixels`.
 
     Attributes:
         paths: a file, a folder of .array_record files, a glob, a range, or several; see `base.find_files`.
-        decoder: how encoded pictures become arrays.
+        decoder: how encoded images become arrays.
     """
 
     paths: base.Paths
@@ -38,7 +38,7 @@ class ArrayRecords(base.Source):
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[shard])
         try:
-            sample = records.decode(self._readers[shard].read([row])[0])
+            sample = record_format.decode(self._readers[shard].read([row])[0])
             if isinstance(data := sample.pop("image", None), bytes):
                 sample["pixels"] = self.decoder(data)
             if isinstance(sample.get("caption"), str):
@@ -85,7 +85,7 @@ def write(path: str | os.PathLike[str], samples: Iterable[Mapping[str, Any]]) ->
     writer = module.ArrayRecordWriter(partial, "group_size:1")  # one record per chunk: random access
     try:
         for sample in samples:
-            writer.write(records.encode(sample))
+            writer.write(record_format.encode(sample))
             count += 1
     finally:
         writer.close()

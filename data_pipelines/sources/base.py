@@ -22,9 +22,11 @@ import re
 import reprlib
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, ClassVar, Protocol, SupportsIndex, runtime_checkable
+
+import numpy as np
 
 from nova_jax import git_lfs
 
@@ -43,7 +45,7 @@ UNOPENABLE = (  # what the path is, rather than how the disk feels
     errno.ELOOP,
 )
 HIDDEN = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders of thumbnails, metadata and waste without a leading dot
-NOT_READ = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff")  # pictures all the same
+NOT_READ = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff")  # images all the same
 MAX_NAME = 300  # characters of a name in a sentence; a path is rarely longer
 SHORT = reprlib.Repr()
 SHORT.maxstring = MAX_NAME
@@ -110,8 +112,29 @@ class Decoder(Protocol):
         ...
 
 
+class Examinable:
+    """What a source offers to whoever scores models of it; one that knows the truth about its samples has answers."""
+
+    def scorer(self, per_task: int) -> Any:
+        """What scores images sampled for prompts of its own, `per_task` of each kind; None: nothing does."""
+        del per_task
+
+    def exam(self, per_task: int, cut: Callable[[str], str]) -> Any:
+        """An `evaluation.exam.Exam`: `per_task` questions a part, captions shortened by `cut`; None: there is none."""
+        del per_task, cut
+
+    def read_back(self, images: np.ndarray) -> Any:
+        """How many images of its first samples are read back right, with an interval; None: nothing reads them."""
+        del images
+
+
+def examinable(source: Any) -> Examinable:
+    """The source, or where it offers nothing of the kind what has no answers."""
+    return source if isinstance(source, Examinable) else Examinable()
+
+
 @dataclasses.dataclass(frozen=True)
-class Source(abc.ABC):
+class Source(Examinable, abc.ABC):
     """A dataset on disk, read by index."""
 
     @abc.abstractmethod
@@ -311,7 +334,7 @@ def check_caption(text: str) -> str:
 
 
 def left_out(count: int, first: str, decoder: Decoder) -> str:
-    """What to say of files that look like pictures and are not read."""
+    """What to say of files that look like images and are not read."""
     return (
         f"{count} files are left out, the first {show(first)!r}: {decoder.kind}s are read from names that end in "
         f"{', '.join(decoder.suffixes)}, and in a tar have no other dot; convert or rename them"

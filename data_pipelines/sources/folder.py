@@ -1,4 +1,4 @@
-"""A folder of pictures or videos, with captions in text files beside them or in one metadata file."""
+"""A folder of images or videos, with captions in text files beside them or in one metadata file."""
 
 import csv
 import dataclasses
@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Folder(base.Source):
-    """Pictures, or whatever the decoder reads, below `path`, in the order of their names; hidden ones are left out.
+    """Images, or whatever the decoder reads, below `path`, in the order of their names; hidden ones are left out.
 
-    Captions come from `metadata.jsonl` or `metadata.csv` in `path` when there is one: a row per picture with
+    Captions come from `metadata.jsonl` or `metadata.csv` in `path` when there is one: a row per image with
     `file_name` (relative to `path`) and the column `caption`. Otherwise the caption of `a/b.png` is the text of
     `a/b.txt`. A row that cannot be used is one corrupt record.
 
     Attributes:
         path: the folder.
-        caption: column of the metadata file; None for pictures without captions.
+        caption: column of the metadata file; None for images without captions.
         decoder: how files become arrays; a `VideoDecoder` makes it a folder of videos.
     """
 
@@ -64,7 +64,7 @@ class Folder(base.Source):
         return {"pixels": pixels, "caption": caption or "", "key": base.show(name)}
 
     def fingerprint(self) -> str:
-        """Hash of every picture's name and content, and of its caption."""
+        """Hash of every image's name and content, and of its caption."""
         names = [entry.name for entry in self._entries if not entry.fault]
         has_sidecars = self.caption is not None and self._metadata() is None
         files = [*names, *map(_sidecar, names)] if has_sidecars else names
@@ -81,7 +81,7 @@ class Folder(base.Source):
 
     @functools.cached_property
     def _entries(self) -> list["_Entry"]:
-        """Every picture."""
+        """Every image."""
         metadata = self._metadata()
         if metadata is not None and self.caption is not None:
             entries = list(_captioned(self._root, metadata, self.caption))
@@ -119,7 +119,7 @@ class Folder(base.Source):
 
 
 class _Entry(NamedTuple):
-    """One picture: its name relative to the folder, its caption if a metadata file holds it, what is wrong with it."""
+    """One image: its name relative to the folder, its caption if a metadata file holds it, what is wrong with it."""
 
     name: str
     caption: str | None = None
@@ -127,7 +127,7 @@ class _Entry(NamedTuple):
 
 
 def _sidecar(name: str) -> str:
-    """The file with the caption of a picture."""
+    """The file with the caption of an image."""
     return os.path.splitext(name)[0] + ".txt"
 
 
@@ -168,7 +168,7 @@ def _is_inside(root: str, path: str) -> bool:
 
 
 def _captioned(root: str, metadata: str, column: str) -> Iterator[_Entry]:
-    """Every row of a metadata file, those that name no picture or caption as faults."""
+    """Every row of a metadata file, those that name no image or caption as faults."""
     for number, row in enumerate(_rows(metadata), start=1):
         place = f"row {number} of {metadata}"
         if isinstance(row, Exception):

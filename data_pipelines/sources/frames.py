@@ -1,4 +1,4 @@
-"""Single pictures out of clips."""
+"""Single images out of clips."""
 
 import dataclasses
 import hashlib

@@ -1,7 +1,7 @@
-"""Parquet files with a column of encoded pictures and one of captions.
+"""Parquet files with a column of encoded images and one of captions.
 
 Parquet is read by row group, so random access keeps the last few groups in memory. When the data do not fit there,
-convert them once (`data_pipelines.cache.encode_source`, or `array_record.write`).
+convert them once (`data_pipelines.encoding.encode_source`, or `array_record.write`).
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class Parquet(base.Source):
 
     Attributes:
         paths: a file, a folder of .parquet files, a glob, a range, or several; see `base.find_files`.
-        image: column of encoded pictures: binary, or a struct with a binary field `bytes`.
+        image: column of encoded images: binary, or a struct with a binary field `bytes`.
         caption: column of texts, or None.
-        decoder: how pictures become arrays.
+        decoder: how images become arrays.
         cached_groups: row groups kept in memory.
     """
 

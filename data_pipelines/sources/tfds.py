@@ -18,10 +18,10 @@ class Tfds(base.Source):
     Attributes:
         path: its folder, with dataset_info.json, for example `~/tensorflow_datasets/cifar10/3.0.2`.
         split: as TFDS spells it, for example `train[:90%]`.
-        image: feature with the picture.
+        image: feature with the image.
         caption: feature with the text, or with a class label, or None.
         template: how a class label's name becomes a caption.
-        decoder: how pictures become arrays.
+        decoder: how images become arrays.
     """
 
     path: str | os.PathLike[str]

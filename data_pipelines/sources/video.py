@@ -36,7 +36,7 @@ EBML = b"\x1a\x45\xdf\xa3"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoDecoder:
-    """Encoded MP4, MOV, WebM or Matroska to the first frames of its picture.
+    """Encoded MP4, MOV, WebM or Matroska to the first frames of its image.
 
     Attributes:
         size: (h, w) to fit every frame into: the largest centred box of its shape, resampled.
@@ -73,7 +73,7 @@ class VideoDecoder:
         """Decodes the beginning of one video.
 
         Raises:
-            Undecodable: neither MP4 nor Matroska, damaged, without pictures, too short, or beyond a limit.
+            Undecodable: neither MP4 nor Matroska, damaged, without images, too short, or beyond a limit.
             ImportError: PyAV is not installed.
         """
         av = mp4.require_av("reading videos")

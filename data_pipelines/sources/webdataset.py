@@ -52,7 +52,7 @@ class ShardIndex(NamedTuple):
 
     keys: np.ndarray  # (n,) names as bytes
     members: np.ndarray  # (n, 2, 3) int64: image and caption, each a Member
-    left_out: np.ndarray  # (m,) names as bytes of what looks like a picture and is none by the rule of names
+    left_out: np.ndarray  # (m,) names as bytes of what looks like an image and is none by the rule of names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class WebDataset(base.Source):
     Attributes:
         paths: a tar, a folder of tars, a glob, a range such as `a-{000..012}.tar`, or several; see `base.find_files`.
         caption: extension of the caption's member; `json:name` takes the key `name` of the JSON member; None for none.
-        decoder: how pictures become arrays; a `VideoDecoder` makes them tars of videos.
+        decoder: how images become arrays; a `VideoDecoder` makes them tars of videos.
         index_dir: folder to keep the indices in (it may be the tars' own); None scans the headers at every start.
         checksums: also store a CRC-32 of each member when indexing (reads every byte once) and check it on every read.
             Without it, most flipped bits in a JPEG decode to other pixels without any error.
@@ -182,12 +182,12 @@ class WebDataset(base.Source):
 
 
 def scan(path: str, caption_suffix: str, checksums: bool, suffixes: tuple[str, ...]) -> ShardIndex:
-    """Reads the headers of a tar whose pictures (or videos) have names that end in one of the suffixes.
+    """Reads the headers of a tar whose images (or videos) have names that end in one of the suffixes.
 
     Raises:
         DatasetError: not an uncompressed tar, or it holds anything but plain files and folders.
     """
-    samples: dict[str, list[Member]] = {}  # key -> picture, caption
+    samples: dict[str, list[Member]] = {}  # key -> image, caption
     left_out: list[str] = []
     with open(path, "rb") as file:
         try:
@@ -220,7 +220,7 @@ def _add(
 ) -> bool:
     """Files one member under its sample, in the slot of its suffix, if it has one; says so.
 
-    A sample's name ends at its first dot, so `0.seg.png` is the `seg.png` of sample 0 and not its picture. A
+    A sample's name ends at its first dot, so `0.seg.png` is the `seg.png` of sample 0 and not its image. A
     `descriptor` asks for its checksum.
     """
     if not entry.is_plain:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from data_pipelines import exact
+from data_pipelines import gaussian_mixtures
 from nova_jax import config, distillation, environment, sampling
 from nova_jax.diffusion import denoiser, time_sampling
 from nova_jax.distillation import flow_map
@@ -31,7 +31,7 @@ from nova_jax.sampling import time_grids
 from nova_jax.training import optimizer
 from nova_jax.types import Batch, Conditioning, Params, TrainState
 
-PROBLEM = exact.PRODUCT
+PROBLEM = gaussian_mixtures.PRODUCT
 CENTRES = np.array([[a, b] for a in (-1.0, 1.0) for b in (-1.4, 0.0, 1.2)])
 MODE_WEIGHTS = np.array([0.15, 0.2, 0.15, 0.15, 0.2, 0.15])
 WIDTH, DEPTH, FREQUENCIES = 128, 4, 16

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.scenes import scoring
+from data_pipelines.scenes.exams import geneval_scores
 from nova_jax import config, generation, sampling
 from nova_jax.evaluation import step_benchmark, step_report
 from nova_jax.generation import program
@@ -97,7 +97,7 @@ def make_problem(
     trained: generation.TrainedRun, world: Any, scale: float, samples: int, seed: int
 ) -> tuple[sampling.Problem, jax.Array]:
     """The guided model on GenEval prompts of a world, and noise for them."""
-    scorer = scoring.Scorer(world, per_task=-(-samples // 6), seed=seed)
+    scorer = geneval_scores.Scorer(world, per_task=-(-samples // 6), seed=seed)
     order = np.random.default_rng(seed).permutation(len(scorer.prompts))[:samples]
     cond, null = generation.encode(trained, [scorer.prompts[i].text for i in order])
     denoise = program.make_denoiser(

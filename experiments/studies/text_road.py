@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.scenes import scoring, world
+from data_pipelines.scenes import world
+from data_pipelines.scenes.exams import geneval_scores
 from experiments import quickstart, scenes
 from nova_jax import atomic, environment, experiment, generation
 from nova_jax import config as configs
@@ -178,7 +179,7 @@ def run_road(settings: TextRoad, name: str, seed: int) -> list[dict[str, Any]]:
     path = config.directory / "curve.jsonl"
     done = {line["step"] for line in read_curve(path)}
     make = experiment.make_trained_run(config)
-    exam = scoring.Scorer(config.data.source.world, settings.examined)
+    exam = geneval_scores.Scorer(config.data.source.world, settings.examined)
 
     def examine(step: int, state: TrainState) -> None:
         if step in done:

@@ -293,7 +293,7 @@ def _scorer(data: dict[str, Any], pictures: int, console: rich.console.Console) 
     except config.NotInstalled as error:
         console.print(f"The pictures are not scored: {error}", highlight=False, soft_wrap=True)
         return None
-    return source.scorer(per_task=max(1, pictures // len(geneval.TASKS))) if hasattr(source, "scorer") else None
+    return source.scorer(max(1, pictures // len(geneval.TASKS)))
 
 
 def _flops(trained: generation.TrainedRun) -> float:

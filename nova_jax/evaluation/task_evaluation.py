@@ -166,7 +166,7 @@ def find_exam(run_dir: pathlib.Path, data: dict[str, Any], per_task: int) -> Exa
         ValueError: It sets none.
     """
     source = config.from_dict(data, packages=("nova_jax", "data_pipelines"))
-    found = source.exam(per_task=per_task) if hasattr(source, "exam") else None
+    found = source.exam(per_task)
     if found is None:
         raise ValueError(
             f"{run_dir} was trained on data without known answers: evaluate a run of `experiments.canvas` or of "

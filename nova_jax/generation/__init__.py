@@ -19,9 +19,10 @@ from nova_jax.generation.codec import decode_stream, make_decode, to_latents, to
 from nova_jax.generation.files import save_grid, save_pngs
 from nova_jax.generation.prompts import check_prompts, encode
 from nova_jax.generation.settings import SamplingSettings, check_settings, settings_for
-from nova_jax.runs.load import TrainedRun, load_run
+from nova_jax.runs.load import CODEC_FOLDER, TrainedRun, load_run
 
 __all__ = [
+    "CODEC_FOLDER",
     "SEEDS",
     "SamplingSettings",
     "TrainedRun",

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from nova_jax.runs.load import TrainedRun
+from nova_jax.types import Params
 
 
 def to_latents(trained: TrainedRun, pixels: UInt8[np.ndarray, "b f h w 3"]) -> Float32[np.ndarray, "b g i j c"]:
@@ -18,15 +19,20 @@ def to_latents(trained: TrainedRun, pixels: UInt8[np.ndarray, "b f h w 3"]) -> F
     Raises:
         ValueError: a size that the autoencoder does not compress to whole latents.
     """
-    encode = _make_to_latents(trained.codec)
+    encode = make_encode(trained.codec)
     return np.concatenate([np.asarray(encode(trained.codec_params, clip[None])) for clip in pixels])
 
 
 @functools.lru_cache(maxsize=8)
-def _make_to_latents(codec: Any) -> Any:
-    return jax.jit(
-        lambda params, pixels: codec.normalize(codec.encode(params, pixels.astype(jnp.float32) / 127.5 - 1.0)[0])
-    )
+def make_encode(codec: Any) -> Any:
+    """The jitted path from pixels (b, f, h, w, 3), uint8 or float in [-1, 1], to normalised latents of their mean."""
+
+    def encode(params: Params, pixels: jax.Array) -> jax.Array:
+        if pixels.dtype == jnp.uint8:
+            pixels = pixels.astype(jnp.float32) / 127.5 - 1.0
+        return codec.normalize(codec.encode(params, pixels)[0])
+
+    return jax.jit(encode)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,8 +1,9 @@
 """A whole training run as one value: model, objective, data, optimizer, mesh, and what is shown while it trains."""
 
+import abc
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from nova_jax.generation.settings import SamplingSettings
@@ -35,31 +36,60 @@ SEEDS = 2**32
 
 @runtime_checkable
 class DataSource(Protocol):
-    """Training data as an endless stream of batches whose position is one integer: the samples consumed."""
+    """Training data as an endless stream of batches whose position is one integer: the samples consumed.
 
+    A source of your own is a subclass with `describe`, `fingerprint` and `batches`; the other answers are those of
+    pixels in batches of one kind. Sources with more to say override them.
+
+    Attributes:
+        text_encoder: what reads the captions; None: nothing, or what is trained inside the network.
+    """
+
+    text_encoder: Any = None
+
+    @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON-able facts for config.json: `latent_shape` and `text_length` make a run one that can be drawn from."""
-        ...
+        """JSON-able facts for config.json: `latent_shape` and `text_length` make a run one that can be sampled from."""
 
-    def with_text_encoder(self, encoder: TextEncoder) -> "DataSource":
-        """The same data, its captions read by the encoder that is trained inside the network."""
-        ...
-
-    def example(self) -> Batch:
-        """One sample, with the shapes and dtypes of training; where they differ, `examples()` gives each kind."""
-        ...
-
+    @abc.abstractmethod
     def fingerprint(self) -> str:
         """Changes when the samples or their order change."""
-        ...
+
+    @abc.abstractmethod
+    def batches(self, start: int, batch_size: int, shard_index: int = 0, shard_count: int = 1) -> Iterator[Batch]:
+        """This shard's rows of every global batch from position `start` on, as host arrays."""
+
+    def encode(self, report: Callable[[int, int], None] | None = None) -> None:
+        """Makes what has to be made once before the first batch; `report` gets the samples done, and of how many.
+
+        Every process of a job calls it, before anything else that reads samples.
+        """
+        del report
+
+    def examples(self) -> list[tuple[float, Batch]]:
+        """For every kind of batch its rows over the batch size, a mean over all batches, and one sample."""
+        return [(1.0, next(self.batches(0, 1)))]
+
+    def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
+        """The global rows that a batch may have."""
+        return (batch_size,)
 
     def codec(self) -> tuple[Any, Params] | None:
         """The autoencoder whose latents these are, with its parameters; None when x0 is pixels."""
-        ...
+        return None
 
-    def batches(self, start: int, batch_size: int, shard_index: int, shard_count: int) -> Iterator[Batch]:
-        """This shard's rows of every global batch from position `start` on, as host arrays."""
-        ...
+    def with_text_encoder(self, encoder: TextEncoder) -> "DataSource":
+        """The same data, its captions read by the encoder that is trained inside the network."""
+        del encoder
+        return self
+
+    def scorer(self, per_task: int) -> Any:
+        """What scores images sampled for prompts of its own, `per_task` of each kind; None: nothing does."""
+        del per_task
+
+    def exam(self, per_task: int) -> Any:
+        """An `evaluation.exam.Exam` with `per_task` questions a part; None: there is none."""
+        del per_task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,7 +188,7 @@ def with_text_encoder(config: TrainConfig) -> TrainConfig:
     encoder = text_encoders.find(config.model)
     if encoder is not None:
         return dataclasses.replace(config, data=config.data.with_text_encoder(encoder))
-    named, denoiser = getattr(config.data, "text_encoder", None), config.model
+    named, denoiser = config.data.text_encoder, config.model
     if named is not None and isinstance(denoiser, DiT) and denoiser.text_dim != named.width:
         raise ValueError(
             f"the denoiser reads text states of width text_dim={denoiser.text_dim} and {named} gives {named.width}: "

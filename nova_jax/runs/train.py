@@ -43,10 +43,12 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
     distributed.check_devices()
     config = with_schedule(with_text_encoder(configs.expand_home(config)))
     devices = config.mesh.make()
-    for size in _batch_sizes(config):
+    for size in config.data.batch_sizes(config.batch_size):
         meshes.check_batch_size(devices, size, config.accumulate)
     with lock.RunLock(config.directory):
         _check_channels(config)
+        with jax.set_mesh(devices):
+            config.data.encode(logging.Progress("encoded"))
         record = _record(config)
         notes: list[str] = []
         if distributed.is_main():
@@ -97,7 +99,7 @@ def _recipe(config: TrainConfig) -> build.Recipe:
     """How the config's objective, or its distillation method, trains the config's model."""
     settings = {"ema_decay": config.ema_decay, "accumulate": config.accumulate, "seed": config.seed}
     settings["start_from"] = build.trained_params(config.model, config.start_from) if config.start_from else None
-    example = config.data.example()
+    example = config.data.examples()[0][1]
     if not isinstance(config.objective, distillation.Method):
         return build.plain(config.model, config.objective, config.optimizer, example, **settings)
     teacher = load.load_run(config.teacher) if config.teacher else None
@@ -125,7 +127,8 @@ def _start(
 
 def _global_batches(config: TrainConfig, sharding: Any, start: int) -> Iterator[Batch]:
     """Device-ready batches: this process's rows, joined with those of the others."""
-    (index, count), sizes = distributed.data_shard(sharding, config.batch_size), _batch_sizes(config)
+    index, count = distributed.data_shard(sharding, config.batch_size)
+    sizes = config.data.batch_sizes(config.batch_size)
     for rows in config.data.batches(start, config.batch_size, index, count):
         size = count * len(rows.x0)
         if size not in sizes:
@@ -133,28 +136,18 @@ def _global_batches(config: TrainConfig, sharding: Any, start: int) -> Iterator[
         yield distributed.global_batch(rows, sharding, size)
 
 
-def _batch_sizes(config: TrainConfig) -> tuple[int, ...]:
-    """The global rows that a batch may have: one number, or one for each part of a mixture."""
-    size = config.batch_size
-    return config.data.batch_sizes(size) if hasattr(config.data, "batch_sizes") else (size,)
-
-
-def _examples(config: TrainConfig) -> list[tuple[float, Batch]]:
-    """A sample of every kind of batch, and its rows over the batch size, a mean over all batches."""
-    return config.data.examples() if hasattr(config.data, "examples") else [(1.0, config.data.example())]
-
-
 def _record(config: TrainConfig) -> dict[str, Any]:
     """What config.json says: the resolved config, what it means in parameters and FLOPs, and where it runs."""
-    example = config.data.example()
+    examples = config.data.examples()
+    example = examples[0][1]
     shapes = jax.eval_shape(functools.partial(build.init_params, config.model, example), jax.random.key(0))
     peak, source = environment.peak_flops()
     return {
         "config": configs.to_dict(config),
         "data": config.data.describe(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
-        "samples_per_step": round(config.batch_size * sum(rows for rows, _ in _examples(config))),
-        "flops_per_step": flops_per_step(config, example),
+        "samples_per_step": round(config.batch_size * sum(rows for rows, _ in examples)),
+        "flops_per_step": flops_per_step(config, examples),
         "flops_formula": "closed form of models/flops.py times the forward passes of a step: three, or its method's"
         if hasattr(config.model, "flops")
         else "XLA's count of the unoptimised step",
@@ -175,16 +168,21 @@ def forward_flops(model: Any, batch: Batch) -> float:
     return float(model.flops(tuple(batch.x0.shape[1:4]), length, frames, extra_text))
 
 
-def flops_per_step(config: TrainConfig, example: Batch) -> float | None:
+def flops_per_step(config: TrainConfig, examples: Sequence[tuple[float, Batch]]) -> float | None:
     """Model FLOPs of a training step: closed form for transformers, XLA's count for an autoencoder (no scan).
 
-    None where XLA does not count. Of data in parts of several shapes or sizes (`data_pipelines.mixture`) the mean.
+    None where XLA does not count. Of data in parts of several shapes or sizes the mean.
+
+    Args:
+        config: of the run.
+        examples: see `DataSource.examples`.
     """
     if hasattr(config.model, "flops"):
-        forward = sum(rows * forward_flops(config.model, batch) for rows, batch in _examples(config))
+        forward = sum(rows * forward_flops(config.model, batch) for rows, batch in examples)
         if isinstance(config.objective, distillation.Method):
             return config.objective.forwards * forward * config.batch_size
         return flops.train_step_flops(forward, config.batch_size)
+    example = examples[0][1]
     params = jax.eval_shape(functools.partial(build.init_params, config.model, example), jax.random.key(0))
 
     def loss(params: Params, key: jax.Array) -> Any:

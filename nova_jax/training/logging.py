@@ -148,6 +148,31 @@ class RunLog:
             self._console.print(f"step {step}/{self._total_steps}  {text}", markup=False)
 
 
+class Progress:
+    """How far a long step before training is, where a run's log says how far training is; short ones say nothing.
+
+    Args:
+        what: has been done to the samples, in a word.
+        console: where it goes; stderr by default.
+    """
+
+    def __init__(self, what: str, console: rich.console.Console | None = None) -> None:
+        self._what, self._console = what, console or rich.console.Console(stderr=True, soft_wrap=True, highlight=False)
+        self._start = self._printed = time.perf_counter()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Says how many samples are done, how many a second, and how long the others take."""
+        now, is_last = time.perf_counter(), done >= total
+        is_due = now - self._printed >= PLAIN_SECONDS or (is_last and self._printed > self._start)
+        if is_due and distributed.is_main():
+            rate = done / (now - self._start)
+            left = f"{(total - done) / rate:.0f} s left" if rate and not is_last else f"{now - self._start:.0f} s"
+            self._console.print(f"{self._what} {done}/{total}  {rate:.4g} samples/s  {left}", markup=False)
+            self._printed = now
+        if is_last:
+            self._start = self._printed = now
+
+
 def keep_lines(path: pathlib.Path, *, through: int) -> None:
     """Drops the lines of later steps, and a last line torn by a crash, in one atomic rewrite."""
     if not path.exists():

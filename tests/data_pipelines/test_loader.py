@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from data_pipelines import images, loader, scenes, sources, text
+from data_pipelines import captions, images, loader, scenes, sources
 from nova_jax import types
 from nova_jax.models.text import WordTextEncoder
 
@@ -182,14 +182,14 @@ def test_what_cannot_be_read_is_left_out_of_what_a_model_is_measured_on(caplog):
 
 
 def test_half_a_character_in_a_caption_of_any_source_is_one_corrupt_record(caplog):
-    captions = [f"caption {i}" for i in range(4)]
-    source = sources.Arrays(np.zeros((4, 1, 2, 2, 4)), [*captions[:2], "half \ud83d", "\ufeffcaption 3"])
-    encode = text.Tokenize(WordTextEncoder(length=8, width=8, depth=1, num_heads=2))
+    texts = [f"caption {i}" for i in range(4)]
+    source = sources.Arrays(np.zeros((4, 1, 2, 2, 4)), [*texts[:2], "half \ud83d", "\ufeffcaption 3"])
+    encode = captions.Tokenize(WordTextEncoder(length=8, width=8, depth=1, num_heads=2))
     pipeline = loader.Loader(source, batch_size=4, shuffle=False, max_corrupt=1, batch_transform=encode)
-    expected = encode({"caption": np.array([*captions[:2], captions[3], captions[3]])})
+    expected = encode({"caption": np.array([*texts[:2], texts[3], texts[3]])})
     np.testing.assert_array_equal(next(pipeline.batches())["text_ids"], expected["text_ids"])
     assert "sample 2, Arrays, record 2: the caption is not Unicode" in caplog.text
-    assert [sample["caption"] for sample in loader.readable(source, range(4), 1)] == [*captions[:2], captions[3]]
+    assert [sample["caption"] for sample in loader.readable(source, range(4), 1)] == [*texts[:2], texts[3]]
 
 
 def test_a_fraction_of_the_source_may_be_corrupt():
@@ -343,7 +343,7 @@ def test_damaged_shards_stream_on_and_resume_to_the_bit(emoji_like, caplog):
 
 
 def test_the_scenes_world_loads_like_any_source():
-    tokenize = text.Tokenize(WordTextEncoder(length=20))
+    tokenize = captions.Tokenize(WordTextEncoder(length=20))
     pipeline = loader.Loader(
         scenes.Scenes(length=64), batch_size=4, transform=images.Transform(), batch_transform=tokenize
     )

@@ -12,7 +12,7 @@ from nova_jax.models.text import WordTextEncoder
 from nova_jax.types import Batch
 
 
-class Counting:
+class Counting(experiment.DataSource):
     """A stream whose rows say which part they are of and their position in it."""
 
     def __init__(self, part):
@@ -21,14 +21,8 @@ class Counting:
     def describe(self):
         return {"part": self.part}
 
-    def example(self):
-        return next(self.batches(0, 1))
-
     def fingerprint(self):
         return f"part {self.part}"
-
-    def codec(self):
-        return None
 
     def with_text_encoder(self, encoder):
         return Counting((self.part, encoder))

@@ -11,7 +11,8 @@ import pytest
 import rich.console
 from jax.sharding import NamedSharding, PartitionSpec
 
-from data_pipelines.scenes import scoring, world
+from data_pipelines.scenes import world
+from data_pipelines.scenes.exams import geneval_scores
 from nova_jax import cli, generation, sampling
 from nova_jax.evaluation import intervals, step_benchmark, step_report
 from nova_jax.parallel import mesh as meshes
@@ -84,7 +85,7 @@ def test_a_cell_draws_what_generate_draws(trained, bench):
     kept = np.load(bench / "pictures" / "euler-uniform-g2-3.npy")
     settings = generation.SamplingSettings(sampler="euler", num_steps=3, guidance_scale=2.0)
     order = np.random.default_rng(GRID.seed).permutation(6)
-    prompts = scoring.Scorer(world.World(), per_task=1).prompts
+    prompts = geneval_scores.Scorer(world.World(), per_task=1).prompts
     texts = [prompts[i].text for i in order[:3]]
     drawn = generation.generate(trained, texts, [int(i) for i in order[:3]], settings)
     difference = np.abs(drawn[:, 0].astype(int) - kept[:3].astype(int))
@@ -99,7 +100,7 @@ def make_bench(run_dir, folder, batch_size, devices=1):
     trained = trained._replace(params=jax.device_put(trained.params, everywhere))
     grid = dataclasses.replace(GRID, batch_size=batch_size)
     models = {step_benchmark.TEACHER: trained}
-    bench = step_benchmark.Bench(models, grid, folder, scoring.Scorer(world.World(), per_task=1))
+    bench = step_benchmark.Bench(models, grid, folder, geneval_scores.Scorer(world.World(), per_task=1))
     for batches in bench.batches.values():
         batches[:] = [jax.device_put(batch, (cut, everywhere, cut)) for batch in batches]
     return bench, sampling.initial_noise(np.random.default_rng(grid.seed).permutation(6), trained.latent_shape)
@@ -250,7 +251,7 @@ def test_without_the_repository_a_benchmark_measures_all_but_scores_and_says_so(
     grid = dataclasses.replace(GRID, samplers=("euler",), steps=(1,))
     for _ in range(2):  # the second goes on from the first
         step_benchmark.run(trained, grid, tmp_path, console=console)
-    assert "are not scored: class 'data_pipelines.streams:CaptionedLatents' is part of" in console.file.getvalue()
+    assert "are not scored: class 'data_pipelines.datasets:CaptionedLatents' is part of" in console.file.getvalue()
     header, kinds = results(tmp_path)
     assert len(kinds["cell"]) == len(grid.steps) * len(grid.guidance)
     assert not header["is_scored"]

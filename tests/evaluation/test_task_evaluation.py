@@ -9,13 +9,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipelines.scenes import canvas_exam
+from data_pipelines.scenes.exams import editing_exam
 from nova_jax import cli, experiment
 from nova_jax.evaluation import exam, task_evaluation, task_report
 from nova_jax.training import checkpoint
 from tests import tiny_canvas
 
-PARTS = [*canvas_exam.KINDS, "negative_off", "negative", "negative_words", "vary_similarity", "structure_strength"]
+PARTS = [*editing_exam.KINDS, "negative_off", "negative", "negative_words", "vary_similarity", "structure_strength"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_command_scores_every_part_of_an_editing_run_and_writes_the_page(run
     assert list(dict.fromkeys(row["part"] for row in found["scores"])) == PARTS
     assert {row["part"] for row in found["dials"]} == {"vary_similarity", "structure_strength"}
     barred = {(row["part"], row["score"]) for row in found["scores"] if row["bar"]}
-    possible = {(bar.part, bar.score) for bar in canvas_exam.BARS}
+    possible = {(bar.part, bar.score) for bar in editing_exam.BARS}
     assert barred <= possible
     outside = [row["value"] for row in found["scores"] if row["score"] == "outside"]
     assert outside

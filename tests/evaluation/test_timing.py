@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import exact
+from data_pipelines import gaussian_mixtures
 from nova_jax import sampling
 from nova_jax.diffusion import RectifiedFlow, denoiser
 from nova_jax.evaluation import timing
@@ -13,7 +13,7 @@ from nova_jax.sampling import time_grids
 
 def test_a_walk_that_stays_spends_what_the_denoiser_declares_and_ends_where_it_began():
     flow = RectifiedFlow()
-    declared = denoiser.declare(exact.FIVE_MODES.denoiser(flow), lambda t: 2)
+    declared = denoiser.declare(gaussian_mixtures.FIVE_MODES.denoiser(flow), lambda t: 2)
     start = jax.random.normal(jax.random.key(0), (5, 2))
     stayed = sampling.sample(declared, start, sampler=timing.Stay(), times=time_grids.uniform(16), schedule=flow)
     assert stayed.nfe == 32

@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import exact
+from data_pipelines import gaussian_mixtures
 from nova_jax import sampling
 from nova_jax.diffusion import RectifiedFlow
 from nova_jax.diffusion.denoiser import declare
 from nova_jax.sampling import adaptive
 
 FLOW = RectifiedFlow()
-DENOISER = exact.PRODUCT.denoiser(FLOW)
+DENOISER = gaussian_mixtures.PRODUCT.denoiser(FLOW)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def rms(error):
 
 @pytest.mark.long
 def test_the_error_falls_with_the_tolerance_at_little_cost(noise, float64):
-    truth = exact.PRODUCT.flow(noise)
+    truth = gaussian_mixtures.PRODUCT.flow(noise)
     errors, costs = [], []
     for tolerance in (1e-2, 1e-3, 1e-5):
         sampled, state = integrate(noise, rtol=tolerance, atol=tolerance, norm="batch")
@@ -86,7 +86,7 @@ def test_as_a_sampler_it_stops_at_every_time_of_the_grid(noise, float64):
     sampler = adaptive.Adaptive(rtol=1e-6, atol=1e-6)
     path = sampling.sample_trajectory(DENOISER, jnp.asarray(x), sampler=sampler, times=times, schedule=FLOW)
     for t, state in zip(times, path, strict=True):
-        np.testing.assert_allclose(state, exact.PRODUCT.flow(x, 1.0, t), atol=1e-4)
+        np.testing.assert_allclose(state, gaussian_mixtures.PRODUCT.flow(x, 1.0, t), atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import exact
+from data_pipelines import gaussian_mixtures
 from nova_jax import sampling
 from nova_jax.diffusion import RectifiedFlow
 from nova_jax.sampling import fitted, time_grids
@@ -50,18 +50,18 @@ def held_out_ratio(distribution, dimensions, num_steps, settings=QUICK):
     [("TWO_SCALES", 1, 10, 0.5), ("IMAGE_LIKE", 64, 10, 0.65), ("IMAGE_LIKE", 64, 5, 0.65), ("PRODUCT", 2, 8, 0.75)],
 )
 def test_a_learned_grid_beats_the_uniform_one(name, dimensions, num_steps, limit):
-    assert held_out_ratio(getattr(exact, name), dimensions, num_steps) <= limit
+    assert held_out_ratio(getattr(gaussian_mixtures, name), dimensions, num_steps) <= limit
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("num_steps", [4, 8])
 def test_a_learned_grid_is_never_worse_where_little_is_to_gain(num_steps):
-    assert held_out_ratio(exact.FIVE_MODES, 2, num_steps) <= 1.05
+    assert held_out_ratio(gaussian_mixtures.FIVE_MODES, 2, num_steps) <= 1.05
 
 
 def test_for_gaussian_data_and_euler_the_grid_of_equal_angles_is_found():
     std, steps = 0.7, 6
-    data = exact.Mixture(np.ones(1), np.zeros((1, 1)), np.full((1, 1, 1), std**2))
+    data = gaussian_mixtures.Mixture(np.ones(1), np.zeros((1, 1)), np.full((1, 1, 1), std**2))
     settings = fitted.FitSettings(steps=500, learning_rate=0.03, batch_size=128, evaluate_every=50)
     found = fitted.fit_grid(
         problem(data), noise(1), sampler=sampling.Euler(), num_steps=steps, reference=std * noise(1), settings=settings
@@ -79,8 +79,8 @@ def test_for_gaussian_data_and_euler_the_grid_of_equal_angles_is_found():
 @pytest.mark.parametrize(
     ("method", "distribution", "dimensions", "sampler"),
     [
-        (fitted.dynamic_programming_grid, exact.IMAGE_LIKE, 64, SOLVER),
-        (fitted.curvature_grid, exact.TWO_SCALES, 1, sampling.Euler()),
+        (fitted.dynamic_programming_grid, gaussian_mixtures.IMAGE_LIKE, 64, SOLVER),
+        (fitted.curvature_grid, gaussian_mixtures.TWO_SCALES, 1, sampling.Euler()),
     ],
 )
 def test_the_cheaper_forms_beat_the_uniform_grid(method, distribution, dimensions, sampler):
@@ -93,7 +93,9 @@ def test_the_cheaper_forms_beat_the_uniform_grid(method, distribution, dimension
 
 
 def test_a_fitted_grid_is_saved_with_where_it_comes_from_and_used_by_its_file(tmp_path):
-    found = fitted.curvature_grid(problem(exact.GAUSSIAN), noise(2), sampler=SOLVER, num_steps=3, settings=QUICK)
+    found = fitted.curvature_grid(
+        problem(gaussian_mixtures.GAUSSIAN), noise(2), sampler=SOLVER, num_steps=3, settings=QUICK
+    )
     found = dataclasses.replace(found, model="exact", task="unconditional", guidance="none", seeds="0..255")
     path = found.save(tmp_path / "grids" / "dpmpp_2m_3.json")
     assert fitted.load(path) == found
@@ -136,7 +138,7 @@ def test_rows_of_the_condition_stay_with_their_noise():
 def test_what_cannot_be_fitted_is_refused(change, message):
     arguments = {"noise": noise(2, 8), "sampler": SOLVER, "num_steps": 4, "settings": QUICK} | change
     with pytest.raises(ValueError, match=message):
-        fitted.fit_grid(problem(exact.GAUSSIAN), **arguments)
+        fitted.fit_grid(problem(gaussian_mixtures.GAUSSIAN), **arguments)
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"learning_rate": 0.0}, {"held_out": 1.0}])

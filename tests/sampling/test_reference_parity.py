@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import exact
+from data_pipelines import gaussian_mixtures
 from nova_jax import sampling
 from nova_jax.diffusion import RectifiedFlow, VarianceExploding, VariancePreservingCosine
 
@@ -83,7 +83,7 @@ def test_ddim_on_a_variance_preserving_schedule(reference, float64):
 
 
 def _mixture(problem):
-    return exact.Mixture(*(np.asarray(problem[part]) for part in ("w", "mu", "cov")))
+    return gaussian_mixtures.Mixture(*(np.asarray(problem[part]) for part in ("w", "mu", "cov")))
 
 
 def _walk(denoiser, x, sampler, times, schedule):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import exact
+from data_pipelines import gaussian_mixtures
 from nova_jax import sampling
 from nova_jax.diffusion import RectifiedFlow, VarianceExploding, VariancePreservingCosine
 from nova_jax.sampling import time_grids
@@ -98,8 +98,8 @@ def uniform_in_logsnr(num_steps, ends=0.98):
 @pytest.mark.parametrize("name", ORDERS)
 def test_solvers_converge_with_their_order(name, float64):
     x = np.random.default_rng(0).standard_normal((64, 2))
-    start, end = exact.PRODUCT.flow(x, 1.0, 0.98), exact.PRODUCT.flow(x, 1.0, 0.02)
-    run = jax.jit(lambda x, times: walk(exact.PRODUCT, x, times, DETERMINISTIC[name]).x)
+    start, end = gaussian_mixtures.PRODUCT.flow(x, 1.0, 0.98), gaussian_mixtures.PRODUCT.flow(x, 1.0, 0.02)
+    run = jax.jit(lambda x, times: walk(gaussian_mixtures.PRODUCT, x, times, DETERMINISTIC[name]).x)
     errors = [rms(run(start, time_grids.pad(uniform_in_logsnr(n), 256)) - end) for n in (64, 256)]
     slope = np.log2(errors[0] / errors[1]) / 2
     assert slope >= ORDERS[name]
@@ -118,15 +118,15 @@ def test_any_number_of_steps_reaches_the_data(name, schedule):
 
     @jax.jit
     def run(x, times):
-        return walk(exact.GAUSSIAN, x, times, ALL[name], schedule, key=jax.random.key(0)).x
+        return walk(gaussian_mixtures.GAUSSIAN, x, times, ALL[name], schedule, key=jax.random.key(0)).x
 
     for steps in (1, 2, 3, 4):  # times are exactly 1 and exactly 0 at the ends
         end = run(x, time_grids.pad(time_grids.uniform(steps), 40))
         assert np.all(np.isfinite(end)), f"{steps} steps"
         assert np.max(np.abs(end)) < 30, f"{steps} steps"
     end = run(x, time_grids.uniform_angle(40, schedule))
-    np.testing.assert_allclose(np.mean(end, axis=0), exact.GAUSSIAN.means[0], atol=0.15)
-    np.testing.assert_allclose(np.cov(end.T), exact.GAUSSIAN.covariances[0], atol=0.15)
+    np.testing.assert_allclose(np.mean(end, axis=0), gaussian_mixtures.GAUSSIAN.means[0], atol=0.15)
+    np.testing.assert_allclose(np.cov(end.T), gaussian_mixtures.GAUSSIAN.covariances[0], atol=0.15)
 
 
 @pytest.mark.long
@@ -135,7 +135,7 @@ def test_the_end_can_be_differentiated_by_noise_and_times(name):
     x = jax.random.normal(jax.random.key(1), (4, 2))
 
     def total(x, times):
-        return jnp.sum(walk(exact.GAUSSIAN, x, times, ALL[name], key=jax.random.key(0)).x)
+        return jnp.sum(walk(gaussian_mixtures.GAUSSIAN, x, times, ALL[name], key=jax.random.key(0)).x)
 
     by_noise, by_times = jax.jit(jax.grad(total, argnums=(0, 1)))(x, jnp.array([1.0, 0.6, 0.2, 0.0]))
     assert np.all(np.isfinite(by_noise))
@@ -148,8 +148,8 @@ def test_one_step_from_pure_noise_gives_the_mean_of_the_data(name, float64):
     if name in ("heun_full", "midpoint", "ralston", "rk4"):
         pytest.skip("looks at the slope inside or after the step, which is another answer")
     x = np.random.default_rng(3).standard_normal((16, 2))
-    end = walk(exact.PRODUCT, x, [1.0, 0.0], DETERMINISTIC[name]).x
-    np.testing.assert_allclose(end, np.broadcast_to(exact.PRODUCT.mean(), (16, 2)), atol=1e-12)
+    end = walk(gaussian_mixtures.PRODUCT, x, [1.0, 0.0], DETERMINISTIC[name]).x
+    np.testing.assert_allclose(end, np.broadcast_to(gaussian_mixtures.PRODUCT.mean(), (16, 2)), atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_one_step_from_pure_noise_gives_the_mean_of_the_data(name, float64):
 )
 def test_evaluations_are_counted(name, steps, nfe):
     calls = []
-    denoiser = exact.GAUSSIAN.denoiser(FLOW)
+    denoiser = gaussian_mixtures.GAUSSIAN.denoiser(FLOW)
 
     def counted(x, t, cond):
         jax.debug.callback(lambda: calls.append(1))
@@ -202,25 +202,25 @@ def test_evaluations_are_counted(name, steps, nfe):
 def test_first_order_solvers_are_one_solver(float64):
     x = np.random.default_rng(4).standard_normal((16, 2))
     times = np.array([1.0, 0.9, 0.5, 0.45, 0.1, 0.0])
-    euler = walk(exact.PRODUCT, x, times, sampling.Euler()).x
+    euler = walk(gaussian_mixtures.PRODUCT, x, times, sampling.Euler()).x
     for other in (sampling.DDIM(), sampling.DPMSolverPP(order=1), sampling.DEIS(order=1)):
-        np.testing.assert_allclose(walk(exact.PRODUCT, x, times, other).x, euler, atol=1e-14)
+        np.testing.assert_allclose(walk(gaussian_mixtures.PRODUCT, x, times, other).x, euler, atol=1e-14)
     # Euler on x / alpha over sigma / alpha, the variance-exploding form, from just below pure noise.
     times = times.copy()
     times[0] = 0.99
-    exploding = exact.PRODUCT.denoiser(FLOW)
+    exploding = gaussian_mixtures.PRODUCT.denoiser(FLOW)
     y = x / (1 - times[0])
     for t, after in itertools.pairwise(times):
         _, eps = exploding(jnp.asarray(y * (1 - t)), jnp.full(16, t), None)
         y = y + (after / (1 - after) - t / (1 - t)) * eps
-    np.testing.assert_allclose(walk(exact.PRODUCT, x, times, sampling.Euler()).x, y, atol=1e-13)
+    np.testing.assert_allclose(walk(gaussian_mixtures.PRODUCT, x, times, sampling.Euler()).x, y, atol=1e-13)
 
 
 def test_the_flow_can_be_reversed(float64):
-    data = exact.PRODUCT.flow(np.random.default_rng(5).standard_normal((64, 2)))
+    data = gaussian_mixtures.PRODUCT.flow(np.random.default_rng(5).standard_normal((64, 2)))
     times = time_grids.uniform(64)
-    noise = walk(exact.PRODUCT, data, times[::-1], sampling.RK4()).x
-    again = walk(exact.PRODUCT, noise, times, sampling.RK4()).x
+    noise = walk(gaussian_mixtures.PRODUCT, data, times[::-1], sampling.RK4()).x
+    again = walk(gaussian_mixtures.PRODUCT, noise, times, sampling.RK4()).x
     assert np.max(np.abs(again - data)) < 2e-4
 
 
@@ -229,17 +229,19 @@ def test_stochastic_solvers_draw_for_each_sample_alone(name):
     x = np.random.default_rng(6).standard_normal((4, 2)).astype(np.float32)
     keys = jax.vmap(jax.random.key)(jnp.arange(4))
     times = time_grids.uniform(4)
-    together = walk(exact.PRODUCT, x, times, STOCHASTIC[name], key=keys).x
-    alone = walk(exact.PRODUCT, x[2:3], times, STOCHASTIC[name], key=keys[2:3]).x
+    together = walk(gaussian_mixtures.PRODUCT, x, times, STOCHASTIC[name], key=keys).x
+    alone = walk(gaussian_mixtures.PRODUCT, x[2:3], times, STOCHASTIC[name], key=keys[2:3]).x
     np.testing.assert_allclose(together[2:3], alone, atol=1e-6)
-    other = walk(exact.PRODUCT, x, times, STOCHASTIC[name], key=jax.vmap(jax.random.key)(jnp.arange(4) + 9)).x
+    other = walk(
+        gaussian_mixtures.PRODUCT, x, times, STOCHASTIC[name], key=jax.vmap(jax.random.key)(jnp.arange(4) + 9)
+    ).x
     assert np.all(np.any(np.abs(np.asarray(together) - np.asarray(other)) > 1e-3, axis=1))
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic_solvers_ask_for_a_key(name):
     with pytest.raises(ValueError, match="is stochastic: pass key"):
-        walk(exact.GAUSSIAN, jnp.zeros((2, 2)), time_grids.uniform(4), STOCHASTIC[name])
+        walk(gaussian_mixtures.GAUSSIAN, jnp.zeros((2, 2)), time_grids.uniform(4), STOCHASTIC[name])
 
 
 def ancestral_variances(steps, c=0.6):
@@ -261,7 +263,7 @@ def ancestral_variances(steps, c=0.6):
     "sampler", [sampling.SDEDPMSolverPP(order=1), sampling.DDIM(eta=1.0), sampling.EulerAncestral()], ids=repr
 )
 def test_ancestral_steps_have_the_variance_of_their_recursion(sampler, float64):
-    line = exact.Mixture(np.ones(1), np.zeros((1, 1)), np.full((1, 1, 1), 0.36))
+    line = gaussian_mixtures.Mixture(np.ones(1), np.zeros((1, 1)), np.full((1, 1, 1), 0.36))
     expected = ancestral_variances([10, 40])
     np.testing.assert_allclose(expected, [0.22156, 0.31202], atol=5e-6)
     x = np.random.default_rng(7).standard_normal((200_000, 1))
@@ -289,17 +291,17 @@ def test_renoising_keeps_the_marginals(float64):
 def test_churn_without_noise_is_heun_and_with_noise_is_not():
     x = np.random.default_rng(9).standard_normal((8, 2)).astype(np.float32)
     times, key = time_grids.uniform(6), jax.random.key(0)
-    heun = walk(exact.PRODUCT, x, times, sampling.Heun()).x
-    still = walk(exact.PRODUCT, x, times, sampling.Churn(churn=0.0), key=key).x
+    heun = walk(gaussian_mixtures.PRODUCT, x, times, sampling.Heun()).x
+    still = walk(gaussian_mixtures.PRODUCT, x, times, sampling.Churn(churn=0.0), key=key).x
     np.testing.assert_allclose(still, heun, atol=1e-6)
-    outside = walk(exact.PRODUCT, x, times, sampling.Churn(low=100.0), key=key).x
+    outside = walk(gaussian_mixtures.PRODUCT, x, times, sampling.Churn(low=100.0), key=key).x
     np.testing.assert_allclose(outside, heun, atol=1e-6)
-    assert np.max(np.abs(walk(exact.PRODUCT, x, times, sampling.Churn(), key=key).x - heun)) > 1e-2
+    assert np.max(np.abs(walk(gaussian_mixtures.PRODUCT, x, times, sampling.Churn(), key=key).x - heun)) > 1e-2
 
 
 def test_restarts_bring_a_wrong_path_back_to_the_data():
     """An Euler path ends too narrow; drawing anew from t = 0.7 and coming down again adds most of what is missing."""
-    line = exact.Mixture(np.ones(1), np.zeros((1, 1)), np.full((1, 1, 1), 0.36))
+    line = gaussian_mixtures.Mixture(np.ones(1), np.zeros((1, 1)), np.full((1, 1, 1), 0.36))
     x = np.random.default_rng(10).standard_normal((20_000, 1)).astype(np.float32)
     times, key = time_grids.uniform(4), jax.random.key(2)
     plain = np.std(walk(line, x, times, sampling.Euler()).x)

@@ -111,3 +111,19 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
         log.step(1, {"loss": 0.5})
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert b"loss" in file.read_bytes()
+
+
+def test_a_long_step_before_training_says_how_far_it_is_and_a_short_one_nothing(clock):
+    console = rich.console.Console(file=io.StringIO(), width=100)
+    progress = logging.Progress("encoded", console)
+    for done in (10, 20):
+        clock[0] += 1.0
+        progress(done, 20)
+    assert not console.file.getvalue()
+    for done in (10, 20, 40, 80):
+        clock[0] += 8.0
+        progress(done, 80)
+    assert console.file.getvalue().splitlines() == [
+        "encoded 20/80  1.25 samples/s  48 s left",
+        "encoded 80/80  2.5 samples/s  32 s",
+    ]

@@ -5,8 +5,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from data_pipelines import records, sources
-from data_pipelines.sources import array_record
+from data_pipelines import sources
+from data_pipelines.sources import array_record, record_format
 
 
 @pytest.fixture
@@ -118,11 +118,11 @@ def test_a_flipped_bit_in_the_middle_of_a_file_is_another_fingerprint(tmp_path):
 
 def test_half_a_character_in_a_caption_is_one_corrupt_record(tmp_path):
     path = tmp_path / "a.array_record"
-    half = records.encode({"caption": "@@", "x": np.zeros(1)}).replace(b'"@@"', b'"\\ud83d"')
+    half = record_format.encode({"caption": "@@", "x": np.zeros(1)}).replace(b'"@@"', b'"\\ud83d"')
     half = half[:4] + (len(half) - 16).to_bytes(4, "little") + half[8:]
     module = pytest.importorskip("array_record.python.array_record_module")
     writer = module.ArrayRecordWriter(str(path), "group_size:1")
-    for record in (records.encode({"caption": "whole", "x": np.zeros(1)}), half):
+    for record in (record_format.encode({"caption": "whole", "x": np.zeros(1)}), half):
         writer.write(record)
     writer.close()
     source = sources.ArrayRecords(str(path))

@@ -7,7 +7,8 @@ import socket
 import numpy as np
 import pytest
 
-from data_pipelines import images, records, sources
+from data_pipelines import images, sources
+from data_pipelines.sources import record_format
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_names_that_are_not_utf8_are_read_and_told_in_text_that_can_be_stored(fo
     keys = [sample["key"] for sample in source]
     assert keys == ["0.png", "2.png", "caf?.png", "sub/1.png", "sub/3.png"]
     np.testing.assert_array_equal(source[2]["pixels"], pictures[7][None])
-    assert records.decode(records.encode({"key": keys[2]})) == {"key": keys[2]}
+    assert record_format.decode(record_format.encode({"key": keys[2]})) == {"key": keys[2]}
     assert len(source.fingerprint()) == 64
     (folder / "metadata.csv").write_bytes(b"file_name,caption\ncaf\xe9.png,coffee\n")
     assert sources.Folder(folder)[0]["key"] == "caf?.png"

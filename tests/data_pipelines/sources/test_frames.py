@@ -1,8 +1,8 @@
 import numpy as np
 
-from data_pipelines import streams
-from data_pipelines.scenes.reel_source import Reels
-from data_pipelines.scenes.reel_world import ReelWorld
+from data_pipelines import datasets
+from data_pipelines.scenes.video.source import Reels
+from data_pipelines.scenes.video.world import ReelWorld
 from data_pipelines.sources import base
 from data_pipelines.sources.frames import Frames
 
@@ -24,6 +24,6 @@ def test_frames_are_known_by_their_clips():
 
 
 def test_a_stream_of_pixels_holds_whole_clips():
-    stream = streams.Pixels(source=CLIPS, size=(12, 16))
+    stream = datasets.Pixels(source=CLIPS, size=(12, 16))
     assert stream.describe()["pixel_shape"] == [5, 12, 16, 3]
     assert next(stream.batches(0, 2)).x0.shape == (2, 5, 12, 16, 3)

@@ -1,0 +1,1 @@
+"""Scenes edited: pairs of scenes and exact answers to every editing task."""

@@ -1,0 +1,1 @@
+"""Scenes that move: actors, cameras, shots and films."""
