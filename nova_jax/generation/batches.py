@@ -37,7 +37,7 @@ def generate(
     seeds: Sequence[int],
     settings: SamplingSettings | None = None,
     *,
-    told: Conditioning | None = None,
+    conditions: Conditioning | None = None,
     negative_prompts: Sequence[str] | None = None,
     given: Given | None = None,
 ) -> np.ndarray:
@@ -51,10 +51,10 @@ def generate(
         prompts: what to draw.
         seeds: one for each prompt.
         settings: how; None: `settings_for` the run.
-        told: what else the network is told, one row each (`tasks.conditions`); None: nothing. Guidance strengthens the
-            prompt and the palette alone.
-        negative_prompts: what to guide away from, one each; None: from saying nothing.
-        given: frames of the latents that are known, one row each; they come out as they are.
+        conditions: further conditions, one row each (`tasks.conditions`); None: none. Guidance strengthens the prompt
+            and the conditions that say so (`nova_jax.conditions`), such as the palette.
+        negative_prompts: what to guide away from, one each; None: from the empty prompt.
+        given: frames of the latents that are known, one row each; they come out unchanged.
 
     Returns:
         uint8 pixels (b, f, h, w, 3).
@@ -65,7 +65,7 @@ def generate(
         FloatingPointError: a walk ended in NaN or infinity; at which step.
     """
     decode = codec.make_decode(trained.codec)
-    chunks = _draw_chunks(trained, prompts, seeds, settings, told, negative_prompts, given)
+    chunks = _draw_chunks(trained, prompts, seeds, settings, conditions, negative_prompts, given)
     return np.concatenate([np.asarray(decode(trained.codec_params, x))[:count] for x, count in chunks])
 
 
@@ -75,12 +75,12 @@ def generate_latents(
     seeds: Sequence[int],
     settings: SamplingSettings | None = None,
     *,
-    told: Conditioning | None = None,
+    conditions: Conditioning | None = None,
     negative_prompts: Sequence[str] | None = None,
     given: Given | None = None,
 ) -> Float32[np.ndarray, "b f h w c"]:
     """As `generate`, but returns the normalised latents."""
-    chunks = _draw_chunks(trained, prompts, seeds, settings, told, negative_prompts, given)
+    chunks = _draw_chunks(trained, prompts, seeds, settings, conditions, negative_prompts, given)
     return np.concatenate([np.asarray(x)[:count] for x, count in chunks])
 
 
@@ -95,7 +95,7 @@ def _draw_chunks(
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: SamplingSettings | None,
-    told: Conditioning | None,
+    conditions: Conditioning | None,
     negative_prompts: Sequence[str] | None,
     given: Given | None,
 ) -> Iterator[tuple[jax.Array, int]]:
@@ -120,12 +120,13 @@ def _draw_chunks(
     for start in range(0, len(prompts), size):
         rows = functools.partial(_rows, start=start, size=size)
         negative = None if negative_prompts is None else encode(trained, rows(list(negative_prompts)))[0]
-        conditions = join(encode(trained, rows(list(prompts))), jax.tree.map(rows, told or Conditioning()), negative)
+        extra = jax.tree.map(rows, conditions or Conditioning())
+        pair = join(encode(trained, rows(list(prompts))), extra, negative)
         frames = None if given is None else (*map(rows, given), np.float32(settings.given_noise))
         chosen = np.asarray(rows(np.asarray(seeds, np.uint32)))
-        latents = draw(trained.params, *conditions, chosen, times, jnp.float32(settings.guidance_scale), frames).x
+        latents = draw(trained.params, *pair, chosen, times, jnp.float32(settings.guidance_scale), frames).x
         if not np.all(np.isfinite(latents)):
-            explain_nonfinite(trained, settings, conditions, chosen.tolist(), frames)
+            explain_nonfinite(trained, settings, pair, chosen.tolist(), frames)
         yield latents, min(size, len(prompts) - start)
 
 
@@ -141,12 +142,12 @@ def _rows(values: Any, *, start: int, size: int) -> Any:
 def explain_nonfinite(
     trained: TrainedRun,
     settings: SamplingSettings,
-    conditions: tuple[Conditioning, Conditioning],
+    pair: tuple[Conditioning, Conditioning],
     seeds: Sequence[int],
     given: Any = None,
 ) -> None:
     """Raises FloatingPointError: where the walk left the finite numbers, or that the guided network is not at fault."""
-    cond, null = conditions
+    cond, null = pair
     schedule, times = trained.objective.schedule, sampling_settings.time_grid(trained, settings)
     guided = program.guidance_of(settings.guidance_scale)
     scale, interval = settings.guidance_scale, settings.guidance_interval
