@@ -7,6 +7,7 @@ import pytest
 
 from nova_jax import conditions
 from nova_jax.diffusion import DropRates, FlowMatching, conditioning, guidance, make_denoiser
+from nova_jax.generation import prompts
 from nova_jax.models import embedders, growth
 from nova_jax.training import step
 from nova_jax.types import Conditioning
@@ -102,6 +103,21 @@ def test_an_own_condition_is_dropped_at_its_rate_whatever_else_is_registered(aes
     assert abs((is_gone & ~dropped.text_mask[:, 1]).mean() - 0.03) < 4 * np.sqrt(0.03 * 0.97 / count)
     assert not conditioning.null(cond, parts=("aesthetic",)).get("aesthetic").max() > -1
     assert DropRates(extra=(("aesthetic", 0.7),)).by_condition()["aesthetic"] == 0.7
+
+
+def test_guidance_of_a_request_strengthens_the_conditions_that_say_so(aesthetic):
+    encoded = Conditioning(text=jnp.ones((2, 3, 4))), Conditioning(text=jnp.zeros((1, 3, 4)))
+    extra = Conditioning(
+        extra={"aesthetic": np.ones(2)}, aligned=np.ones((2, 1, 2, 2, 1)), palette=np.ones((2, 1, 3)), task=np.ones(2)
+    )
+    cond, against = prompts.join(encoded, extra, None)
+    for name in ("aesthetic", "aligned", "palette", "task", "text"):
+        assert cond.get(name).all(), name
+    assert against.aligned.all()
+    assert against.task.all()
+    assert (against.get("aesthetic") == -1).all()
+    assert not against.palette_mask.any()
+    assert not against.text.any()
 
 
 def test_conditions_that_are_not_known_are_refused(aesthetic):

@@ -1,6 +1,6 @@
 """From prompts and seeds to pixels, in batches of a fixed size: encode, sample, decode.
 
-An image depends on its own prompt and seed alone, not on how many are asked for: its noise comes from the seed, and the
+An image depends on its own prompt and seed alone, not on how many there are: its noise comes from the seed, and the
 compiled program always sees batches of one size.
 """
 
@@ -23,7 +23,7 @@ from nova_jax.sampling import named, noise, time_grids
 from nova_jax.tasks.limits import Range
 from nova_jax.types import Conditioning
 
-CHUNK = 16  # images per call: a fixed size, so that an image does not depend on how many are asked for
+CHUNK = 16  # images per call: a fixed size, so that an image does not depend on how many there are
 CHUNK_LATENTS = 4096  # of clips, as many per call as have so many latents (places, not channels), but at least one
 ROOM = 32  # steps that a compiled program has room for, at least; fewer cost nothing more
 SEEDS = Range(0, 2**32 - 1)
@@ -41,16 +41,16 @@ def generate(
     negative_prompts: Sequence[str] | None = None,
     given: Given | None = None,
 ) -> np.ndarray:
-    """Draws one picture, or clip, per (prompt, seed).
+    """Samples one image, or clip, per (prompt, seed).
 
-    A picture depends on its own prompt and seed alone: the starting noise comes from the seed, and the network always
+    An image depends on its own prompt and seed alone: the starting noise comes from the seed, and the network always
     sees batches of the same size.
 
     Args:
         trained: a run.
-        prompts: what to draw.
+        prompts: texts.
         seeds: one for each prompt.
-        settings: how; None: `settings_for` the run.
+        settings: sampler, steps and guidance; None: `settings_for` the run.
         conditions: further conditions, one row each (`tasks.conditions`); None: none. Guidance strengthens the prompt
             and the conditions that say so (`nova_jax.conditions`), such as the palette.
         negative_prompts: what to guide away from, one each; None: from the empty prompt.
@@ -60,9 +60,9 @@ def generate(
         uint8 pixels (b, f, h, w, 3).
 
     Raises:
-        ValueError: no prompts, not one seed for each, a seed out of `SEEDS`, a prompt too long or not Unicode, a time
-            grid that there is not, settings that a student has not learnt.
-        FloatingPointError: a walk ended in NaN or infinity; at which step.
+        ValueError: no prompts, not one seed for each, a seed out of `SEEDS`, a prompt too long or not Unicode, an
+            unknown time grid, settings that a student has not learnt.
+        FloatingPointError: sampling ended in NaN or infinity; at which step.
     """
     decode = codec.make_decode(trained.codec)
     chunks = _draw_chunks(trained, prompts, seeds, settings, conditions, negative_prompts, given)
@@ -85,7 +85,7 @@ def generate_latents(
 
 
 def rows_per_call(latent_shape: tuple[int, ...]) -> int:
-    """The fixed number of pictures, or of clips of this shape (f, h, w, c), that are drawn together."""
+    """The fixed number of images, or of clips of this shape (f, h, w, c), that are sampled together."""
     f, h, w, _ = latent_shape
     return CHUNK if f == 1 else min(CHUNK, max(1, CHUNK_LATENTS // (f * h * w)))
 
@@ -99,7 +99,7 @@ def _draw_chunks(
     negative_prompts: Sequence[str] | None,
     given: Given | None,
 ) -> Iterator[tuple[jax.Array, int]]:
-    """Latents of `rows_per_call` samples at a time, and how many of them were asked for."""
+    """Latents of `rows_per_call` samples at a time, and how many of them belong to prompts."""
     if len(prompts) != len(seeds) or not prompts:
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one or more prompts, each with its seed")
     if wrong := [seed for seed in seeds if not SEEDS.low <= seed <= SEEDS.high]:
@@ -146,7 +146,7 @@ def explain_nonfinite(
     seeds: Sequence[int],
     given: Any = None,
 ) -> None:
-    """Raises FloatingPointError: where the walk left the finite numbers, or that the guided network is not at fault."""
+    """Raises FloatingPointError: where sampling left the finite numbers, or that the guided network is not at fault."""
     cond, null = pair
     schedule, times = trained.objective.schedule, sampling_settings.time_grid(trained, settings)
     guided = program.guidance_of(settings.guidance_scale)

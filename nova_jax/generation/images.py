@@ -239,15 +239,15 @@ def _all_neighbours(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 
 def _with_masks(trained: TrainedRun, requests: Sequence[Request]) -> list[Request]:
-    """The requests with their mask prompts answered.
+    """The requests with their mask prompts resolved.
 
     Raises:
         ValueError: a prompt found nothing.
     """
     found = list(requests)
-    asked = [i for i, r in enumerate(requests) if isinstance(r, (Inpaint, Outpaint)) and r.mask_prompt is not None]
-    masks = locate(trained, [requests[i].image for i in asked], [requests[i].mask_prompt for i in asked])  # pyright: ignore[reportAttributeAccessIssue]
-    for i, mask in zip(asked, masks, strict=True):
+    prompted = [i for i, r in enumerate(requests) if isinstance(r, (Inpaint, Outpaint)) and r.mask_prompt is not None]
+    masks = locate(trained, [requests[i].image for i in prompted], [requests[i].mask_prompt for i in prompted])  # pyright: ignore[reportAttributeAccessIssue]
+    for i, mask in zip(prompted, masks, strict=True):
         request: Any = requests[i]
         if not mask.any():
             raise ValueError(f"mask_prompt {request.mask_prompt!r} found nothing in the picture: name it otherwise")
@@ -257,7 +257,7 @@ def _with_masks(trained: TrainedRun, requests: Sequence[Request]) -> list[Reques
 
 
 def _carry_out(trained: TrainedRun, plans: Sequence[Plan]) -> list[Pictures]:
-    """Draws plans in groups that one program serves, and finishes each."""
+    """Samples plans in groups that one program serves, and finishes each."""
     groups: dict[Any, list[int]] = {}
     for i, p in enumerate(plans):
         groups.setdefault((p.size, jax.tree.structure(p.cond), p.settings, p.negative is None), []).append(i)
@@ -284,15 +284,15 @@ def _draw_group(trained: TrainedRun, plans: Sequence[Plan], seeds: Sequence[int]
 
 def _plan_of(request: Any, prompt: str, settings: SamplingSettings | None) -> Plan:
     """The plan of a request that draws from a prompt, with its own guidance, seed and number of pictures."""
-    asked = request.settings
-    steps = settings or SamplingSettings(sampler="heun", num_steps=STEPS[asked.quality])
+    own = request.settings
+    steps = settings or SamplingSettings(sampler="heun", num_steps=STEPS[own.quality])
     return Plan(
         prompt,
         request.size,
         negative=request.negative_text,
-        number=asked.count,
-        seed=asked.seed,
-        settings=dataclasses.replace(steps, guidance_scale=float(asked.cfg_scale)),
+        number=own.count,
+        seed=own.seed,
+        settings=dataclasses.replace(steps, guidance_scale=float(own.cfg_scale)),
     )
 
 
@@ -303,7 +303,7 @@ def _plan_mask(trained: TrainedRun, picture: Picture, prompt: str) -> Plan:
 def _masked(
     trained: TrainedRun, picture: Picture, mask: Bool[np.ndarray, "h w"] | None
 ) -> Float32[np.ndarray, "f i j a"]:
-    """Aligned channels of a source and what of it is drawn anew."""
+    """Aligned channels of a source and what of it is sampled."""
     shown = picture if mask is None else conditions.hide(picture, mask)
     source = encode(trained, shown[None])
     return conditions.aligned(

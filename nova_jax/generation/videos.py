@@ -1,9 +1,9 @@
 """Video requests carried out by a trained model, shot by shot.
 
-    TextToVideo            one shot; a picture is its first frame, given as a clean latent
-    MultiShot              shots drawn one after the other; from the second on, each is shown one frame of up to three
+    TextToVideo            one shot; an image is its first frame, a known clean latent
+    MultiShot              shots drawn one after the other; from the second on, each reads one frame of up to three
                            shots before it as clean extra frames, so that the cast stays
-    interpolate, extend    a clip between two pictures, and after another clip: given frames as well
+    interpolate, extend    a clip between two pictures, and after another clip: known frames as well
 
 `draw_all` returns whole clips. `draw_stream` decodes a few frames at a time: latents are small, and pictures at full
 size are never all in memory. Given latents come out as they went in; pixels are what the autoencoder makes of them.
@@ -30,7 +30,7 @@ Clips = UInt8[np.ndarray, "n f h w 3"]
 
 
 class Shot(NamedTuple):
-    """What one clip is drawn from."""
+    """Text, seed, known frames and references of one clip."""
 
     text: str
     seed: int

@@ -184,7 +184,7 @@ class DiT(nn.Module):
         """What the head reads: the tokens after the last layer, those of extra frames last; see `__call__`."""
         return self._forward(x, t, cond or Conditioning())[0]
 
-    @nn.compact  # Flax allows one such method: it returns both results, and the compiler drops the one not asked for
+    @nn.compact  # Flax allows one such method: it returns both results, and the compiler drops the one that is not used
     def _forward(
         self, x: Latents, t: Times, cond: Conditioning
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b f h w o"]]:
