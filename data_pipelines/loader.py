@@ -31,7 +31,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from data_pipelines.sources import base
-from nova_jax import types
+from nova_jax import conditions, types
 from nova_jax.parallel import distributed
 
 Batch = dict[str, np.ndarray]
@@ -312,11 +312,11 @@ def to_global(batch: Mapping[str, np.ndarray], sharding: NamedSharding, batch_si
 
 
 def to_batch(arrays: Mapping[str, Any]) -> types.Batch:
-    """A training batch from named arrays: `latents`, or else `pixels`, and fields of `Conditioning` by name."""
+    """A training batch from named arrays: `latents`, or else `pixels`, and conditions by the names of their arrays."""
     x0 = arrays.get("latents", arrays.get("pixels"))
     if x0 is None:
         raise ValueError(f"a batch needs latents or pixels; this one holds {', '.join(arrays)}")
-    return types.Batch(x0, types.Conditioning(**{name: arrays.get(name) for name in types.Conditioning._fields}))
+    return types.Batch(x0, conditions.from_arrays(arrays))
 
 
 def _read(loader: Loader, positions: Sequence[int]) -> list[tuple[base.Sample | None, dict[int, base.CorruptRecord]]]:

@@ -33,12 +33,13 @@ Mask = Bool[Array | np.ndarray, "b l"] | Integer[Array | np.ndarray, "b l"]  # T
 
 
 class Conditioning(NamedTuple):
-    """Everything a network is told besides x and t. Unused parts are None.
+    """What a network reads besides x and t; parts that are absent are None. `nova_jax.conditions` lists them.
 
     Text arrives either as states of a frozen encoder (`text`) or as token ids for an encoder that is trained inside the
     network (`text_ids`, one number or several a position); `text_mask` marks the real positions of either. What lies
     pixel on pixel with the target is `aligned`; what does not joins as extra `frames`, each with a role and its own
-    time (0 = clean). The colours of a `palette` and the `task` are read like words of the text.
+    time (0 = clean). The colours of a `palette` and the `task` are read like words of the text. Conditions that you
+    register yourself lie in `extra`, a dict of arrays by name.
     """
 
     text: Float[Array, "b l d"] | None = None
@@ -54,10 +55,24 @@ class Conditioning(NamedTuple):
     task: Int[Array, " b"] | None = None
     r: Float[Array, " b"] | None = None  # target time of a flow map, r <= t
     guidance_scale: Float[Array, " b"] | None = None  # as a network input
+    extra: dict[str, Array] | None = None
+
+    def get(self, name: str) -> Any:
+        """The array of this name, a field or in `extra`; None where it is absent."""
+        return getattr(self, name) if name in _FIELDS else (self.extra or {}).get(name)
+
+    def put(self, **arrays: Any) -> "Conditioning":
+        """A copy with these arrays in place: in their fields, or in `extra` where there is no such field."""
+        own = {name: array for name, array in arrays.items() if name not in _FIELDS}
+        fields = {name: array for name, array in arrays.items() if name in _FIELDS}
+        return self._replace(**fields, **({"extra": {**(self.extra or {}), **own}} if own else {}))
+
+
+_FIELDS = frozenset(Conditioning._fields) - {"extra"}
 
 
 class Batch(NamedTuple):
-    """One training batch: clean latents (or pixels, for an autoencoder) and what the network is told about them."""
+    """One training batch: clean latents (or pixels, for an autoencoder) and the conditions to learn them under."""
 
     x0: Float[Array, "b f h w c"]
     cond: Conditioning = Conditioning()
@@ -96,7 +111,7 @@ class Network(Protocol):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """What samplers, guidance and tasks speak."""
+    """What samplers, guidance and tasks call."""
 
     def __call__(self, x: Array, t: Array, cond: Any) -> Denoised: ...
 

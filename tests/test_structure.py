@@ -17,10 +17,11 @@ MAX_LINES = 500
 LONGER = {"nova_jax/weights/wan_dit.py", "nova_jax/weights/wan_vae.py", "nova_jax/weights/t5.py"}  # key tables
 
 # Part of nova_jax -> the parts it may import, beside itself. Parts that are not listed stand on top and may import all.
-MODELS = {"types", "config", "git_lfs", "parallel", "layers"}
-SAMPLING = {"types", "diffusion"}
+MODELS = {"types", "conditions", "config", "git_lfs", "parallel", "layers"}
+SAMPLING = {"types", "conditions", "diffusion"}
 MAY_IMPORT = {
     "types": set(),
+    "conditions": {"types"},
     "config": set(),
     "git_lfs": set(),
     "atomic": set(),
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "layers": {"types", "config", "parallel"},
     "models": MODELS,
     "weights": MODELS | {"models", "atomic"},
-    "diffusion": {"types"},
+    "diffusion": {"types", "conditions"},
     "sampling": SAMPLING,
     "tasks": SAMPLING | {"sampling", "media"},
     "media": {"git_lfs"},

@@ -1,20 +1,14 @@
 """Conditions left out: in training at random, so that guidance works; in sampling on purpose, which is guidance.
 
-"Nothing was said" has one form per part of a `Conditioning`, and the network learns it:
-
-    text        states or ids all zero, mask True at position 0 only
-    pooled      zeros
-    aligned     zeros
-    frames      zeros at frame time 1 (noise: no information); roles stay
-    palette     mask all False
-
-`r`, `guidance_scale` and `task` are inputs of the network, not conditions: they always stay. Each part is dropped
-independently (Ho & Salimans 2022, arXiv 2207.12598; several conditions: Brooks et al. 2022, 2211.09800, section 3.2.1),
-so one model can be guided by the text alone, by the picture alone, or by both.
+A condition that is left out has one form, stated by its entry in `nova_jax.conditions`, and the network learns it. Each
+is dropped independently (Ho & Salimans 2022, arXiv 2207.12598; several conditions: Brooks et al. 2022, 2211.09800,
+section 3.2.1), so one model can be guided by the text alone, by the image alone, or by both. Inputs without a drop
+rate (`r`, `guidance_scale`, `task`) always stay.
 """
 
 import dataclasses
 import operator
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -22,88 +16,91 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
+from nova_jax import conditions
 from nova_jax.types import Conditioning, as_mask
-
-PARTS = ("text", "pooled", "aligned", "frames", "palette")
-FIELDS = {
-    "text": ("text", "text_ids", "text_mask"),
-    "pooled": ("pooled",),
-    "aligned": ("aligned",),
-    "frames": ("frames", "frame_times"),
-    "palette": ("palette", "palette_mask"),
-}
 
 Tree = TypeVar("Tree")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DropRates:
-    """The share of training samples from which each part is left out."""
+    """The share of training samples from which each condition is left out.
 
-    text: float = 0.1
-    pooled: float = 0.1
-    aligned: float = 0.0
-    frames: float = 0.0
-    palette: float = 0.0
+    `extra` holds (name, rate) of conditions that you registered, where their rate is not the one they registered.
+    """
+
+    text: float = conditions.dropped()["text"]
+    pooled: float = conditions.dropped()["pooled"]
+    aligned: float = conditions.dropped()["aligned"]
+    frames: float = conditions.dropped()["frames"]
+    palette: float = conditions.dropped()["palette"]
+    extra: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for part in PARTS:
-            if not 0 <= getattr(self, part) <= 1:
-                raise ValueError(f"the drop rate of {part} must lie in [0, 1], got {getattr(self, part)}")
+        for name, rate in self.by_condition().items():
+            if not 0 <= rate <= 1:
+                raise ValueError(f"the drop rate of {name} must lie in [0, 1], got {rate}")
+
+    def by_condition(self) -> dict[str, float]:
+        """The rate of every condition that may be left out.
+
+        Raises:
+            ValueError: `extra` names a condition that there is not, or one that is never left out.
+        """
+        rates = conditions.dropped()
+        if unknown := set(dict(self.extra)) - set(rates):
+            raise ValueError(f"no condition {sorted(unknown)} can be dropped; these can: {', '.join(rates)}")
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in rates}
+        return rates | own | dict(self.extra)
 
 
-def null(cond: Conditioning, *, parts: Sequence[str] = PARTS) -> Conditioning:
-    """The condition with these parts left out, in the form the network was trained on.
+def null(cond: Conditioning, *, parts: Sequence[str] | None = None) -> Conditioning:
+    """The condition with these parts left out, in the form the network was trained on; None: all that may be.
 
     Guidance by text alone keeps what is pixel on pixel: `functools.partial(null, parts=("text", "pooled"))`. An encoder
     that is trained inside the network has its own answer to null ids: take the null of the ids, then encode it.
     """
     if not isinstance(cond, Conditioning):
         raise TypeError(f"only a Conditioning has a null form, got {type(cond).__name__}; pass your own null function")
-    if unknown := set(parts) - set(PARTS):
-        raise ValueError(f"a Conditioning has no part {sorted(unknown)}; its parts are {', '.join(PARTS)}")
+    known = tuple(conditions.dropped())
+    if unknown := set(parts or ()) - set(known):
+        raise ValueError(f"a Conditioning has no part {sorted(unknown)}; its parts are {', '.join(known)}")
     cond = explicit(cond)
-    nothing = jax.tree.map(jnp.zeros_like, cond)
-    if cond.text_mask is not None:
-        nothing = nothing._replace(text_mask=jnp.zeros_like(cond.text_mask).at[:, 0].set(True))
-    if cond.frame_times is not None:
-        nothing = nothing._replace(frame_times=jnp.ones_like(cond.frame_times))
-    return cond._replace(**{field: getattr(nothing, field) for part in parts for field in FIELDS[part]})
+    for name in known if parts is None else parts:
+        cond = conditions.find(name).left_out(cond)
+    return cond
 
 
 def drop(cond: Conditioning, key: PRNGKeyArray, rates: DropRates) -> Conditioning:
     """Leaves out each part of each sample at random, independently of the other parts and samples."""
-    keys = dict(zip(PARTS, jax.random.split(key, len(PARTS)), strict=True))
+    built_in = [c.name for c in conditions.BUILT_IN if c.drop_rate is not None]
+    keys = dict(zip(built_in, jax.random.split(key, len(built_in)), strict=True))
     cond = explicit(cond)
-    for part in PARTS:
-        rate = getattr(rates, part)
-        arrays = [getattr(cond, field) for field in FIELDS[part] if getattr(cond, field) is not None]
-        if rate == 0 or not arrays:
+    for name, rate in rates.by_condition().items():
+        value = conditions.find(name).value(cond)
+        if rate == 0 or value is None:
             continue
-        is_dropped = jax.random.bernoulli(keys[part], rate, (arrays[0].shape[0],))
-        cond = _choose(is_dropped, null(cond, parts=(part,)), cond)
+        # The key of a registered condition depends on its name alone, not on what else is registered.
+        own = keys[name] if name in keys else jax.random.fold_in(key, zlib.crc32(name.encode()))
+        is_dropped = jax.random.bernoulli(own, rate, (value.shape[0],))
+        cond = _choose(is_dropped, null(cond, parts=(name,)), cond)
     return cond
 
 
 def explicit(cond: Conditioning) -> Conditioning:
-    """Writes out what a missing part means: text states, ids but 0 and colours are real; extra frames are clean.
+    """Writes out what a missing detail means: text states, ids but 0 and colours are real; extra frames are clean.
 
     Masks become booleans; see `types.as_mask` for what they may be, and for what it raises.
     """
-    for field in ("text_mask", "palette_mask"):
-        mask = getattr(cond, field)
-        if mask is not None and mask.dtype != bool:
-            cond = cond._replace(**{field: as_mask(mask)})
-    if cond.text_mask is None and cond.text is not None:
-        cond = cond._replace(text_mask=jnp.ones(cond.text.shape[:2], bool))
-    if cond.text_mask is None and cond.text_ids is not None:
-        is_real = (cond.text_ids != 0).reshape(*cond.text_ids.shape[:2], -1).any(axis=-1)
-        cond = cond._replace(text_mask=is_real)
-    if cond.frame_times is None and cond.frames is not None:
-        cond = cond._replace(frame_times=jnp.zeros(cond.frames.shape[:2]))
-    if cond.palette_mask is None and cond.palette is not None:
-        cond = cond._replace(palette_mask=jnp.ones(cond.palette.shape[:2], bool))
-    return cond
+    found = {}
+    for condition in conditions.CONDITIONS.values():
+        for detail in condition.details:
+            array = cond.get(detail)
+            if array is not None and detail.endswith("_mask") and array.dtype != bool:
+                found[detail] = as_mask(array)
+            if array is None and detail in condition.implied and condition.value(cond) is not None:
+                found[detail] = condition.implied[detail](cond)
+    return cond.put(**found)
 
 
 def interleave(*trees: Tree) -> Tree:

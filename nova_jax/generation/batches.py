@@ -1,6 +1,6 @@
 """From prompts and seeds to pixels, in batches of a fixed size: encode, sample, decode.
 
-An image depends on its own prompt and seed alone, not on how many are asked for: its noise comes from the seed, and the
+An image depends on its own prompt and seed alone, not on how many there are: its noise comes from the seed, and the
 compiled program always sees batches of one size.
 """
 
@@ -23,7 +23,7 @@ from nova_jax.sampling import noise, time_grids
 from nova_jax.tasks.limits import Range
 from nova_jax.types import Conditioning
 
-CHUNK = 16  # images per call: a fixed size, so that an image does not depend on how many are asked for
+CHUNK = 16  # images per call: a fixed size, so that an image does not depend on how many there are
 CHUNK_LATENTS = 4096  # of clips, as many per call as have so many latents (places, not channels), but at least one
 ROOM = 32  # steps that a compiled program has room for, at least; fewer cost nothing more
 SEEDS = Range(0, 2**32 - 1)
@@ -37,35 +37,35 @@ def generate(
     seeds: Sequence[int],
     settings: SamplingSettings | None = None,
     *,
-    told: Conditioning | None = None,
+    conditions: Conditioning | None = None,
     negative_prompts: Sequence[str] | None = None,
     given: Given | None = None,
 ) -> np.ndarray:
-    """Draws one picture, or clip, per (prompt, seed).
+    """Samples one image, or clip, per (prompt, seed).
 
-    A picture depends on its own prompt and seed alone: the starting noise comes from the seed, and the network always
+    An image depends on its own prompt and seed alone: the starting noise comes from the seed, and the network always
     sees batches of the same size.
 
     Args:
         trained: a run.
-        prompts: what to draw.
+        prompts: texts.
         seeds: one for each prompt.
-        settings: how; None: `settings_for` the run.
-        told: what else the network is told, one row each (`tasks.conditions`); None: nothing. Guidance strengthens the
-            prompt and the palette alone.
-        negative_prompts: what to guide away from, one each; None: from saying nothing.
-        given: frames of the latents that are known, one row each; they come out as they are.
+        settings: sampler, steps and guidance; None: `settings_for` the run.
+        conditions: further conditions, one row each (`tasks.conditions`); None: none. Guidance strengthens the prompt
+            and the conditions that say so (`nova_jax.conditions`), such as the palette.
+        negative_prompts: what to guide away from, one each; None: from the empty prompt.
+        given: frames of the latents that are known, one row each; they come out unchanged.
 
     Returns:
         uint8 pixels (b, f, h, w, 3).
 
     Raises:
-        ValueError: no prompts, not one seed for each, a seed out of `SEEDS`, a prompt too long or not Unicode, a time
-            grid that there is not, settings that a student has not learnt.
-        FloatingPointError: a walk ended in NaN or infinity; at which step.
+        ValueError: no prompts, not one seed for each, a seed out of `SEEDS`, a prompt too long or not Unicode, an
+            unknown time grid, settings that a student has not learnt.
+        FloatingPointError: sampling ended in NaN or infinity; at which step.
     """
     decode = codec.make_decode(trained.codec)
-    chunks = _draw_chunks(trained, prompts, seeds, settings, told, negative_prompts, given)
+    chunks = _draw_chunks(trained, prompts, seeds, settings, conditions, negative_prompts, given)
     return np.concatenate([np.asarray(decode(trained.codec_params, x))[:count] for x, count in chunks])
 
 
@@ -75,17 +75,17 @@ def generate_latents(
     seeds: Sequence[int],
     settings: SamplingSettings | None = None,
     *,
-    told: Conditioning | None = None,
+    conditions: Conditioning | None = None,
     negative_prompts: Sequence[str] | None = None,
     given: Given | None = None,
 ) -> Float32[np.ndarray, "b f h w c"]:
     """As `generate`, but returns the normalised latents."""
-    chunks = _draw_chunks(trained, prompts, seeds, settings, told, negative_prompts, given)
+    chunks = _draw_chunks(trained, prompts, seeds, settings, conditions, negative_prompts, given)
     return np.concatenate([np.asarray(x)[:count] for x, count in chunks])
 
 
 def rows_per_call(latent_shape: tuple[int, ...]) -> int:
-    """The fixed number of pictures, or of clips of this shape (f, h, w, c), that are drawn together."""
+    """The fixed number of images, or of clips of this shape (f, h, w, c), that are sampled together."""
     f, h, w, _ = latent_shape
     return CHUNK if f == 1 else min(CHUNK, max(1, CHUNK_LATENTS // (f * h * w)))
 
@@ -95,11 +95,11 @@ def _draw_chunks(
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: SamplingSettings | None,
-    told: Conditioning | None,
+    conditions: Conditioning | None,
     negative_prompts: Sequence[str] | None,
     given: Given | None,
 ) -> Iterator[tuple[jax.Array, int]]:
-    """Latents of `rows_per_call` samples at a time, and how many of them were asked for."""
+    """Latents of `rows_per_call` samples at a time, and how many of them belong to prompts."""
     if len(prompts) != len(seeds) or not prompts:
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one or more prompts, each with its seed")
     if wrong := [seed for seed in seeds if not SEEDS.low <= seed <= SEEDS.high]:
@@ -120,12 +120,13 @@ def _draw_chunks(
     for start in range(0, len(prompts), size):
         rows = functools.partial(_rows, start=start, size=size)
         negative = None if negative_prompts is None else encode(trained, rows(list(negative_prompts)))[0]
-        conditions = join(encode(trained, rows(list(prompts))), jax.tree.map(rows, told or Conditioning()), negative)
+        extra = jax.tree.map(rows, conditions or Conditioning())
+        pair = join(encode(trained, rows(list(prompts))), extra, negative)
         frames = None if given is None else (*map(rows, given), np.float32(settings.given_noise))
         chosen = np.asarray(rows(np.asarray(seeds, np.uint32)))
-        latents = draw(trained.params, *conditions, chosen, times, jnp.float32(settings.guidance_scale), frames).x
+        latents = draw(trained.params, *pair, chosen, times, jnp.float32(settings.guidance_scale), frames).x
         if not np.all(np.isfinite(latents)):
-            explain_nonfinite(trained, settings, conditions, chosen.tolist(), frames)
+            explain_nonfinite(trained, settings, pair, chosen.tolist(), frames)
         yield latents, min(size, len(prompts) - start)
 
 
@@ -141,12 +142,12 @@ def _rows(values: Any, *, start: int, size: int) -> Any:
 def explain_nonfinite(
     trained: TrainedRun,
     settings: SamplingSettings,
-    conditions: tuple[Conditioning, Conditioning],
+    pair: tuple[Conditioning, Conditioning],
     seeds: Sequence[int],
     given: Any = None,
 ) -> None:
-    """Raises FloatingPointError: where the walk left the finite numbers, or that the guided network is not at fault."""
-    cond, null = conditions
+    """Raises FloatingPointError: where sampling left the finite numbers, or that the guided network is not at fault."""
+    cond, null = pair
     schedule, times = trained.objective.schedule, sampling_settings.time_grid(trained, settings)
     guided = program.guidance_of(settings.guidance_scale)
     scale, interval = settings.guidance_scale, settings.guidance_interval

@@ -1,13 +1,13 @@
-"""Requests carried out by a trained editing model: what each task tells the network, and what becomes of its picture.
+"""Editing requests, carried out by a trained model: the conditions of each task, and what becomes of the image.
 
-    TextToImage          prompt, perhaps a control picture         the drawn picture
-    Inpaint, Outpaint    prompt, masked source, mask               drawn inside the mask, the source outside
-    RemoveBackground     source                                    source with what is drawn as its alpha
-    Vary                 references at time 1 - similarity         the drawn picture
-    ColorGuided          prompt, palette, perhaps a reference      the drawn picture
+    TextToImage          prompt, perhaps a control image           the sampled image
+    Inpaint, Outpaint    prompt, masked source, mask               sampled inside the mask, the source outside
+    RemoveBackground     source                                    source with the sampled image as its alpha
+    Vary                 references at time 1 - similarity         the sampled image
+    ColorGuided          prompt, palette, perhaps a reference      the sampled image
 
-A mask prompt is answered first, by the same network: it draws the mask as a picture. Pixels outside a mask are those of
-the source, bit for bit; only the soft boundary of an outpainting in DEFAULT mode blends the two.
+A mask prompt is resolved first, by the same network: it samples the mask as an image. Pixels outside a mask are those
+of the source, bit for bit; only the soft boundary of an outpainting in DEFAULT mode blends the two.
 """
 
 import dataclasses
@@ -46,11 +46,11 @@ Pictures = UInt8[np.ndarray, "n h w c"]
 
 
 class Plan(NamedTuple):
-    """What the network is told for one request, without a batch axis, and what becomes of its pictures."""
+    """Prompt, conditions (without a batch axis) and settings of one request, and what becomes of its images."""
 
     prompt: str
     size: tuple[int, int]
-    told: Conditioning = Conditioning()
+    cond: Conditioning = Conditioning()
     negative: str | None = None
     number: int = 1
     seed: int = 0
@@ -74,7 +74,7 @@ def draw(trained: TrainedRun, request: Request, settings: SamplingSettings | Non
 def draw_all(
     trained: TrainedRun, requests: Sequence[Request], settings: SamplingSettings | None = None
 ) -> list[Pictures]:
-    """The pictures of many requests; those that tell the network the same kinds of things are drawn together.
+    """The pictures of many requests; those with the same kinds of conditions are sampled together.
 
     Args:
         trained: a run of an editing model.
@@ -121,7 +121,7 @@ def check_network(trained: TrainedRun, requests: Sequence[Request]) -> None:
 
 @functools.singledispatch
 def plan(request: Request, trained: TrainedRun, settings: SamplingSettings | None = None) -> Plan:
-    """What the network is told for a request.
+    """The plan of a request.
 
     Raises:
         TypeError: a kind of request that has no plan.
@@ -132,7 +132,7 @@ def plan(request: Request, trained: TrainedRun, settings: SamplingSettings | Non
 @plan.register
 def _(request: TextToImage, trained: TrainedRun, settings: Any = None) -> Plan:
     prompt = request.text if request.style is None else f"{request.text}, {request.style.replace('_', ' ').lower()}"
-    told = Conditioning()
+    cond = Conditioning()
     if request.condition_image is not None:
         picture = _fit(request.condition_image, request.size)
         control = conditions.canny(picture) if request.control_mode == "CANNY_EDGE" else picture
@@ -144,32 +144,32 @@ def _(request: TextToImage, trained: TrainedRun, settings: Any = None) -> Plan:
             strength=float(request.control_strength),
             rng=rng,
         )
-        told = _told("structure", aligned=aligned)
-    return _plan_of(request, prompt, settings)._replace(told=told)
+        cond = _conditions("structure", aligned=aligned)
+    return _plan_of(request, prompt, settings)._replace(cond=cond)
 
 
 @plan.register
 def _(request: Inpaint, trained: TrainedRun, settings: Any = None) -> Plan:
     assert request.mask is not None
-    told = _told("remove" if request.removes else "fill", aligned=_masked(trained, request.image, request.mask))
+    cond = _conditions("remove" if request.removes else "fill", aligned=_masked(trained, request.image, request.mask))
     keep = functools.partial(paste, source=request.image, weight=request.mask.astype(np.float32))
-    return _plan_of(request, request.text or "", settings)._replace(told=told, finish=keep)
+    return _plan_of(request, request.text or "", settings)._replace(cond=cond, finish=keep)
 
 
 @plan.register
 def _(request: Outpaint, trained: TrainedRun, settings: Any = None) -> Plan:
     assert request.mask is not None
-    told = _told("outpaint", aligned=_masked(trained, request.image, request.mask))
+    cond = _conditions("outpaint", aligned=_masked(trained, request.image, request.mask))
     weight = request.mask.astype(np.float32) if request.mode == "PRECISE" else soften(request.mask)
     keep = functools.partial(paste, source=request.image, weight=weight)
-    return _plan_of(request, request.text, settings)._replace(told=told, finish=keep)
+    return _plan_of(request, request.text, settings)._replace(cond=cond, finish=keep)
 
 
 @plan.register
 def _(request: RemoveBackground, trained: TrainedRun, settings: Any = None) -> Plan:
     del settings  # an alpha has one answer
-    told = _told("matte", aligned=_masked(trained, request.image, None))
-    return Plan("", request.size, told, finish=functools.partial(cut_out, source=request.image))
+    cond = _conditions("matte", aligned=_masked(trained, request.image, None))
+    return Plan("", request.size, cond, finish=functools.partial(cut_out, source=request.image))
 
 
 @plan.register
@@ -179,8 +179,8 @@ def _(request: Vary, trained: TrainedRun, settings: Any = None) -> Plan:
     frames, times = conditions.references(
         latents, conditions.MAX_REFERENCES, similarity=float(request.similarity_strength), rng=rng
     )
-    told = _told("vary", frames=frames, frame_times=times)
-    return _plan_of(request, request.text or "", settings)._replace(told=told)
+    cond = _conditions("vary", frames=frames, frame_times=times)
+    return _plan_of(request, request.text or "", settings)._replace(cond=cond)
 
 
 @plan.register
@@ -189,8 +189,8 @@ def _(request: ColorGuided, trained: TrainedRun, settings: Any = None) -> Plan:
     shown = [] if request.reference_image is None else [_fit(request.reference_image, request.size)]
     latents = encode(trained, np.stack(shown)) if shown else np.zeros((0, *_latent_shape(trained, request.size)[1:]))
     frames, times = conditions.references(latents, 1)
-    told = _told("colors", palette=palette, palette_mask=palette_mask, frames=frames, frame_times=times)
-    return _plan_of(request, request.text, settings)._replace(told=told)
+    cond = _conditions("colors", palette=palette, palette_mask=palette_mask, frames=frames, frame_times=times)
+    return _plan_of(request, request.text, settings)._replace(cond=cond)
 
 
 def encode(trained: TrainedRun, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n i j c"]:
@@ -239,15 +239,15 @@ def _all_neighbours(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 
 def _with_masks(trained: TrainedRun, requests: Sequence[Request]) -> list[Request]:
-    """The requests with their mask prompts answered.
+    """The requests with their mask prompts resolved.
 
     Raises:
         ValueError: a prompt found nothing.
     """
     found = list(requests)
-    asked = [i for i, r in enumerate(requests) if isinstance(r, (Inpaint, Outpaint)) and r.mask_prompt is not None]
-    masks = locate(trained, [requests[i].image for i in asked], [requests[i].mask_prompt for i in asked])  # pyright: ignore[reportAttributeAccessIssue]
-    for i, mask in zip(asked, masks, strict=True):
+    prompted = [i for i, r in enumerate(requests) if isinstance(r, (Inpaint, Outpaint)) and r.mask_prompt is not None]
+    masks = locate(trained, [requests[i].image for i in prompted], [requests[i].mask_prompt for i in prompted])  # pyright: ignore[reportAttributeAccessIssue]
+    for i, mask in zip(prompted, masks, strict=True):
         request: Any = requests[i]
         if not mask.any():
             raise ValueError(f"mask_prompt {request.mask_prompt!r} found nothing in the picture: name it otherwise")
@@ -257,11 +257,10 @@ def _with_masks(trained: TrainedRun, requests: Sequence[Request]) -> list[Reques
 
 
 def _carry_out(trained: TrainedRun, plans: Sequence[Plan]) -> list[Pictures]:
-    """Draws plans in groups that one program serves, and finishes each."""
+    """Samples plans in groups that one program serves, and finishes each."""
     groups: dict[Any, list[int]] = {}
     for i, p in enumerate(plans):
-        kinds = tuple(value is not None for value in p.told)
-        groups.setdefault((p.size, kinds, p.settings, p.negative is None), []).append(i)
+        groups.setdefault((p.size, jax.tree.structure(p.cond), p.settings, p.negative is None), []).append(i)
     results: dict[int, Pictures] = {}
     for members in groups.values():
         rows = [(i, number) for i in members for number in range(plans[i].number)]
@@ -274,37 +273,37 @@ def _carry_out(trained: TrainedRun, plans: Sequence[Plan]) -> list[Pictures]:
 
 def _draw_group(trained: TrainedRun, plans: Sequence[Plan], seeds: Sequence[int]) -> Pictures:
     first = plans[0]
-    told = jax.tree.map(lambda *rows: np.stack(rows), *[p.told for p in plans])
+    cond = jax.tree.map(lambda *rows: np.stack(rows), *[p.cond for p in plans])
     sized = trained._replace(latent_shape=_latent_shape(trained, first.size))
     negatives = None if first.negative is None else [p.negative or "" for p in plans]
     pixels = batches.generate(
-        sized, [p.prompt for p in plans], seeds, first.settings, told=told, negative_prompts=negatives
+        sized, [p.prompt for p in plans], seeds, first.settings, conditions=cond, negative_prompts=negatives
     )
     return pixels[:, 0]
 
 
 def _plan_of(request: Any, prompt: str, settings: SamplingSettings | None) -> Plan:
     """The plan of a request that draws from a prompt, with its own guidance, seed and number of pictures."""
-    asked = request.settings
-    steps = settings or SamplingSettings(sampler="heun", num_steps=STEPS[asked.quality])
+    own = request.settings
+    steps = settings or SamplingSettings(sampler="heun", num_steps=STEPS[own.quality])
     return Plan(
         prompt,
         request.size,
         negative=request.negative_text,
-        number=asked.count,
-        seed=asked.seed,
-        settings=dataclasses.replace(steps, guidance_scale=float(asked.cfg_scale)),
+        number=own.count,
+        seed=own.seed,
+        settings=dataclasses.replace(steps, guidance_scale=float(own.cfg_scale)),
     )
 
 
 def _plan_mask(trained: TrainedRun, picture: Picture, prompt: str) -> Plan:
-    return Plan(prompt, picture.shape[:2], _told("segment", aligned=_masked(trained, picture, None)))
+    return Plan(prompt, picture.shape[:2], _conditions("segment", aligned=_masked(trained, picture, None)))
 
 
 def _masked(
     trained: TrainedRun, picture: Picture, mask: Bool[np.ndarray, "h w"] | None
 ) -> Float32[np.ndarray, "f i j a"]:
-    """Aligned channels of a source and what of it is drawn anew."""
+    """Aligned channels of a source and what of it is sampled."""
     shown = picture if mask is None else conditions.hide(picture, mask)
     source = encode(trained, shown[None])
     return conditions.aligned(
@@ -312,7 +311,7 @@ def _masked(
     )
 
 
-def _told(task: str, **parts: Any) -> Conditioning:
+def _conditions(task: str, **parts: Any) -> Conditioning:
     return Conditioning(task=np.asarray(conditions.TASKS.index(task), np.int32), **parts)  # pyright: ignore[reportArgumentType]
 
 

@@ -1,4 +1,4 @@
-"""A trained network as the jitted walk from noise to latents: guided, and holding the frames that are given."""
+"""A trained network as the jitted sampling from noise to latents: guided, and holding the frames that are known."""
 
 import functools
 from typing import Any
@@ -20,24 +20,24 @@ def guidance_of(scale: float) -> bool | None:
 def make_denoiser(
     network: Any, params: Params, objective: Any, null: Conditioning, guided: bool | None, scale: Any, interval: Any
 ) -> Denoiser:
-    """The network as a guided denoiser of encoded prompts; one that reads the scale is told it, and asked once."""
+    """The network as a guided denoiser of encoded prompts; one that reads the scale is evaluated once."""
 
     def apply(params: Params, x: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
         return network.apply({"params": params}, x, t, cond)
 
     plain = denoiser.make_denoiser(apply, params, objective.schedule, objective.prediction)
     if reads_guidance(network):
-        return _told(plain, scale)
+        return _with_scale(plain, scale)
     scale = scale if guided else 0 if guided is None else 1
     return guidance.classifier_free(plain, scale, guidance.negative(null), interval=interval if guided else None)
 
 
 def reads_guidance(network: Any) -> bool:
-    """Whether guidance is distilled into a network, which is told its scale."""
+    """Whether guidance is distilled into a network, which reads its scale."""
     return getattr(getattr(network, "dit", network), "has_guidance", False)
 
 
-def _told(plain: Denoiser, scale: Any) -> Denoiser:
+def _with_scale(plain: Denoiser, scale: Any) -> Denoiser:
     def denoise(x: jax.Array, t: jax.Array, cond: Conditioning) -> Denoised:
         return plain(x, t, cond._replace(guidance_scale=jnp.broadcast_to(jnp.asarray(scale, t.dtype), t.shape[:1])))
 

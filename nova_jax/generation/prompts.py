@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nova_jax import weights
+from nova_jax import conditions, weights
 from nova_jax.diffusion import conditioning
 from nova_jax.runs.load import TrainedRun
 from nova_jax.tasks import checks
@@ -15,7 +15,7 @@ from nova_jax.types import Conditioning, Params
 
 
 def check_prompts(encoder: Any, prompts: Sequence[str]) -> None:  # Any: a protocol's check would read T5's folder
-    """Refuses prompts that a `TextEncoder` cannot read, all of them before the first one is drawn.
+    """Refuses prompts that a `TextEncoder` cannot read, all of them before the first is sampled.
 
     Raises:
         CaptionTooLong: a prompt is too long for the text encoder.
@@ -53,14 +53,18 @@ def _make_encode(network: Any) -> Any:
 
 
 def join(
-    encoded: tuple[Conditioning, Conditioning], told: Conditioning, negative: Conditioning | None
+    encoded: tuple[Conditioning, Conditioning], extra: Conditioning, negative: Conditioning | None
 ) -> tuple[Conditioning, Conditioning]:
-    """The condition and what stands against it, with what else the network is told; only the palette is left out."""
+    """The encoded prompts with further conditions, and what guidance moves away from.
+
+    The latter lacks those conditions whose entry in `nova_jax.conditions` says `is_guided`, such as the palette.
+    """
     cond, null = encoded
     against = null if negative is None else negative
-    parts = {name: value for name, value in told._asdict().items() if value is not None}
+    parts = {name: value for name, value in extra._asdict().items() if value is not None}
     if not parts:
         return cond, against
     rows = len(jax.tree.leaves(parts)[0])
     against = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape[1:])), against)
-    return cond._replace(**parts), conditioning.null(against._replace(**parts), parts=("palette",))
+    guided = [c.name for c in conditions.CONDITIONS.values() if c.is_guided and c.value(extra) is not None]
+    return cond._replace(**parts), conditioning.null(against._replace(**parts), parts=guided)

@@ -1,9 +1,9 @@
 """Video requests carried out by a trained model, shot by shot.
 
-    TextToVideo            one shot; a picture is its first frame, given as a clean latent
-    MultiShot              shots drawn one after the other; from the second on, each is shown one frame of up to three
+    TextToVideo            one shot; an image is its first frame, a known clean latent
+    MultiShot              shots drawn one after the other; from the second on, each reads one frame of up to three
                            shots before it as clean extra frames, so that the cast stays
-    interpolate, extend    a clip between two pictures, and after another clip: given frames as well
+    interpolate, extend    a clip between two pictures, and after another clip: known frames as well
 
 `draw_all` returns whole clips. `draw_stream` decodes a few frames at a time: latents are small, and pictures at full
 size are never all in memory. Given latents come out as they went in; pixels are what the autoencoder makes of them.
@@ -30,7 +30,7 @@ Clips = UInt8[np.ndarray, "n f h w 3"]
 
 
 class Shot(NamedTuple):
-    """What one clip is drawn from."""
+    """Text, seed, known frames and references of one clip."""
 
     text: str
     seed: int
@@ -58,7 +58,7 @@ def draw_all(
     *,
     references: int = REFERENCES,
 ) -> list[Clips]:
-    """The shots of many requests; those that tell the network the same kinds of things are drawn together.
+    """The shots of many requests; those with the same kinds of conditions are sampled together.
 
     Args:
         trained: a run of a video model.
@@ -221,15 +221,17 @@ def _drawn(
     settings: SamplingSettings | None,
 ) -> np.ndarray:
     """What `batches.generate` or `generate_latents` makes of shots that all have, or lack, the same parts."""
-    told, given = None, None
+    cond, given = None, None
     if shots[0].shown:
         rows = [_references(trained, shot.shown) for shot in shots]
         frames, times = (np.stack(part) for part in zip(*rows, strict=True))
-        told = Conditioning(frames=frames, frame_times=times)  # pyright: ignore[reportArgumentType]
+        cond = Conditioning(frames=frames, frame_times=times)  # pyright: ignore[reportArgumentType]
     if shots[0].known is not None:
         given = np.stack([shot.known for shot in shots]), np.stack([shot.is_given for shot in shots])  # pyright: ignore
     sized = trained._replace(latent_shape=shape)
-    return draw(sized, [shot.text for shot in shots], [shot.seed for shot in shots], settings, told=told, given=given)
+    return draw(
+        sized, [shot.text for shot in shots], [shot.seed for shot in shots], settings, conditions=cond, given=given
+    )
 
 
 def _references(trained: TrainedRun, shown: tuple[Picture, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,16 @@
-"""A diffusion transformer for images and video: the Wan block, grown by conditioning roads.
+"""A diffusion transformer for images and video: the Wan block, with inputs for conditions.
 
-    tokens  = patches(x) W + places(row, column) P + extra frames      3D RoPE, one token per patch
-    text    = text_embed(states), palette_embed(colours), task_embed(task)
-    e       = time_embed(s t) + time_embed_r(s (t - r)) + guidance_embed(s w) + pooled_embed(pooled)    s = time_scale
+    tokens  = patches(x) W + channels + places(row, column) P, then extra frames      3D RoPE, one token per patch
+    text    = text_embed(states), tokens
+    e       = time_embed(time_scale t) + vectors
     m       = time_modulation(silu(e)) + modulation_i            six of width d: shift, scale, gate, twice
     block_i:  x += gate_1 SelfAttention(LN(x) (1 + scale_1) + shift_1)
               x += CrossAttention(LN(x), text)
               x += gate_2 MLP(LN(x) (1 + scale_2) + shift_2)
     head:     LN(x) (1 + scale) + shift,  (shift, scale) = head_modulation + e,  then a linear layer to patches
+
+Conditions join as channels, extra frames, tokens or vectors: `nova_jax.conditions` lists them, and `models.embedders`
+has a function for each.
 
 With `text_attention="joint"` there is no cross-attention: text tokens stand beside those of the latents, as in MMDiT
 (Esser et al. 2024, arXiv:2403.03206), but share their weights.
@@ -32,9 +35,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from nova_jax.layers import attention, embeddings, linear, modulation, rope, stack
-from nova_jax.models import flops
+from nova_jax.models import embedders, flops
 from nova_jax.parallel.constrain import constrain
-from nova_jax.types import Conditioning, Latents, Times, as_mask
+from nova_jax.types import Conditioning, Latents, Times
 
 GateInit = Literal["zero", "random"]
 TextAttention = Literal["cross", "joint"]
@@ -144,6 +147,7 @@ class DiT(nn.Module):
     num_tasks: int = 0  # values of cond.task
     has_second_time: bool = False  # reads cond.r
     has_guidance: bool = False  # reads cond.guidance_scale
+    extra_conditions: tuple[str, ...] = ()  # conditions of your own, registered in `nova_jax.conditions`
     attention_implementation: attention.Implementation | None = None
     remat: stack.Remat = "names"
     scan_unroll: int = 1  # layers per turn of the loop over depth; depth: no loop
@@ -152,9 +156,10 @@ class DiT(nn.Module):
     def __post_init__(self) -> None:
         if self.width % (2 * self.num_heads):
             raise ValueError(f"width {self.width} must split into {self.num_heads} heads of an even size")
-        if self.num_frame_roles and self.patch_size[0] != 1:
+        has_frames = embedders.read_by(self, "frames")
+        if has_frames and self.patch_size[0] != 1:
             raise ValueError(f"extra frames need patches of one frame, not patch_size={self.patch_size}")
-        if self.text_attention == "joint" and self.num_frame_roles:
+        if has_frames and self.text_attention == "joint":
             raise ValueError("text tokens have no frame whose time they share: use text_attention='cross' with frames")
         super().__post_init__()
 
@@ -179,14 +184,16 @@ class DiT(nn.Module):
         """What the head reads: the tokens after the last layer, those of extra frames last; see `__call__`."""
         return self._forward(x, t, cond or Conditioning())[0]
 
-    @nn.compact  # Flax allows one such method: it returns both results, and the compiler drops the one not asked for
+    @nn.compact  # Flax allows one such method: it returns both results, and the compiler drops the one that is not used
     def _forward(
         self, x: Latents, t: Times, cond: Conditioning
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b f h w o"]]:
-        self._check(x, cond)
+        if x.shape[-1] != self.in_channels:
+            raise ValueError(f"x has {x.shape[-1]} channels; this network has in_channels={self.in_channels}")
+        embedders.check(self, cond)
         grid = tuple(size // patch for size, patch in zip(x.shape[1:4], self.patch_size, strict=True))
-        tokens, positions = self._embed_latents(x, cond)
-        e = self._embed_times(t, cond, grid[0])
+        tokens, positions, extra_times = self._embed_latents(x, cond)
+        e = self._embed_times(t, extra_times, cond, grid[0])
         shared_init = nn.initializers.zeros if self.gate_init == "zero" else nn.initializers.normal(0.02)
         shared = linear.Dense(6 * self.width, kernel_init=shared_init, name="time_modulation")(jax.nn.silu(e))
         text, text_mask = self._embed_text(cond, x.shape[0])
@@ -224,7 +231,7 @@ class DiT(nn.Module):
             latent_shape: frames, height, width.
             text_length: text states.
             extra_frames: frames beside the target.
-            extra_text: tokens of palette and task, counted as if embedded as states are.
+            extra_text: tokens of other conditions, counted as if embedded as states are.
         """
         f, h, w = (size // patch for size, patch in zip(latent_shape, self.patch_size, strict=True))
         patch = math.prod(self.patch_size)
@@ -232,120 +239,59 @@ class DiT(nn.Module):
             width=self.width,
             depth=self.depth,
             mlp_dim=self.mlp_dim or 4 * self.width,
-            patch_in=patch * (self.in_channels + self.aligned_channels),
+            patch_in=patch * self.in_channels,
             patch_out=patch * (self.out_channels or self.in_channels),
             text_dim=self.text_dim,
             freq_dim=self.freq_dim,
-            num_times=1 + self.has_second_time + self.has_guidance,
-            pooled_dim=self.pooled_dim,
             text_attention=self.text_attention,
         )
-        rows = f + extra_frames if extra_frames else 1
-        return sizes.forward((f + extra_frames) * h * w, max(text_length, 1) + extra_text, rows)
+        tokens, rows = (f + extra_frames) * h * w, f + extra_frames if extra_frames else 1
+        text = max(text_length, 1) + extra_text
+        return sizes.forward(tokens, text, rows) + embedders.cost(self, tokens, rows)
 
-    def _embed_latents(self, x: Latents, cond: Conditioning) -> tuple[Float[Array, "b n d"], np.ndarray]:
-        """Tokens of the latents, then of the extra frames, and the position of each frame on the time axis."""
-        embed = linear.Dense(self.width, dtype=self.dtype, name="patch_embed")
-        tokens = embed(embeddings.patchify(x, self.patch_size))
-        positions = np.arange(tokens.shape[1])
-        if self.aligned_channels:
-            nothing = jnp.zeros((0, *x.shape[1:4], self.aligned_channels))  # declares the weights, costs nothing
-            zeros = nn.initializers.zeros
-            embed_aligned = linear.Dense(self.width, False, zeros, dtype=self.dtype, name="patch_embed_aligned")
-            joined = embed_aligned(
-                embeddings.patchify(nothing if cond.aligned is None else cond.aligned, self.patch_size)
-            )
-            tokens = tokens if cond.aligned is None else tokens + joined
-        if self.num_frame_roles:
-            frames = x[:, :0] if cond.frames is None else cond.frames
-            roles = jnp.zeros(frames.shape[:2], jnp.int32) if cond.frame_roles is None else cond.frame_roles
-            table = nn.Embed(
-                self.num_frame_roles,
-                self.width,
-                dtype=self.dtype,
-                embedding_init=nn.initializers.normal(0.02),
-                name="frame_roles",
-            )
-            extra = embed(embeddings.patchify(frames, self.patch_size))
-            extra = extra + jnp.broadcast_to(table(roles)[:, :, None, None], extra.shape)
-            tokens = jnp.concatenate([tokens, extra], axis=1)
-            positions = np.concatenate([positions, -1 - np.arange(frames.shape[1])])
+    def _embed_latents(
+        self, x: Latents, cond: Conditioning
+    ) -> tuple[Float[Array, "b n d"], np.ndarray, Float[Array, "b g"] | None]:
+        """Tokens of the latents, then of extra frames; where each frame lies in time; the times of extra frames."""
+        embed_patches = linear.Dense(self.width, dtype=self.dtype, name="patch_embed")
+        tokens = embed_patches(embeddings.patchify(x, self.patch_size))
+        for channels in embedders.embed(self, "channels", cond, x):
+            tokens = tokens if channels is None else tokens + channels
+        count, times = tokens.shape[1], []
+        for frames, frame_times in embedders.embed(self, "frames", cond, x, embed_patches):
+            tokens = jnp.concatenate([tokens, frames], axis=1)
+            times += [] if frame_times is None else [frame_times]
+        positions = np.concatenate([np.arange(count), -1 - np.arange(tokens.shape[1] - count)])
         if self.has_absolute_positions:
             zeros = nn.initializers.zeros
             embed_place = linear.Dense(self.width, False, zeros, dtype=self.dtype, name="patch_embed_position")
             places = embed_place(jnp.asarray(embeddings.grid_features(*tokens.shape[2:4])))
             tokens = tokens + jnp.broadcast_to(places[None, None], tokens.shape)
-        return constrain(tokens.reshape(x.shape[0], -1, self.width), "batch", "tokens", "width"), positions
+        tokens = constrain(tokens.reshape(x.shape[0], -1, self.width), "batch", "tokens", "width")
+        return tokens, positions, jnp.concatenate(times, axis=1) if times else None
 
-    def _embed_times(self, t: Times, cond: Conditioning, num_frames: int) -> Float[Array, "b m d"]:
+    def _embed_times(
+        self, t: Times, extra: Float[Array, "b g"] | None, cond: Conditioning, num_frames: int
+    ) -> Float[Array, "b m d"]:
         """What modulates every layer, in float32: one row per sample, or one per frame with extra frames last."""
         rows = t[:, None] if t.ndim == 1 else t[:, :: self.patch_size[0]]
-        extra = self._extra_times(cond)
-        e = self._embed_scalar("time_embed", _join_rows(rows, extra, num_frames), nn.initializers.normal(0.02))
-        if self.has_second_time:
-            r = rows if cond.r is None else jnp.broadcast_to(cond.r[:, None], rows.shape)
-            elapsed = jnp.where(rows >= r, rows - r, 0.0)  # frames already cleaner than r do not move
-            still = None if extra is None else jnp.zeros_like(extra)
-            e = e + self._embed_scalar("time_embed_r", _join_rows(elapsed, still, num_frames))
-        if self.has_guidance:
-            scale = jnp.ones_like(rows[:, 0]) if cond.guidance_scale is None else cond.guidance_scale
-            guidance = self._embed_scalar("guidance_embed", scale[:, None])
-            e = e + jnp.broadcast_to(guidance, e.shape)
-        if self.pooled_dim:
-            pooled = jnp.zeros((t.shape[0], self.pooled_dim)) if cond.pooled is None else cond.pooled
-            embed = embeddings.Embedder(self.width, out_init=nn.initializers.zeros, name="pooled_embed")
-            e = e + jnp.broadcast_to(embed(pooled)[:, None], e.shape)
+        if extra is not None:
+            rows = jnp.concatenate([jnp.broadcast_to(rows, (rows.shape[0], num_frames)), extra], axis=1)
+        e = embedders.embed_scalar(self, "time_embed", rows, nn.initializers.normal(0.02))
+        for vector in embedders.embed(self, "vector", cond, rows):
+            e = e + jnp.broadcast_to(vector, e.shape)
         return e
-
-    def _extra_times(self, cond: Conditioning) -> Float[Array, "b g"] | None:
-        if cond.frames is None:
-            return None
-        return jnp.zeros(cond.frames.shape[:2]) if cond.frame_times is None else cond.frame_times
-
-    def _embed_scalar(
-        self, name: str, value: Float[Array, "b m"], out_init: nn.initializers.Initializer = nn.initializers.zeros
-    ) -> Float[Array, "b m d"]:
-        features = embeddings.timestep_features(self.time_scale * value, self.freq_dim)
-        return embeddings.Embedder(self.width, out_init=out_init, name=name)(features)
 
     def _embed_text(
         self, cond: Conditioning, batch_size: int
     ) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"] | None]:
-        """Text states at the width of the network, and the mask that attention applies."""
-        text, mask = cond.text, cond.text_mask
-        if text is None:
-            text, mask = jnp.zeros((batch_size, 1, self.text_dim)), None
-        mask = None if mask is None else as_mask(mask)
-        if mask is not None and not self.masks_text:
-            text, mask = jnp.where(mask[:, :, None], text, 0), None
-        gelu = functools.partial(jax.nn.gelu, approximate=True)
-        states = embeddings.Embedder(self.width, gelu, dtype=self.dtype, name="text_embed")(text)
-        if not self.has_palette and not self.num_tasks:
-            return states, mask
-        extra, is_real = self._embed_palette_and_task(cond, batch_size)
-        if not extra.shape[1]:
-            return states, mask
-        mask = jnp.ones(states.shape[:2], bool) if mask is None else mask
-        return jnp.concatenate([states, extra], axis=1), jnp.concatenate([mask, is_real], axis=1)
-
-    def _embed_palette_and_task(
-        self, cond: Conditioning, batch_size: int
-    ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"]]:
-        """A token for each colour and one for the task, none for what is not given, and which of them are real."""
-        tokens, masks = [], []
-        if self.has_palette:
-            colors = jnp.zeros((batch_size, 0, 3)) if cond.palette is None else cond.palette
-            is_whole = cond.palette is None or cond.palette_mask is None
-            given = jnp.ones(colors.shape[:2], bool) if is_whole else as_mask(cond.palette_mask)
-            tokens.append(embeddings.Embedder(self.width, dtype=self.dtype, name="palette_embed")(colors))
-            masks.append(given)
-        if self.num_tasks:
-            task = jnp.zeros((batch_size, 0), jnp.int32) if cond.task is None else cond.task[:, None]
-            init = nn.initializers.normal(0.02)
-            embed = nn.Embed(self.num_tasks, self.width, dtype=self.dtype, embedding_init=init, name="task_embed")
-            tokens.append(embed(task))
-            masks.append(jnp.ones(task.shape, bool))
-        return jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
+        """The text and the conditions that are read like words of it, and the mask that attention applies."""
+        text, *others = embedders.embed(self, "tokens", cond, batch_size)
+        parts = [text, *(part for part in others if part[0].shape[1])]
+        if len(parts) == 1:
+            return text
+        masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in parts]
+        return jnp.concatenate([tokens for tokens, _ in parts], axis=1), jnp.concatenate(masks, axis=1)
 
     def _predict(
         self, tokens: Float[Array, "b n d"], e: Float[Array, "b m d"], grid: tuple[int, ...]
@@ -360,30 +306,6 @@ class DiT(nn.Module):
         head = linear.Dense(features, kernel_init=nn.initializers.zeros, name="head")
         patches = head(modulation.modulate(tokens.astype(jnp.float32), shift, scale, self.eps))
         return embeddings.unpatchify(patches.reshape(tokens.shape[0], f, h, w, features), self.patch_size)
-
-    def _check(self, x: Latents, cond: Conditioning) -> None:
-        if x.shape[-1] != self.in_channels:
-            raise ValueError(f"x has {x.shape[-1]} channels; this network has in_channels={self.in_channels}")
-        if cond.text is None and cond.text_ids is not None:
-            raise ValueError("cond.text_ids needs a text encoder: wrap this network in TextToLatent, or set cond.text")
-        if cond.text is not None and cond.text.shape[-1] != self.text_dim:
-            raise ValueError(f"cond.text has width {cond.text.shape[-1]}; this network has text_dim={self.text_dim}")
-        given_aligned = 0 if cond.aligned is None else cond.aligned.shape[-1]
-        if given_aligned not in (0, self.aligned_channels):
-            raise ValueError(
-                f"cond.aligned has {given_aligned} channels; this network has aligned_channels={self.aligned_channels}"
-            )
-        missing = {
-            "pooled": "" if self.pooled_dim else "pooled_dim=0",
-            "frames": "" if self.num_frame_roles else "num_frame_roles=0",
-            "r": "" if self.has_second_time else "has_second_time=False",
-            "guidance_scale": "" if self.has_guidance else "has_guidance=False",
-            "palette": "" if self.has_palette else "has_palette=False",
-            "task": "" if self.num_tasks else "num_tasks=0",
-        }
-        for name, reason in missing.items():
-            if reason and getattr(cond, name) is not None:
-                raise ValueError(f"cond.{name} is given, but this network has {reason}")
 
 
 def _table_init(gate_init: GateInit) -> nn.initializers.Initializer:
@@ -406,10 +328,3 @@ def _join_text(
     mask = jnp.concatenate([jnp.ones(tokens.shape[:2], bool), is_real], axis=1)
     joined = jnp.concatenate([tokens, text.astype(tokens.dtype)], axis=1)
     return joined, context._replace(mask=mask, rotation=rotation)
-
-
-def _join_rows(rows: Float[Array, "b m"], extra: Float[Array, "b g"] | None, num_frames: int) -> Float[Array, "b r"]:
-    """One value per sample or frame, followed by those of the extra frames if there are any."""
-    if extra is None:
-        return rows
-    return jnp.concatenate([jnp.broadcast_to(rows, (rows.shape[0], num_frames)), extra], axis=1)

@@ -1,6 +1,6 @@
-"""What a denoiser sees in its input: its hidden tokens after the first k layers, for a discriminator to judge by.
+"""Hidden tokens of a denoiser after its first k layers: the features that a discriminator reads.
 
-    tokens = block_k(.. block_1(embed(x))),  every block told t and cond        layers k + 1 .. are neither run nor read
+    tokens = block_k(.. block_1(embed(x))),  layers k + 1 .. are neither run nor read
 
 The blocks are stacked along a leading axis, so the first k layers are a slice of the parameters at hand and nothing is
 stored twice. `functools.partial(hidden_tokens, network, depth=k)` is called like a network: `(params, x, t, cond)`.

@@ -8,7 +8,9 @@ modulation:
                    4 n d f       MLP
     to the text    4 (n + l) d^2   query, out; key, value      4 n l d   scores, and their product with the values
     modulation     12 r d^2      once (adaLN-single), or in every block (adaLN), then also 4 r d^2 in the head
-    embeddings     2 n d (p_in + p_out)     2 r (freq d + d^2)   time     2 l (c d + d^2)   text (pooled: l = 1)
+    embeddings     2 n d (p_in + p_out)     2 r (freq d + d^2)   time     2 l (c d + d^2)   text
+
+What other conditions add is stated beside their embedders (`models.embedders`).
 
 A training step costs three forward passes: the backward pass has two products for each one. Recomputation does not
 count, so utilisation compares across remat policies.
@@ -51,6 +53,11 @@ def train_step_flops(forward_flops: float, batch_size: int) -> float:
     return 3 * forward_flops * batch_size
 
 
+def two_layers(features: int, width: int, rows: int = 1) -> int:
+    """Forward FLOPs of an embedding by two linear layers, of so many rows."""
+    return 2 * rows * (features * width + width**2)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformer:
     """The sizes that decide the cost of a diffusion transformer."""
@@ -62,8 +69,6 @@ class Transformer:
     patch_out: int
     text_dim: int = 0  # 0: no cross-attention
     freq_dim: int = 256
-    num_times: int = 1  # embedded scalars: time, second time, guidance scale
-    pooled_dim: int = 0
     modulation: Literal["single", "per_block"] = "single"
     text_attention: Literal["cross", "joint"] = "cross"  # joint: text is among the tokens of a block
 
@@ -79,7 +84,6 @@ class Transformer:
         d = self.width
         modulation = rows * (12 * d**2 if self.modulation == "single" else (12 * self.depth + 4) * d**2)
         patches = 2 * tokens * d * (self.patch_in + self.patch_out)
-        times = 2 * self.num_times * rows * (self.freq_dim * d + d**2)
-        text = 2 * text_tokens * (self.text_dim * d + d**2) if self.text_dim else 0
-        pooled = 2 * (self.pooled_dim * d + d**2) if self.pooled_dim else 0
-        return self.depth * self.block(tokens, text_tokens) + modulation + patches + times + text + pooled
+        text = two_layers(self.text_dim, d, text_tokens) if self.text_dim else 0
+        time = two_layers(self.freq_dim, d, rows)
+        return self.depth * self.block(tokens, text_tokens) + modulation + patches + time + text

@@ -1,9 +1,9 @@
 """From the parameters of a trained network to those of a larger one that starts out equal to it.
 
-A grown network has inputs that the old one lacks: a second time or a guidance scale (a student of its teacher), aligned
-channels, extra frames, a palette, a task (an editing model of a text-to-image model). Either the last layer of a new
-input starts at zero, or the input adds nothing while it is left out, so the grown network answers as the old one does,
-to the bit.
+A grown network has inputs that the old one lacks (`nova_jax.conditions`): a target time or a guidance scale (a student
+of its teacher), aligned channels, extra frames, a palette, a task (an editing model of a text-to-image model), or a
+condition of your own. Either the last layer of a new input starts at zero, or the input adds nothing while it is
+absent, so the grown network computes what the old one does, to the bit.
 """
 
 from typing import Any
@@ -11,18 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nova_jax import conditions
 from nova_jax.parallel import rules
 from nova_jax.types import Params
 
-NEW_INPUTS = (
-    "time_embed_r",
-    "guidance_embed",
-    "patch_embed_aligned",
-    "patch_embed_position",
-    "frame_roles",
-    "palette_embed",
-    "task_embed",
-)
+
+def new_inputs() -> tuple[str, ...]:
+    """The names of parameters that only a grown network may have: those of conditions, and of absolute positions."""
+    return (*(name for c in conditions.CONDITIONS.values() for name in c.parameters), "patch_embed_position")
 
 
 def grow(fresh: Params, old: Params) -> Params:
@@ -55,11 +51,12 @@ def check_growth(fresh: Params, old: Params) -> None:
     ]
     faults += [f"{path} of the trained network is not in the new one" for path in sorted(set(known) - set(new))]
     added = sorted(set(new) - set(known))
-    faults += [f"{path} is not in the trained network" for path in added if not set(NEW_INPUTS) & set(path.split("/"))]
+    allowed = new_inputs()
+    faults += [f"{path} is not in the trained network" for path in added if not set(allowed) & set(path.split("/"))]
     if faults:
         raise ValueError(
             "a student, or an editing model, has the arrays of the network that it starts from and new inputs at most "
-            f"({', '.join(NEW_INPUTS)}): " + "; ".join(faults)
+            f"({', '.join(allowed)}): " + "; ".join(faults)
         )
 
 

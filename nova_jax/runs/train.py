@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from nova_jax import atomic, distillation, environment, weights
+from nova_jax import atomic, conditions, distillation, environment, weights
 from nova_jax import config as configs
 from nova_jax.config import ConfigError
 from nova_jax.models import flops
@@ -159,13 +159,9 @@ def _record(config: TrainConfig) -> dict[str, Any]:
 
 
 def forward_flops(model: Any, batch: Batch) -> float:
-    """Model FLOPs of one sample's forward pass, with the conditions that the batch shows."""
-    cond = batch.cond
-    text = cond.text_ids if cond.text_ids is not None else cond.text
-    length = 0 if text is None else text.shape[1]
-    frames = 0 if cond.frames is None else cond.frames.shape[1]
-    extra_text = (0 if cond.palette is None else cond.palette.shape[1]) + (cond.task is not None)
-    return float(model.flops(tuple(batch.x0.shape[1:4]), length, frames, extra_text))
+    """Model FLOPs of one sample's forward pass, under the conditions that the batch holds."""
+    sizes = conditions.sizes(batch.cond)
+    return float(model.flops(tuple(batch.x0.shape[1:4]), sizes.text, sizes.frames, sizes.tokens))
 
 
 def flops_per_step(config: TrainConfig, examples: Sequence[tuple[float, Batch]]) -> float | None:

@@ -1,17 +1,17 @@
-"""What an editing model is told, as arrays: the same functions make training batches and requests.
+"""The conditions of an editing model as arrays: the same functions make training batches and requests.
 
-Two roads, as everywhere (`types.Conditioning`). Pixel on pixel with the target, joined on channels, in this order:
+What lies pixel on pixel with the target is aligned, joined on channels in this order (`nova_jax.conditions`):
 
-    source      c        latents of the picture to edit, what the mask covers filled with mid grey
-    mask        s * s    1 where the picture is drawn anew, at the precision of pixels: s x s of them per latent
-    control     c        latents of an edge or segmentation picture at time 1 - strength:  k z + (1 - k) eps
+    source      c        latents of the image to edit, what the mask covers filled with mid grey
+    mask        s * s    1 where the image is sampled, at the precision of pixels: s x s of them per latent
+    control     c        latents of an edge or segmentation image at time 1 - strength:  k z + (1 - k) eps
     strength    1        k
 
-All zero is "nothing given". Not pixel on pixel: reference pictures are extra frames at time 1 - similarity, noised to
-it, so what the network is told and what it sees agree; colours are tokens in CIE Lab; and the task is one more token.
+An absent part is all zeros. What does not lie pixel on pixel: reference images are extra frames at time 1 - similarity,
+with that much noise, so the time that the network reads is true; colours are tokens in CIE Lab; the task is a token.
 
 Black Forest Labs 2024, FLUX.1 Fill and Canny (mask by pixel, joined on channels); Le et al. 2024, OneDiffusion, arXiv
-2411.16318 (each picture of a context at its own noise level); Huang et al. 2023, Composer, 2302.09778.
+2411.16318 (each image of a context at its own noise level); Huang et al. 2023, Composer, 2302.09778.
 """
 
 import numpy as np
@@ -81,21 +81,21 @@ def aligned(
     Args:
         shape: of the target's latents, (f, H, W, c).
         compression: pixels per latent along a side.
-        source: normalised latents of the picture to edit, see `hide`.
-        mask: True where the picture is drawn anew.
-        control: normalised latents of the control picture.
-        strength: k, 0 .. 1; at 0 the control picture is left out.
-        rng: draws the noise on the control picture; needed below strength 1.
+        source: normalised latents of the image to edit, see `hide`.
+        mask: True where the image is sampled.
+        control: normalised latents of the control image.
+        strength: k, 0 .. 1; at 0 the control image is left out.
+        rng: draws the noise on the control image; needed below strength 1.
     """
     f, h, w, _ = shape
     nothing = np.zeros(shape, np.float32)
     folded = np.zeros((h, w, compression**2), np.float32) if mask is None else fold_mask(mask, compression)
-    told = 0.0 if control is None else strength
+    level = 0.0 if control is None else strength
     parts = (
         nothing if source is None else source,
         np.broadcast_to(folded, (f, *folded.shape)),
         nothing if control is None or not strength else noised(control, 1 - strength, rng),
-        np.full((f, h, w, 1), told, np.float32),
+        np.full((f, h, w, 1), level, np.float32),
     )
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
@@ -107,16 +107,16 @@ def references(
     similarity: float = 1.0,
     rng: np.random.Generator | None = None,
 ) -> tuple[Float32[np.ndarray, "g H W c"], Float32[np.ndarray, " g"]]:
-    """Extra frames of one sample and their times; slots without a picture hold zeros at time 1.
+    """Extra frames of one sample and their times; slots without an image hold zeros at time 1.
 
     Args:
-        latents: normalised latents of n pictures.
+        latents: normalised latents of n images.
         slots: g, at least n.
-        similarity: 1 shows the pictures as they are; time is 1 - similarity.
+        similarity: 1 shows the images without noise; time is 1 - similarity.
         rng: draws their noise; needed below similarity 1.
 
     Raises:
-        ValueError: more pictures than slots.
+        ValueError: more images than slots.
     """
     count = len(latents)
     if count > slots:
@@ -151,7 +151,7 @@ def noised(
     """(1 - t) latents + t eps.
 
     Raises:
-        ValueError: noise is asked for, but nothing to draw it from.
+        ValueError: t > 0 needs noise, and there is no `rng`.
     """
     if t == 0:
         return latents.astype(np.float32)

@@ -26,8 +26,8 @@ def test_a_grown_student_answers_as_its_teacher_to_the_bit(r):
     x, t, cond = at(students.rows(3))
     fresh = model.init(jax.random.key(5), x, t, cond)["params"]
     params = growth.grow(fresh, teacher.params)
-    told = cond if r is None else cond._replace(r=jnp.full(students.BATCH, r))
-    answer = jax.jit(model.apply)({"params": params}, x, t, told)
+    shown = cond if r is None else cond._replace(r=jnp.full(students.BATCH, r))
+    answer = jax.jit(model.apply)({"params": params}, x, t, shown)
     np.testing.assert_array_equal(answer, jax.jit(teacher.network.apply)({"params": teacher.params}, x, t, cond))
 
 
