@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "config": set(),
     "git_lfs": set(),
     "atomic": set(),
+    "launch": set(),
     "parallel": {"types", "config"},
     "layers": {"types", "config", "parallel"},
     "models": MODELS,

@@ -1,4 +1,4 @@
-"""The `nova` command: `nova generate`, `evaluate`, `bench`, `bench compare`, `weights`, `doctor`.
+"""The `nova` command: `nova generate`, `evaluate`, `bench`, `bench compare`, `launch`, `weights`, `doctor`.
 
 Each command is a frozen dataclass, read by tyro, whose `run` imports what it needs: `nova --help` must answer within a
 second, and jax alone takes longer than that.
@@ -11,6 +11,8 @@ import sys
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from nova_jax.cli import launch
 
 PictureTask = Literal["text-to-image", "inpaint", "outpaint", "remove-background", "vary", "color-guided"]
 VideoTask = Literal["text-to-video", "multi-shot"]
@@ -283,12 +285,21 @@ class Weights:
             print(self.out)
 
 
-COMMANDS = {"generate": Generate, "evaluate": Evaluate, "bench": Bench, "doctor": Doctor, "weights": Weights}
+COMMANDS = {
+    "generate": Generate,
+    "evaluate": Evaluate,
+    "bench": Bench,
+    "launch": launch.Launch,
+    "doctor": Doctor,
+    "weights": Weights,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `nova` command; errors a user can mend are one sentence and a non-zero exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["launch"]:
+        return launch.main(argv[1:])
     if argv[:2] == ["bench", "compare"]:
         command = tyro.cli(Compare, prog="nova bench compare", args=argv[2:])
         return _execute(command)

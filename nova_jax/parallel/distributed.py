@@ -20,6 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+from nova_jax.parallel import mesh as meshes
+
 
 class NoDevice(OSError):
     """JAX finds nothing to compute on; the message says what was asked for and what to do."""
@@ -37,20 +39,28 @@ def initialize(
 ) -> None:
     """Joins the other processes of the job; returns at once when there are none. Call before anything touches a device.
 
-    Arguments come before the environment. A process that dies takes the others down within `heartbeat_seconds`.
+    Arguments come before the environment. A process that dies takes the others down within `heartbeat_seconds`. Calling
+    it again changes nothing: a program may hold several runs.
 
     Raises:
-        ValueError: only some of coordinator, num_processes and process_id are known.
+        ValueError: only some of coordinator, num_processes and process_id are known, or this process has joined as
+            another one.
     """
     given = (coordinator, num_processes, process_id)
     known = [os.environ.get(name) if value is None else value for name, value in zip(EXPLICIT, given, strict=True)]
     if all(value is None for value in known):
-        if _is_cluster():
+        if _is_cluster() and not jax.distributed.is_initialized():
             jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
         return
     if missing := [name for name, value in zip(EXPLICIT, known, strict=True) if value is None]:
         raise ValueError(f"a job of several processes also needs {', '.join(missing)} (or all three as arguments)")
     address, number, index = str(known[0]), int(str(known[1])), int(str(known[2]))
+    if jax.distributed.is_initialized():
+        if (jax.process_count(), jax.process_index()) != (number, index):
+            raise ValueError(
+                f"process {index} of {number} has joined already, as {jax.process_index()} of {jax.process_count()}"
+            )
+        return
     is_loopback = address.rsplit(":", 1)[0] in ("localhost", "127.0.0.1")
     jax.distributed.initialize(
         address,
@@ -102,6 +112,37 @@ def agree(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def whole(tree: Any) -> Any:
+    """Global arrays as whole ones on every process's host, for work that a process does alone; all must call it.
+
+    Changes nothing when there is one process.
+    """
+    return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
+def spread(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process holds whole, as global ones of which each keeps its part: nothing is sent.
+
+    Changes nothing when there is one process.
+    """
+
+    def place(array: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return tree if jax.process_count() == 1 else jax.tree.map(place, tree, shardings)
+
+
+def alone() -> contextlib.AbstractContextManager[Any]:
+    """A block in which this process computes by itself, on a mesh of its own devices; all others may go on.
+
+    Changes nothing when there is one process.
+    """
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    return jax.set_mesh(meshes.MeshConfig().make(jax.local_devices()))
 
 
 def data_shard(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from nova_jax.types import TrainState
 
 
 def make_trained_run(config: TrainConfig) -> Callable[[int, TrainState], TrainedRun]:
-    """(step, state) -> what draws from the EMA parameters of a run in training, for callbacks.
+    """(step, state) -> what draws from the EMA parameters of a run in training, for callbacks; all processes call it.
 
     Raises:
         ValueError: the run does not draw: its data has no autoencoder.
@@ -27,7 +27,7 @@ def make_trained_run(config: TrainConfig) -> Callable[[int, TrainState], Trained
     def make(step: int, state: TrainState) -> TrainedRun:
         return TrainedRun(
             network=config.model,
-            params=state.ema,
+            params=distributed.whole(state.ema),
             objective=config.objective,
             codec=codec[0],
             codec_params=codec[1],
@@ -49,11 +49,13 @@ def callbacks(config: TrainConfig) -> list[loop.Callback]:
 
     def draw(at: int, state: TrainState) -> None:
         trained = make(at, state)
+        if not distributed.is_main():
+            return
         prompts = [prompt for prompt in preview.prompts for _ in range(preview.per_prompt)]
         seeds = list(range(preview.per_prompt)) * len(preview.prompts)
-        pixels = generation.generate(trained, prompts, seeds, preview.settings)
-        if distributed.is_main():
-            path = config.directory / "samples" / f"{at:08d}.png"
-            generation.save_grid(path, pixels, columns=preview.per_prompt * 4, upscale=preview.upscale)
+        with distributed.alone():
+            pixels = generation.generate(trained, prompts, seeds, preview.settings)
+        path = config.directory / "samples" / f"{at:08d}.png"
+        generation.save_grid(path, pixels, columns=preview.per_prompt * 4, upscale=preview.upscale)
 
     return [loop.Callback(preview.every, draw)]

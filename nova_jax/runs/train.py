@@ -13,7 +13,7 @@ from nova_jax import atomic, conditions, distillation, environment, weights
 from nova_jax import config as configs
 from nova_jax.config import ConfigError
 from nova_jax.models import flops
-from nova_jax.parallel import distributed
+from nova_jax.parallel import distributed, rules
 from nova_jax.parallel import mesh as meshes
 from nova_jax.runs import build, load, preview
 from nova_jax.runs import record as records
@@ -64,6 +64,8 @@ def _train(
 ) -> TrainState:
     """Restores or initialises the state, then hands it to the loop."""
     made = _recipe(config)
+    key, trained = made.arguments  # parameters of other runs, which every process has read
+    made = made._replace(arguments=(key, distributed.spread(trained, rules.shardings(trained, devices))))
     metadata = {"data": config.data.fingerprint()}
     throughput = logging.Throughput(record["samples_per_step"], record["flops_per_step"], record["peak_flops"])
     folder = config.directory

@@ -207,7 +207,7 @@ def read_ema(
     Args:
         directory: as given to `Checkpoints`; a run may be writing to it.
         step: a committed step; None: the newest whose files agree with their manifest.
-        mesh: where to put them, by `parallel.rules`; None: on the default device.
+        mesh: where to put them, by `parallel.rules`; None: on the first device of this process.
 
     Raises:
         CheckpointError: there is no such checkpoint, or none that is intact.
@@ -215,7 +215,7 @@ def read_ema(
     path = _choose(pathlib.Path(directory).absolute(), step)
     saved: Any = ocp.metadata(str(path)).metadata
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved["ema"])
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = rules.shardings(shapes, mesh) if mesh is not None else jax.tree.map(lambda _: device, shapes)
     target = jax.tree.map(lambda _: ..., saved)  # leaves that are not read
     target["ema"] = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)

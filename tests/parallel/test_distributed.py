@@ -107,6 +107,18 @@ def test_only_explicit_addresses_on_loopback_stay_on_loopback(monkeypatch):
     assert [call["coordinator_bind_address"] for call in calls] == ["localhost:1234", None]
 
 
+def test_joining_twice_changes_nothing_but_not_as_another_process(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **options: calls.append(options))
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    distributed.initialize("localhost:1234", 1, 0)
+    monkeypatch.setenv("NOVA_DISTRIBUTED", "auto")
+    distributed.initialize()
+    assert not calls
+    with pytest.raises(ValueError, match="process 1 of 2 has joined already, as 0 of 1"):
+        distributed.initialize("localhost:1234", 2, 1)
+
+
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu'")])
 def test_a_platform_without_devices_is_one_sentence(error, monkeypatch):
     def fail():

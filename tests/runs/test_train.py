@@ -14,6 +14,7 @@ from nova_jax import config as configs
 from nova_jax import experiment, generation, weights
 from nova_jax.models.text import encoder
 from nova_jax.parallel.mesh import MeshConfig
+from nova_jax.runs import main
 from nova_jax.training import loop
 from tests import tiny_run
 
@@ -252,3 +253,14 @@ def test_a_tilde_is_the_home_folder_on_writing_as_on_reading(tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["tiny", "data.cache_path=~/cache", "run_dir=~/run"])
     experiment.main(config)  # the same run
     assert list(work.iterdir()) == []
+
+
+def test_what_comes_after_a_run_of_several_processes_is_left_to_one(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["experiment"])
+    monkeypatch.setattr(main, "run", lambda config: None)
+    done = []
+    experiment.main(tiny, lambda config, result: done.append(config))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    experiment.main(tiny, lambda config, result: done.append(config))
+    assert done == [tiny]
+    assert "the same command as one process" in capsys.readouterr().out
