@@ -39,7 +39,7 @@ class Decoder:
             megapixels, costs half a gigabyte at worst; in each thread.
     """
 
-    kind: ClassVar[str] = "picture"
+    kind: ClassVar[str] = "image"
     suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".webp")
 
     size: tuple[int, int] | None = None
@@ -87,7 +87,7 @@ class Decoder:
                 "shrink it or raise max_pixels of the decoder"
             )
         if image_files.is_animated(image):
-            raise Undecodable("an animation, not a still picture")
+            raise Undecodable("an animation, not a still image")
 
 
 ON_WHITE = Decoder()

@@ -1,16 +1,16 @@
-"""One model for every editing task, on scenes in which every answer is known: text to picture first, then all of it.
+"""One model for every editing task, on scenes in which every answer is known: text to image first, then all of it.
 
     python -m experiments.canvas                          autoencoder, pretraining, editing: one after the other
     python -m experiments.canvas steps=20000 run_dir=runs/longer
 
-Two configs share this file. `PRETRAINING` learns pictures from captions. `CONFIG` starts from it, grown by the inputs
+Two configs share this file. `PRETRAINING` learns images from captions. `CONFIG` starts from it, grown by the inputs
 that editing needs (aligned channels, reference frames, palette and task tokens, all silent at first), and learns a
 mixture of ten tasks in four shapes of batches, so four programs are compiled. Each stage is a run of its own
 (`runs/canvas_vae`, `runs/canvas_pretraining`, `runs/canvas`), found finished or half done when the command runs again.
 It ends with the exam of every task in `runs/canvas/evaluation`, which `nova evaluate --run runs/canvas` repeats.
 
 Measured on one of two CPU cores, which tests shared: 22 minutes for the autoencoder (25.8 dB PSNR on all kinds of
-pictures), 26 for pretraining, 57 for editing (2.2 M parameters), both with the encoding of what they show, 8 for the
+images), 26 for pretraining, 57 for editing (2.2 M parameters), both with the encoding of what they show, 8 for the
 exam at 128 questions a part: removal 0.99 right, alpha error 0.034, the right object inside the mask 0.74 to 0.77,
 mask prompts 0.43 IoU, outpainting 0.61, edges F1 0.52, colours 8.5 dE2000, captions 0.16, variations 0.09.
 Seven of 21 bars are met.
@@ -81,10 +81,10 @@ class SceneTasks:
 
     Attributes:
         world: vocabulary and prior.
-        length: captioned pictures; of each edit half as many, of variations, which show six pictures, a quarter.
+        length: captioned images; of each edit half as many, of variations, which show six images, a quarter.
         codec_path: folder of an autoencoder; "": that of the run to start from, or a new one.
         cache_path: where latents are kept between runs.
-        processes: that draw pictures and make batches; 0: threads of this one do.
+        processes: that draw images and make batches; 0: threads of this one do.
     """
 
     world: World = world.CANVAS_32
@@ -95,7 +95,7 @@ class SceneTasks:
 
 
 def text_data(data: SceneTasks) -> ConditionedLatents:
-    """Captions and pictures."""
+    """Captions and images."""
     return ConditionedLatents(
         sources=(CanvasScenes(data.world, length=data.length),),
         codec_path=data.codec_path,
@@ -145,7 +145,7 @@ CONFIG = dataclasses.replace(
 
 
 def make_codec_config(data: SceneTasks) -> experiment.TrainConfig:
-    """The autoencoder of all pictures that the tasks show or draw."""
+    """The autoencoder of all images that the tasks show or draw."""
     pixels = datasets.Pixels(source=CanvasPictures(data.world, seed=1, length=200_000), processes=data.processes)
     return image_vae.make_config(pixels, name="canvas_vae", steps=4000, kl=0.01, vae=VAE)
 

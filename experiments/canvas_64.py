@@ -2,7 +2,7 @@
 
     python -m experiments.canvas_64
 
-The three stages of `experiments.canvas`: autoencoder, pretraining, editing. Processes draw the pictures and make the
+The three stages of `experiments.canvas`: autoencoder, pretraining, editing. Processes draw the images and make the
 batches, for a GPU learns from them faster than one interpreter makes them.
 
 Measured: docs/canvas.md has the scores of a shorter training, with captions in groups of bytes, and what it took.
@@ -46,7 +46,7 @@ CONFIG = dataclasses.replace(
 
 
 def make_codec_config(data: canvas.SceneTasks, steps: int = 3000) -> experiment.TrainConfig:
-    """The autoencoder, on pictures drawn once, for it learns from 17,000 a second."""
+    """The autoencoder, on images drawn once, for it learns from 17,000 a second."""
     pictures = InMemory(CanvasPictures(data.world, seed=1, length=100_000), data.processes or 1)
     vae = dataclasses.replace(VAE, dtype=jnp.bfloat16)
     config = image_vae.make_config(

@@ -5,7 +5,7 @@
     python -m experiments.distill teacher=runs/quickstart method=dmd2 start_from=runs/quickstart_consistency
     python -m experiments.distill teacher=runs/emoji method=mean_flow run_dir=runs/emoji_student
 
-Measured on the quickstart model, two idle CPU cores, 64 pictures a task (docs/distillation.md has the other methods):
+Measured on the quickstart model, two idle CPU cores, 64 images a task (docs/distillation.md has the other methods):
 `consistency`, 400 steps, 4 minutes 24 seconds with all scores, a quarter of the teacher's training FLOPs: single object
 0.50, 0.73, 0.70 in one, two, four steps to the teacher's 0.75 in 50 guided ones; colours 0.84, 0.97, 0.97 to 1.00.
 

@@ -1,13 +1,13 @@
-"""Captioned pictures from a WebDataset tar, from nothing: an autoencoder, then a DiT on its latents.
+"""Captioned images from a WebDataset tar, from nothing: an autoencoder, then a DiT on its latents.
 
     python -m experiments.emoji data.source.paths=/data/emoji.tar
 
-Any tar of `KEY.png` (or .jpg, .webp) and `KEY.txt` will do; transparent pictures are laid on white. The tar is read in
+Any tar of `KEY.png` (or .jpg, .webp) and `KEY.txt` will do; transparent images are laid on white. The tar is read in
 place, never extracted. The autoencoder is trained first, into `RUN_vae`, and found there when the command runs again.
 
 Measured with captions in groups of bytes, before words, on 1,870 emoji with their names, one of two CPU cores: 16
-minutes for the autoencoder (25.9 dB PSNR on these pictures), 39 for the DiT, interrupted and resumed on the way. Seven
-of eight prompts are recognised at once, pizza half. With one caption and one picture a kind, this shows that real input
+minutes for the autoencoder (25.9 dB PSNR on these images), 39 for the DiT, interrupted and resumed on the way. Seven
+of eight prompts are recognised at once, pizza half. With one caption and one image a kind, this shows that real input
 is learnt, not that it generalises.
 """
 
@@ -87,7 +87,7 @@ def with_codec(
     return dataclasses.replace(config, data=dataclasses.replace(data, codec_path=folder))
 
 
-# Pictures need more of their detail than scenes do, hence the weaker KL.
+# Images need more of their detail than scenes do, hence the weaker KL.
 prepare = functools.partial(with_codec, steps=4000, kl=0.005)
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
     python -m experiments.emoji_canvas data.source.paths=/data/emoji.tar
     python -m experiments.emoji_canvas data.source.paths=/data/emoji.tar steps=20000
 
-The tar holds `KEY.png` (or .webp) with alpha and `KEY.txt`; it is read in place. A mixture of text to picture, mattes
+The tar holds `KEY.png` (or .webp) with alpha and `KEY.txt`; it is read in place. A mixture of text to image, mattes
 and palettes (`data_pipelines.sources.cutouts`) is learnt from nothing, without a stage before it but the autoencoder's,
 which goes into `RUN_vae` and is found there when the command runs again.
 
-At the end the run folder has scores.json and tasks.png, both of held-out pictures. Each score stands between its
-ceiling, that of the true answers through the autoencoder, and chance, that of answers to other pictures:
+At the end the run folder has scores.json and tasks.png, both of held-out images. Each score stands between its
+ceiling, that of the true answers through the autoencoder, and chance, that of answers to other images:
 
     matte     mean absolute error of alpha, of 1
-    colors    mean CIEDE2000 distance of each asked colour to the nearest area of the picture; `truth` is what the
-              measure says of the true pictures themselves
+    colors    mean CIEDE2000 distance of each asked colour to the nearest area of the image; `truth` is what the
+              measure says of the true images themselves
 
 Measured with captions in groups of bytes, before words, on 1,870 emoji, 5,000 steps, one of two CPU cores: 25 minutes
 for the autoencoder (24.0 dB), 65 for the model; matte 0.137 (ceiling 0.019, chance 0.299), colors 6.0 (3.8, 21.7).
@@ -53,10 +53,10 @@ class CutoutTar:
     """What can be chosen of the data; `prepare` makes the mixture of it.
 
     Attributes:
-        source: captioned pictures with alpha.
-        size: (h, w) that pictures are fitted into.
+        source: captioned images with alpha.
+        size: (h, w) that images are fitted into.
         codec_path: folder of an autoencoder; "" trains one.
-        max_corrupt: unreadable elements left out, for every 4,096. One picture that cannot be read is part of many.
+        max_corrupt: unreadable elements left out, for every 4,096. One image that cannot be read is part of many.
     """
 
     source: WebDataset
@@ -101,7 +101,7 @@ def make_mixture(data: CutoutTar, codec_path: str) -> Mixture:
 
 
 def train_codec(data: CutoutTar, run_dir: str, steps: int = 4000) -> str:
-    """The autoencoder of all pictures that the tasks show or ask for; returns its folder."""
+    """The autoencoder of all images that the tasks show or ask for; returns its folder."""
     shown = CutoutPictures(data.source, data.size, seed=1)
     limit = encoding.max_corrupt_of_all(shown, data.max_corrupt)
     pixels = datasets.Pixels(source=InMemory(shown), max_corrupt=limit)
@@ -111,7 +111,7 @@ def train_codec(data: CutoutTar, run_dir: str, steps: int = 4000) -> str:
 
 
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
-    """Scores the run on held-out pictures: scores.json, tasks.png, and the numbers on the terminal."""
+    """Scores the run on held-out images: scores.json, tasks.png, and the numbers on the terminal."""
     trained = generation.load_run(result.directory)
     part = config.data.parts[0][0]
     scores, sheet = evaluate(trained, part.sources[0], max_corrupt=part.max_corrupt)
@@ -129,7 +129,7 @@ def evaluate(
     Args:
         trained: the run.
         learnt: the source of any of its tasks.
-        count: at most so many held-out elements of each task, one of each picture.
+        count: at most so many held-out elements of each task, one of each image.
         max_corrupt: so many of them may be unreadable; they are left out.
     """
     scores, tiles = {}, []
@@ -167,7 +167,7 @@ def score_mattes(trained: generation.TrainedRun, elements: Sequence[cutouts.Samp
 
 
 def score_colors(trained: generation.TrainedRun, elements: Sequence[cutouts.Sample]) -> tuple[Scores, list[np.ndarray]]:
-    """Errors of palettes; and of each element palette, true and drawn picture (3, h, w, 3)."""
+    """Errors of palettes; and of each element palette, true and drawn image (3, h, w, 3)."""
     palettes = [element["palette"][: element["num_colors"]] for element in elements]
     limits = generation.images.limits_of(trained)
     requests = [
@@ -194,7 +194,7 @@ def score_colors(trained: generation.TrainedRun, elements: Sequence[cutouts.Samp
 
 
 def palette_errors(shown: UInt8[np.ndarray, "n h w 3"], palettes: Sequence[UInt8[np.ndarray, "p 3"]]) -> list[float]:
-    """The palette error of each picture."""
+    """The palette error of each image."""
     pairs = zip(shown, palettes, strict=True)
     return [pictures.palette_error(color.to_lab(picture), color.to_lab(asked)) for picture, asked in pairs]
 

@@ -48,9 +48,9 @@ SMALL_VAE = VAE(
 def make_config(
     data: datasets.Pixels, *, name: str, steps: int, batch_size: int = 64, kl: float = 0.03, vae: VAE = SMALL_VAE
 ) -> experiment.TrainConfig:
-    """Trains an autoencoder on pictures of any size divisible by its compression.
+    """Trains an autoencoder on images of any size divisible by its compression.
 
-    A strong `kl` leaves in the latents only what pictures need, and makes the decoder forgive what a small denoiser
+    A strong `kl` leaves in the latents only what images need, and makes the decoder forgive what a small denoiser
     gets slightly wrong.
     """
     return experiment.TrainConfig(
@@ -73,15 +73,15 @@ CONFIG = make_config(datasets.Pixels(source=source.Scenes(seed=1, length=200_000
 def export(
     config: experiment.TrainConfig, result: experiment.Result, held_out: Any, samples: int = 2000
 ) -> pathlib.Path:
-    """Measures the latents, writes the run's `codec/` folder, and says what it reaches on held-out pictures.
+    """Measures the latents, writes the run's `codec/` folder, and says what it reaches on held-out images.
 
     The codec computes in float32, whatever it was trained in.
 
     Args:
         config: of the run.
         result: of the run.
-        held_out: a source of the same kind of pictures that was not trained on.
-        samples: pictures to measure latents on (training data) and reconstructions (held out).
+        held_out: a source of the same kind of images that was not trained on.
+        samples: images to measure latents on (training data) and reconstructions (held out).
     """
     vae = dataclasses.replace(config.model, dtype=jnp.float32)
     vae = with_statistics(vae, result.state.ema, config.data, samples)
@@ -114,7 +114,7 @@ def export(
 
 
 def reconstruct(vae: VAE, params: Any, pictures: np.ndarray, batch_size: int = 100) -> np.ndarray:
-    """Pictures, uint8 (n, f, h, w, 3), through the autoencoder and back."""
+    """Images, uint8 (n, f, h, w, 3), through the autoencoder and back."""
     through = jax.jit(lambda params, x: generation.to_uint8(vae.decode(params, vae.encode(params, x / 127.5 - 1.0)[0])))
     pad = -len(pictures) % batch_size
     padded = np.concatenate([pictures, pictures[:1].repeat(pad, axis=0)]).astype(np.float32)

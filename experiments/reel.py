@@ -1,11 +1,11 @@
-"""One model of moving scenes: text to video, picture to video, films of several shots; single pictures as well.
+"""One model of moving scenes: text to video, image to video, films of several shots; single images as well.
 
     python -m experiments.reel                                       the autoencoder of clips, then the model
     python -m experiments.reel model.dit.dtype=bfloat16 data.processes=8        on a GPU; docs/reel.md has a longer run
 
-64 x 36 pixels, 25 frames at 24 a second: seven latent frames. Captioned clips, pictures and shots of films take turns
+64 x 36 pixels, 25 frames at 24 a second: seven latent frames. Captioned clips, images and shots of films take turns
 in batches of about the same number of tokens, so three programs are compiled. Half of the clips are given some of their
-frames (`diffusion.given_frames`), which is all that picture to video, interpolation and continuation need. It ends with
+frames (`diffusion.given_frames`), which is all that image to video, interpolation and continuation need. It ends with
 the exam of every ability in `runs/reel/evaluation`, which `nova evaluate --run runs/reel` repeats.
 
 On two CPU cores the model took 53 minutes with captions in groups of bytes, its exam 12; what that taught is in
@@ -58,7 +58,7 @@ class Moving:
 
     Attributes:
         world: vocabulary, prior, size and length of a clip.
-        length: clips; as many shots of films, and twice as many pictures.
+        length: clips; as many shots of films, and twice as many images.
         codec_path: folder of an autoencoder of clips; "": that of the run to start from, or a new one.
         cache_path: where latents are kept between runs.
         processes: that draw clips and make batches; 0: threads of this one do.
@@ -72,7 +72,7 @@ class Moving:
 
 
 def make_batches(data: Moving) -> Mixture:
-    """Of eight batches four hold clips, two pictures, seven times as many, and two shots of films."""
+    """Of eight batches four hold clips, two images, seven times as many, and two shots of films."""
     parts = mixture.of_videos(
         videos=Reels(data.world, "video", length=data.length),
         images=Reels(data.world, "image", length=2 * data.length),

@@ -1,4 +1,4 @@
-"""What an experiment shows when it is done: scores on the terminal, pictures and curves in its report.html."""
+"""What an experiment shows when it is done: scores on the terminal, images and curves in its report.html."""
 
 import dataclasses
 import json
@@ -37,17 +37,17 @@ def finish_scenes(config: experiment.TrainConfig, result: experiment.Result) -> 
     examples = [i for task in scored.summary.tasks for i in _first(scored, task, 8)]
     sections = {
         "Scores": [
-            "Pictures drawn for the prompts of each task are read back by a deterministic parser and judged by "
-            "GenEval's rules. Whiskers are 95 % Wilson intervals; the dotted line is chance: what pictures of "
+            "Images drawn for the prompts of each task are read back by a deterministic parser and judged by "
+            "GenEval's rules. Whiskers are 95 % Wilson intervals; the dotted line is chance: what images of "
             "unrelated scenes would score.",
             report.scores(values),
             report.table(
-                ["ceiling", "read back right", "interval", "pictures"],
+                ["ceiling", "read back right", "interval", "images"],
                 [[name, c.rate, f"{c.low:.3f} to {c.high:.3f}", c.n] for name, c in ceilings.items()],
             ),
-            f"{len(scored.pictures)} pictures in {seconds:.0f} s: {_describe(SETTINGS)}.",
+            f"{len(scored.pictures)} images in {seconds:.0f} s: {_describe(SETTINGS)}.",
         ],
-        "Scored pictures": [
+        "Scored images": [
             report.images(
                 [scored.pictures[i] for i in examples],
                 [scored.prompts[i].text for i in examples],
@@ -88,7 +88,7 @@ def finish_exam(config: experiment.TrainConfig, result: experiment.Result, *, sh
 
 
 def finish_captioned(config: experiment.TrainConfig, result: experiment.Result) -> None:
-    """Draws the preview's prompts and writes the report of a model of captioned pictures."""
+    """Draws the preview's prompts and writes the report of a model of captioned images."""
     write(config, result, generation.load_run(result.directory), {})
 
 
@@ -144,7 +144,7 @@ def score(
 
 
 def measure_ceilings(trained: generation.TrainedRun, scenes: source.Scenes) -> dict[str, geneval_scores.Ceiling]:
-    """What the parser reads on held-out ground truth and on its reconstructions: no generated picture can do better."""
+    """What the parser reads on held-out ground truth and on its reconstructions: no generated image can do better."""
     held_out = image_vae.under_another_seed(scenes)
     truth = np.stack([held_out[i]["pixels"] for i in range(CEILING_SCENES)])
     rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, truth)
@@ -215,7 +215,7 @@ def loss_curves(lines: list[dict[str, Any]]) -> list[plots.Series]:
 
 
 def _first(scored: geneval_scores.Scored, task: str, count: int) -> list[int]:
-    """Indices of the first pictures of one task: not chosen."""
+    """Indices of the first images of one task: not chosen."""
     return [i for i, prompt in enumerate(scored.prompts) if prompt.task == task][:count]
 
 

@@ -3,7 +3,7 @@
     python -m experiments.scenes
 
 Trains its autoencoder first, into `RUN_vae`, and finds it there when the command runs again. Writes scores, ceilings
-and pictures to report.html in the run folder.
+and images to report.html in the run folder.
 
 Measured on one of two CPU cores, the other one busy: 17 minutes for the autoencoder (31.6 dB PSNR; the parser reads
 99.6 % of 500 held-out reconstructions right), 111 for 12,000 steps of the DiT. GenEval tasks (128 images each): single
@@ -38,7 +38,7 @@ CONFIG = dataclasses.replace(
             depth=6,
             num_heads=2,
             in_channels=8,
-            patch_size=(1, 2, 2),  # sixteen tokens a picture, as in the quickstart
+            patch_size=(1, 2, 2),  # sixteen tokens an image, as in the quickstart
             text_dim=128,
             pooled_dim=128,
             has_absolute_positions=True,

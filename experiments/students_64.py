@@ -37,7 +37,7 @@ CONFIG = dataclasses.replace(
             pooled_dim=128,
             has_absolute_positions=True,
             dtype=jnp.bfloat16,
-        ),  # sixty-four tokens a picture
+        ),  # sixty-four tokens an image
         text_encoder=scenes.CONFIG.model.text_encoder,
     ),
     objective=FlowMatching(time_sampling=time_sampling.Shifted(shift=2.0)),

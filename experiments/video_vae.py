@@ -1,13 +1,13 @@
 """The small autoencoder of clips: 4 x 4 x 4 pixels per latent, 16 channels, 3.2 M parameters, in two stages.
 
-    python -m experiments.video_vae                                             pictures first, then clips
+    python -m experiments.video_vae                                             images first, then clips
     python -m experiments.video_vae steps=20000 batch_size=32 model.dtype=bfloat16
     python -m experiments.video_vae model.patch_size=2 "model.halves_space=(True, False)"      `vae.small_video()`
     python -m experiments.video_vae --images                                    the first stage alone
     python -m experiments.video_vae start_from=runs/video_vae_images            the second stage alone
 
-A picture costs 1/40 of a clip, and teaches most of what there is to learn. The second stage gives the trained network
-time (`models.inflation`): it begins by repeating pictures, and learns from clips, with a batch of pictures between
+An image costs 1/40 of a clip, and teaches most of what there is to learn. The second stage gives the trained network
+time (`models.inflation`): it begins by repeating images, and learns from clips, with a batch of images between
 them, to say how they move. For each of its steps the first stage takes 11 / 3, with eight times as many rows.
 
 Ends with `codec/` in the run folder, as `image_vae` does: config.json with the latents' mean and deviation, the weights
@@ -41,7 +41,7 @@ from nova_jax.training import optimizer
 VIDEO = vaes.tiny_video()
 IMAGE = inflation.without_time(VIDEO)
 IMAGE_STEPS, CLIP_STEPS, KL = 1100, 300, 0.01  # what two CPU cores do in 40 minutes
-# Held in memory: 0.7 and 0.2 GB. Drawing a clip takes 33 ms of one processor, a picture 4 ms.
+# Held in memory: 0.7 and 0.2 GB. Drawing a clip takes 33 ms of one processor, an image 4 ms.
 CLIPS = InMemory(Reels(task="video", seed=1, length=4_000), processes=None)
 PICTURES = InMemory(Reels(task="image", seed=1, length=30_000), processes=None)
 
@@ -55,7 +55,7 @@ def make_image_config(
     kl: float = KL,
     vae: VAE = IMAGE,
 ) -> experiment.TrainConfig:
-    """The first stage: single pictures, with an autoencoder that knows no time."""
+    """The first stage: single images, with an autoencoder that knows no time."""
     return experiment.TrainConfig(
         name=name,
         model=vae,
@@ -87,7 +87,7 @@ def make_video_config(
         pictures: every fourth batch is of these; None: a frame of each clip.
         name: of the run.
         steps: batches of either kind.
-        batch_size: clips, or pictures.
+        batch_size: clips, or images.
         kl: weight of the divergence, as in the first stage.
         vae: causal.
     """
@@ -116,7 +116,7 @@ CONFIG = make_video_config(
 
 
 def first_stage(config: experiment.TrainConfig) -> experiment.TrainConfig:
-    """The run on pictures that a run on clips starts from: its pictures, its loss, its mesh, its dtype."""
+    """The run on images that a run on clips starts from: its images, its loss, its mesh, its dtype."""
     _, (pictures, _) = config.data.parts
     first = make_image_config(
         pictures,

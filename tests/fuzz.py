@@ -299,7 +299,7 @@ def read_request(data: bytes, _: pathlib.Path) -> None:
 
 
 def png(index: int, **options: Any) -> bytes:
-    """The file of a small picture."""
+    """The file of a small image."""
     return examples.file_of(examples.picture(index, 8, 8), **options)
 
 
@@ -399,7 +399,7 @@ def fit_picture(data: bytes) -> bytes:
 
 
 def read_pictures(data: bytes, _: pathlib.Path) -> None:
-    """Reads a picture as training data, in two ways, and as picture and mask of a request."""
+    """Reads an image as training data, in two ways, and as image and mask of a request."""
     readers = (
         (images.Decoder(max_pixels=MAX_PIXELS), images.Undecodable),
         (images.Decoder(size=(8, 8), background=None, max_pixels=MAX_PIXELS), images.Undecodable),
@@ -418,8 +418,8 @@ def read_pictures(data: bytes, _: pathlib.Path) -> None:
 
 
 def good_captions() -> list[bytes]:
-    """Metadata files: JSON lines and, behind the letter c, CSV; behind t the text beside a picture."""
-    rows = [{"file_name": f"{name}.png", "caption": f"a picture, {name}", "other": 3} for name in "ab"]
+    """Metadata files: JSON lines and, behind the letter c, CSV; behind t the text beside an image."""
+    rows = [{"file_name": f"{name}.png", "caption": f"an image, {name}", "other": 3} for name in "ab"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, rows[0])
     writer.writeheader()
@@ -435,7 +435,7 @@ def mutate_captions(data: bytes, rng: random.Random) -> bytes:
 
 
 def read_captions(data: bytes, folder: pathlib.Path) -> None:
-    """Reads a folder of two pictures with these captions."""
+    """Reads a folder of two images with these captions."""
     place = {b"c": "metadata.csv", b"t": "a.txt"}.get(data[:1], "metadata.jsonl")
     root = folder / place.replace(".", "_")
     if not root.is_dir():

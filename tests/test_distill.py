@@ -1,4 +1,4 @@
-"""A tiny teacher and its tiny student, from the command line's config to pictures."""
+"""A tiny teacher and its tiny student, from the command line's config to images."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The experiment on captioned pictures: its autoencoder reads what the cache would, corrupt pictures and all."""
+"""The experiment on captioned images: its autoencoder reads what the cache would, corrupt images and all."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from tests.tiny_run import TINY_VAE
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve pictures, the third of them truncated."""
+    """Twelve images, the third of them truncated."""
     rng = np.random.default_rng(0)
     for i in range(12):
         PIL.Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / f"{i:02d}.png")

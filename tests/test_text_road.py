@@ -1,4 +1,4 @@
-"""A frozen text encoder from its folder to pictures: trained with, drawn from, resumed, and what is refused."""
+"""A frozen text encoder from its folder to images: trained with, drawn from, resumed, and what is refused."""
 
 import dataclasses
 import json

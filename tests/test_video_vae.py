@@ -1,4 +1,4 @@
-"""The autoencoder of clips, smallest: pictures, then clips, then the codec folder."""
+"""The autoencoder of clips, smallest: images, then clips, then the codec folder."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The smallest video run: clips, pictures and films through an untrained causal autoencoder, nothing learnt."""
+"""The smallest video run: clips, images and films through an untrained causal autoencoder, nothing learnt."""
 
 import dataclasses
 

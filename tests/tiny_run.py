@@ -1,4 +1,4 @@
-"""The smallest run from scenes to pictures: seconds to train, nothing learnt."""
+"""The smallest run from scenes to images: seconds to train, nothing learnt."""
 
 import dataclasses
 import pathlib

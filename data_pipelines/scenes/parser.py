@@ -105,7 +105,7 @@ def _to_levels(pixels: np.ndarray, world: Vocabulary) -> Float[np.ndarray, "h w 
     """The image as floating point 0..255."""
     shape = (world.height, world.width, 3)
     if pixels.shape not in (shape, (1, *shape)):
-        raise ValueError(f"pixels has shape {pixels.shape}; this world's pictures are {shape}, one at a time.")
+        raise ValueError(f"pixels has shape {pixels.shape}; this world's images are {shape}, one at a time.")
     picture = pixels.reshape(shape).astype(np.float64)
     return picture if pixels.dtype == np.uint8 else np.clip((picture + 1) * 127.5, 0, 255)
 

@@ -93,7 +93,7 @@ class Cutouts(base.Source):
         held_out = -(-len(self.source) // HOLD_OUT)
         count = held_out if self.held_out else len(self.source) - held_out
         if not count:
-            raise base.DatasetError(f"{len(self.source)} pictures cannot be split: give a source of two or more")
+            raise base.DatasetError(f"{len(self.source)} images cannot be split: give a source of two or more")
         return count
 
     def picture_of(self, index: int) -> int:
@@ -123,7 +123,7 @@ class Cutouts(base.Source):
         pixels = sample["pixels"]
         if pixels.shape[-1] != 4:
             raise base.DatasetError(
-                f"{type(self.source).__name__} gives pictures of {pixels.shape[-1]} channels, without alpha: read them "
+                f"{type(self.source).__name__} gives images of {pixels.shape[-1]} channels, without alpha: read them "
                 "with decoder=images.WITH_ALPHA"
             )
         fitted = np.asarray(images.fit(PIL.Image.fromarray(pixels[0]), size))

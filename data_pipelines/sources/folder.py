@@ -172,7 +172,7 @@ def _captioned(root: str, metadata: str, column: str) -> Iterator[_Entry]:
     for number, row in enumerate(_rows(metadata), start=1):
         place = f"row {number} of {metadata}"
         if isinstance(row, Exception):
-            fault = f"{place} cannot be read ({row}): write one row per picture"
+            fault = f"{place} cannot be read ({row}): write one row per image"
             yield _Entry(f"{os.path.basename(metadata)}, row {number}", fault=fault)
             continue
         name, caption = row.get("file_name"), row.get(column)

@@ -50,7 +50,7 @@ class Parquet(base.Source):
                 pictures, captions = self._load_group(path, group)
             data, caption = pictures[row].as_py(), "" if captions is None else captions[row].as_py()
             if data is None or caption is None:
-                raise ValueError(f"the {'picture' if data is None else 'caption'} is null")
+                raise ValueError(f"the {'image' if data is None else 'caption'} is null")
             return {"pixels": self.decoder(data), "caption": base.check_caption(caption)}
         except (ValueError, OSError) as error:  # pyarrow reports damaged pages as either
             raise base.CorruptRecord(path, first_row + row, str(error)) from error
@@ -123,9 +123,7 @@ def _check_columns(path: str, schema: Any, image: str, caption: str | None) -> N
     types = base.require("pyarrow.types", "reading Parquet files")
     columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if image not in schema.names or not _holds_bytes(types, schema.field(image).type):
-        raise base.DatasetError(
-            f"{path} has no binary column {image!r}; it has {columns}: name the pictures with image="
-        )
+        raise base.DatasetError(f"{path} has no binary column {image!r}; it has {columns}: name the images with image=")
     if caption is None:
         return
     if caption not in schema.names or not _holds_text(types, schema.field(caption).type):

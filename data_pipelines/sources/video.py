@@ -102,7 +102,7 @@ class VideoDecoder:
 
     def _check_header(self, container: Any, stream: Any) -> None:
         if stream is None:
-            raise images.Undecodable("no pictures in it, only other streams")
+            raise images.Undecodable("no images in it, only other streams")
         if stream.codec_context is None:
             raise images.Undecodable("its codec is not known")
         self._check_pixels(stream.width, stream.height)

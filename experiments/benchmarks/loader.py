@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.loader PATH [SIZE] [THREADS]
 
-PATH is a folder of pictures, a .tar (WebDataset), a .parquet or an .array_record. One JSON line comes out: the rate of
+PATH is a folder of images, a .tar (WebDataset), a .parquet or an .array_record. One JSON line comes out: the rate of
 the whole loader (shuffled, resized to SIZE pixels, batches of 64), and of reading and decoding alone, in file order, in
 one thread.
 
@@ -11,7 +11,7 @@ Measured in 2026-11 on two CPU cores that other jobs kept busy, warm file cache,
     records                                             loader     read and decode alone
     WebDataset, 1,870 RGBA PNG of 128 px, SIZE 64        1,370       2,600
     Parquet, 50,000 JPEG of 32 px, SIZE 32               5,800      10,000
-    ArrayRecord, 1,870 raw pictures of 64 px, SIZE 64   10,900      38,000
+    ArrayRecord, 1,870 raw images of 64 px, SIZE 64   10,900      38,000
 """
 
 import itertools

@@ -120,7 +120,7 @@ class TextRoad:
         size: 32 or 64 pixels.
         steps: of each run.
         points: of each curve.
-        examined: pictures a task, at every point.
+        examined: images a task, at every point.
         folder: of all runs and the report.
         results: a JSON file for the curves beside it; "": none.
         trains: roads without a curve; if not, only the runs that are there are reported, finished or not.
@@ -241,7 +241,7 @@ def write(settings: TextRoad, found: list[dict[str, Any]]) -> None:
     }
     for task in tasks:
         sections[task] = [plots.draw([_series(run, task) for run in found], x_label="samples", y_label=task)]
-    said = f"{settings.size} px, {settings.examined} pictures a task, 95 % Wilson intervals"
+    said = f"{settings.size} px, {settings.examined} images a task, 95 % Wilson intervals"
     atomic.write(f"{settings.folder}/report.html", report.page("Text roads", sections, subtitle=said))
     record = {
         "command": " ".join(["python -m experiments.studies.text_road", *sys.argv[1:]]),

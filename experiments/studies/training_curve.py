@@ -3,7 +3,7 @@
     python -m experiments.studies.training_curve runs=runs/canvas,runs/canvas_longer report=curve.json
 
 Every run has been examined (`nova evaluate`), and may start from another (`start_from`), whose samples count as well.
-How far a score is from its ceiling (the true pictures after the autoencoder; 1 for correlations, 100 for points gained,
+How far a score is from its ceiling (the true images after the autoencoder; 1 for correlations, 100 for points gained,
 0 for losses) is taken to fall as a power of the samples (`evaluation.power_law`), counted to the last line of the log.
 Printed for each bar that the last run misses: the scores, the exponent, and the samples at which the law reaches the
 goal, with the 95 % interval that the exam's own intervals leave. The goal is the bar or, where the autoencoder itself

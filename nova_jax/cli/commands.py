@@ -20,7 +20,7 @@ VideoTask = Literal["text-to-video", "multi-shot"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """What --task is told: docs/canvas.md has a line for each task of pictures."""
+    """What --task is told: docs/canvas.md has a line for each task of images."""
 
     text: str | None = None
     """What to draw; of inpaint, without it: remove what is there. All but remove-background."""
@@ -35,7 +35,7 @@ class TaskOptions:
     mode: str | None = None
     """Boundary of outpaint: DEFAULT (soft) or PRECISE (hard)."""
     condition_image: pathlib.Path | None = None
-    """Text-to-image takes its layout from this picture."""
+    """Text-to-image takes its layout from this image."""
     control_mode: str | None = None
     """What of it is followed: CANNY_EDGE (default) or SEGMENTATION."""
     control_strength: float | None = None
@@ -43,13 +43,13 @@ class TaskOptions:
     style: str | None = None
     """One of eight looks of text-to-image; an unknown name lists them."""
     images: tuple[pathlib.Path, ...] = ()
-    """The 1 to 5 pictures that vary starts from."""
+    """The 1 to 5 images that vary starts from."""
     similarity_strength: float | None = None
     """How close vary stays to them, 0.2 to 1. Default: 0.7."""
     colors: tuple[str, ...] = ()
     """The palette of color-guided, 1 to 10 of #RRGGBB."""
     reference_image: pathlib.Path | None = None
-    """A picture that color-guided takes subject and style from."""
+    """An image that color-guided takes subject and style from."""
     width: int | None = None
     """Of the output in pixels, where no source decides it. Default: as the model was trained."""
     height: int | None = None
@@ -57,14 +57,14 @@ class TaskOptions:
     quality: str | None = None
     """standard (default) or premium: more steps."""
     cfg_scale: float | None = None
-    """How strongly to hold to the text, 1.1 to 10. Default: 6.5. Of pictures."""
+    """How strongly to hold to the text, 1.1 to 10. Default: 6.5. Of images."""
     duration_seconds: int | None = None
     """How long the film of multi-shot is, 12 to 120 in steps of 6: a shot for each 6."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Draw pictures or videos with a trained run, from prompts, a request or a task; all is in their metadata."""
+    """Draw images or videos with a trained run, from prompts, a request or a task; all is in their metadata."""
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """What to draw; with --request or --task none."""
@@ -80,9 +80,9 @@ class Generate:
     output: pathlib.Path | None = None
     """Of videos: the MP4 file of text-to-video, the folder of a film. Default: named after the text, in --out."""
     seed: int | None = None
-    """Seed of the first picture of each prompt; the others count up. Default: 0; of a task 12, or 42 for videos."""
+    """Seed of the first image of each prompt; the others count up. Default: 0; of a task 12, or 42 for videos."""
     count: int | None = None
-    """Pictures per prompt. Default: 1."""
+    """Images per prompt. Default: 1."""
     sampler: str | None = None
     """The solver: euler, heun, dpmpp_2m, unipc_2, ...; an unknown name lists them. Default: heun, or a student's."""
     num_steps: int | None = None
@@ -117,7 +117,7 @@ class Generate:
             return
         if self.output or self.task in videos.TASKS:
             what = "--output" if self.output else f"--task {self.task}"
-            raise ValueError(f"{what} is for videos, and this run draws pictures: train one on videos, or leave it out")
+            raise ValueError(f"{what} is for videos, and this run draws images: train one on videos, or leave it out")
         if self.prompts:
             paths = self._draw_prompts(trained, out, sampling)
         else:
@@ -201,9 +201,9 @@ class Bench:
     prompts: tuple[str, ...] = ()
     """What to draw where the run's data brings no prompts of its own. Default: those of the run's preview."""
     pictures: int = 192
-    """Pictures to draw in each cell."""
+    """Images to draw in each cell."""
     batch_size: int = 64
-    """Pictures at once."""
+    """Images at once."""
     students: tuple[str, ...] = ()
     """Run folders of few-step students of the run, to hold against it."""
     student_steps: tuple[int, ...] = (1, 2, 4, 8)

@@ -64,14 +64,14 @@ def check_source(prompts: Sequence[str], request: Any, task: str | None, options
 
 
 def check_numbers(upscale: int, seed: int | None = None, count: int | None = None) -> None:
-    """Refuses an enlargement, and a seed and number of pictures of prompts, that cannot be drawn.
+    """Refuses an enlargement, and a seed and number of images of prompts, that cannot be drawn.
 
     Raises:
         InvalidRequest: with every number out of range.
     """
     problems = checks.whole("--upscale", upscale, UPSCALE)
     problems += [] if count is None else checks.whole("--count", count, COUNT)
-    last = generation.SEEDS.high - max(0, (count or 1) - 1)  # of the first picture; the others count up
+    last = generation.SEEDS.high - max(0, (count or 1) - 1)  # of the first image; the others count up
     problems += [] if seed is None else checks.whole("--seed", seed, Range(0, max(0, last)))
     refuse(problems)
 
@@ -108,7 +108,7 @@ def read_request(
 
 
 def from_options(task: str, options: Options, limits: Limits) -> Request:
-    """The request that a task's options ask for; pictures are paths.
+    """The request that a task's options ask for; images are paths.
 
     Raises:
         InvalidRequest: with every problem, each named by its option.
@@ -163,7 +163,7 @@ def draw(
     upscale: int = 1,
     overwrite: bool = False,
 ) -> list[pathlib.Path]:
-    """Draws a request and saves its pictures; returns their paths."""
+    """Draws a request and saves its images; returns their paths."""
     pictures = generation.images.draw(trained, request, settings)
     said = {"request": json.dumps(describe(request)), "run": str(run), "step": str(trained.step)}
     if settings is not None:
@@ -180,7 +180,7 @@ def save(
     upscale: int = 1,
     overwrite: bool = False,
 ) -> list[pathlib.Path]:
-    """Writes each picture as PNG, with what is said of all and its own seed in its text chunks.
+    """Writes each image as PNG, with what is said of all and its own seed in its text chunks.
 
     A file's name holds the task, the text, a digest of what is said, and the seed, see `files`.
     """
@@ -195,7 +195,7 @@ def save(
 
 
 def describe(request: Request) -> dict[str, Any]:
-    """The public form of a request, with size and digest of each picture in place of the picture."""
+    """The public form of a request, with size and digest of each image in place of the image."""
     body = json_form.to_json(request)
     form = json_form.FORMS[body[TASK]]
     for field, key in form.keys.items():
@@ -213,7 +213,7 @@ def flag(name: str) -> str:
 
 
 def digest(pixels: np.ndarray) -> str:
-    """Size and hash of a picture, in words."""
+    """Size and hash of an image, in words."""
     return f"{pixels.shape[1]} x {pixels.shape[0]} pixels, sha256 {hashlib.sha256(pixels.tobytes()).hexdigest()[:16]}"
 
 

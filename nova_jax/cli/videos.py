@@ -53,7 +53,7 @@ def read_requests(
 
     Raises:
         InvalidRequest: with every problem.
-        ValueError: there is no such file, the task draws pictures, or the model cannot carry a request out.
+        ValueError: there is no such file, the task draws images, or the model cannot carry a request out.
     """
     limits = generation.videos.limits_of(trained)
     if prompts:
@@ -65,7 +65,7 @@ def read_requests(
     elif task in TASKS:
         requests = [from_options(task, options, limits)]
     else:
-        raise ValueError(f"--task {task} draws pictures, and this run draws videos: ask for {' or '.join(TASKS)}")
+        raise ValueError(f"--task {task} draws images, and this run draws videos: ask for {' or '.join(TASKS)}")
     for request in requests:
         generation.videos.check(trained, request)
     return requests
@@ -81,7 +81,7 @@ def _prompt(text: str, seed: int, limits: VideoLimits) -> TextToVideo:
 
 
 def from_options(task: str, options: Options, limits: VideoLimits) -> VideoRequest:
-    """The request that a task's options ask for; a picture is a path.
+    """The request that a task's options ask for; an image is a path.
 
     Raises:
         InvalidRequest: with every problem, each named by its option.
@@ -194,7 +194,7 @@ def _write_film(
 
 
 def describe(request: VideoRequest) -> dict[str, Any]:
-    """The public form of a request, with size and digest of each picture in place of the picture."""
+    """The public form of a request, with size and digest of each image in place of the image."""
     body = json_form.to_json(request)
     parameters = body[json_form.VIDEO_FORMS[body[json_form.TASK]].parameters]
     shots = parameters.get("shots", [])

@@ -1,6 +1,6 @@
 """What an exam of a model consists of: questions in parts, numbers that compare parts, and bars to clear.
 
-The exam belongs to the data a model was trained on, which knows the true pictures (`Exam`); how it is sat and what it
+The exam belongs to the data a model was trained on, which knows the true images (`Exam`); how it is sat and what it
 gives is `task_evaluation`. A part is one capability; a part with a dial asks the same thing at several settings of one
 number of the request, and what counts is whether the score follows it.
 """
@@ -16,14 +16,14 @@ from nova_jax.evaluation.intervals import Estimate
 from nova_jax.tasks import Limits, VideoLimits
 from nova_jax.tasks.request import Request
 
-Picture = UInt8[np.ndarray, "f h w 3"]  # a clip; a still picture is one of one frame
+Picture = UInt8[np.ndarray, "f h w 3"]  # a clip; a still image is one of one frame
 Pictures = UInt8[np.ndarray, "n f h w 3"]
-Judged = dict[str, bool | float | None]  # the scores of one picture; None does not apply
+Judged = dict[str, bool | float | None]  # the scores of one image; None does not apply
 Level = Literal["ceiling", "model", "chance"]
 
 
 class Locate(NamedTuple):
-    """A question for the mask of what a phrase means in a picture; the answer is white there and black elsewhere."""
+    """A question for the mask of what a phrase means in an image; the answer is white there and black elsewhere."""
 
     image: UInt8[np.ndarray, "h w 3"]
     prompt: str
@@ -43,7 +43,7 @@ class Question(NamedTuple):
 
     Attributes:
         ask: What is asked for.
-        truth: The right picture, or a right one; of a background removed the alpha as gray. With a dial: what the full
+        truth: The right image, or a right one; of a background removed the alpha as gray. With a dial: what the full
             setting leads to.
         groups: Names under which its scores are given once more.
         setting: Where the dial stands.
@@ -62,7 +62,7 @@ class Part(NamedTuple):
         name: Of the part.
         questions: Two or more, their answers of one shape. With a dial: all settings of one element, then those of the
             next.
-        judge: One picture per question -> the scores of each.
+        judge: One image per question -> the scores of each.
         dial: What is turned; empty where nothing is.
     """
 

@@ -1,7 +1,7 @@
 """GenEval's six compositional tasks over detected objects (Ghosh et al. 2023, arXiv:2310.11513).
 
-GenEval asks a detector what a generated picture shows and compares that with the prompt. Here the detector is whatever
-turns a picture into `Detected` objects; for pictures of the scenes world it is exact.
+GenEval asks a detector what a generated image shows and compares that with the prompt. Here the detector is whatever
+turns an image into `Detected` objects; for images of the scenes world it is exact.
 
     single_object      "a circle"                           the shape, and nothing else *
     two_object         "a circle and a square"              one of each shape
@@ -12,7 +12,7 @@ turns a picture into `Detected` objects; for pictures of the scenes world it is 
 
 As in GenEval, objects that were not asked for do no harm unless the count is the question, and of several of one shape
 the most confident is judged. (*) GenEval tolerates company here too; a world without clutter does not have to.
-`Judged.exact` is stricter for every task: the picture shows what was asked for and nothing else. Overall is the mean of
+`Judged.exact` is stricter for every task: the image shows what was asked for and nothing else. Overall is the mean of
 the task rates.
 """
 
@@ -30,7 +30,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 
 
 class Detected(NamedTuple):
-    """One object found in a picture. Lengths are fractions of the picture's sides, (x, y) the centre, y down."""
+    """One object found in an image. Lengths are fractions of the image's sides, (x, y) the centre, y down."""
 
     shape: str
     color: str
@@ -60,7 +60,7 @@ class Prompt(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """One picture held against its prompt."""
+    """One image held against its prompt."""
 
     task: str
     correct: bool  # by the task's rule
@@ -70,7 +70,7 @@ class Judged(NamedTuple):
 
 
 class TaskScore(NamedTuple):
-    """A task's rate with its interval; `chance` is the rate of pictures that ignore the prompt."""
+    """A task's rate with its interval; `chance` is the rate of images that ignore the prompt."""
 
     rate: float
     low: float
@@ -86,8 +86,8 @@ class Summary(NamedTuple):
     tasks: dict[str, TaskScore]
     overall: float
     overall_exact: float
-    swap_rate: float | None  # share of color_attribution pictures with the colours swapped
-    count_error: float | None  # mean miscount over counting pictures
+    swap_rate: float | None  # share of color_attribution images with the colours swapped
+    count_error: float | None  # mean miscount over counting images
 
 
 def phrase(shape: str, color: str | None = None, size: str | None = None, count: int = 1) -> str:
@@ -175,17 +175,17 @@ def _of_shape(detections: Sequence[Detected], shape: str) -> list[Detected]:
 
 
 def single_object(prompt: Prompt, detections: Sequence[Detected]) -> bool:
-    """The picture shows one object, of the wanted shape."""
+    """The image shows one object, of the wanted shape."""
     return [d.shape for d in detections] == [prompt.wanted[0].shape]
 
 
 def two_object(prompt: Prompt, detections: Sequence[Detected]) -> bool:
-    """The picture shows each wanted shape."""
+    """The image shows each wanted shape."""
     return all(_of_shape(detections, wanted.shape) for wanted in prompt.wanted)
 
 
 def counting(prompt: Prompt, detections: Sequence[Detected]) -> bool:
-    """The picture shows exactly as many of the shape as asked for."""
+    """The image shows exactly as many of the shape as asked for."""
     return _miscount(prompt, detections) == 0
 
 
@@ -217,12 +217,12 @@ TASKS: dict[str, Callable[[Prompt, Sequence[Detected]], bool]] = {
 
 
 def score(prompt: Prompt, detections: Sequence[Detected]) -> bool:
-    """Whether the picture is right by the rule of the prompt's task."""
+    """Whether the image is right by the rule of the prompt's task."""
     return TASKS[prompt.task](prompt, detections)
 
 
 def judge(prompt: Prompt, detections: Sequence[Detected]) -> Judged:
-    """Everything that is asked of one picture."""
+    """Everything that is asked of one image."""
     correct = score(prompt, detections)
     return Judged(
         task=prompt.task,
@@ -254,15 +254,15 @@ def _swapped(prompt: Prompt, detections: Sequence[Detected]) -> bool:
 
 
 def summarize(judged: Sequence[Judged], chance: Mapping[str, float] | None = None, confidence: float = 0.95) -> Summary:
-    """Rates per task with Wilson intervals, and their mean; tasks without pictures are left out.
+    """Rates per task with Wilson intervals, and their mean; tasks without images are left out.
 
     Args:
-        judged: One entry per picture, of any tasks in any order.
+        judged: One entry per image, of any tasks in any order.
         chance: Rates to report as chance levels, from `chance_rates`.
         confidence: Of the intervals.
     """
     if not judged:
-        raise ValueError("There is nothing to summarize; judge at least one picture.")
+        raise ValueError("There is nothing to summarize; judge at least one image.")
     tasks = {}
     for task in (t for t in TASKS if any(j.task == t for j in judged)):
         of_task = [j for j in judged if j.task == task]
@@ -280,10 +280,10 @@ def summarize(judged: Sequence[Judged], chance: Mapping[str, float] | None = Non
 
 
 def chance_rates(prompts: Sequence[Prompt], pictures: Sequence[Sequence[Detected]]) -> dict[str, float]:
-    """The rate of each task when pictures have nothing to do with prompts: every prompt against every picture.
+    """The rate of each task when images have nothing to do with prompts: every prompt against every image.
 
     With the true objects of independent scenes as `pictures`, this is what a model reaches that has learnt what
-    pictures look like and ignores the text.
+    images look like and ignores the text.
     """
     rates = {}
     for task in dict.fromkeys(prompt.task for prompt in prompts):

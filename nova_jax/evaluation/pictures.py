@@ -1,4 +1,4 @@
-"""Metrics of pictures as arrays: masks, alpha, edges, colours, seams; and rank correlation.
+"""Metrics of images as arrays: masks, alpha, edges, colours, seams; and rank correlation.
 
     mask_iou          |a and b| / |a or b|
     alpha_error       mean |a - b|, the MAE of image matting
@@ -7,10 +7,10 @@
     psnr              10 log10(255^2 / mean squared error), in a mask or everywhere
     seam              mean |difference| of the neighbours across a mask's border
     delta_e2000       CIEDE2000 (Sharma, Wu, Dalal 2005, Color Research & Application 30, equations 2-22)
-    palette_error     mean CIEDE2000 distance of each asked colour to the nearest area of a picture
+    palette_error     mean CIEDE2000 distance of each asked colour to the nearest area of an image
     rank_correlation  Spearman's rho: Pearson's correlation of the ranks
 
-Masks and edge maps are boolean; pictures are 8-bit, or CIE Lab (D65) where colours are compared.
+Masks and edge maps are boolean; images are 8-bit, or CIE Lab (D65) where colours are compared.
 """
 
 import math
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 from scipy import ndimage
 
-NO_AREA = 100.0  # palette_error of a colour in a picture without any area; black to white is 100
+NO_AREA = 100.0  # palette_error of a colour in an image without any area; black to white is 100
 FLAT = 10.0  # CIE 1976 distance to each of its four neighbours below which a pixel lies inside an area
 
 
@@ -64,7 +64,7 @@ def psnr(
 def seam(picture: UInt8[np.ndarray, "*frames h w c"], mask: Bool[np.ndarray, "h w"]) -> float:
     """Mean absolute difference, in levels of 255, of neighbours of which the mask holds one; 0 without such.
 
-    A visible seam is what a picture has here above that of the true one.
+    A visible seam is what an image has here above that of the true one.
     """
     levels = picture.astype(np.float64)
     down = np.abs(levels[..., 1:, :, :] - levels[..., :-1, :, :])[..., mask[1:] != mask[:-1], :]
@@ -116,16 +116,16 @@ def _mean_hue(
 
 
 def palette_error(lab: Float[np.ndarray, "h w 3"], asked: Float[np.ndarray, "n 3"], area: float = 0.003) -> float:
-    """Mean CIEDE2000 distance of each asked colour to the nearest area of a picture; 0 where all are shown.
+    """Mean CIEDE2000 distance of each asked colour to the nearest area of an image; 0 where all are shown.
 
     Only pixels inside an area count: those within `FLAT` (CIE 1976) of their four neighbours, which leaves out the
-    blended rims. The distance of a colour is the least within which a share `area` of the picture lies; noise
+    blended rims. The distance of a colour is the least within which a share `area` of the image lies; noise
     from pixel to pixel makes that a little too small.
 
     Args:
-        lab: The picture in CIE Lab.
+        lab: The image in CIE Lab.
         asked: The colours in CIE Lab.
-        area: Share of the picture that the inner pixels of a colour have to take. The default is a little less than
+        area: Share of the image that the inner pixels of a colour have to take. The default is a little less than
             what a thin ring in a crowd of six has.
     """
     inner = lab[is_flat(lab)]
@@ -137,7 +137,7 @@ def palette_error(lab: Float[np.ndarray, "h w 3"], asked: Float[np.ndarray, "n 3
 
 
 def is_flat(lab: Float[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
-    """Whether a pixel is like its neighbours in the picture, four at most."""
+    """Whether a pixel is like its neighbours in the image, four at most."""
     flat = np.ones(lab.shape[:2], bool)
     down, across = (np.linalg.norm(np.diff(lab, axis=axis), axis=-1) < FLAT for axis in (0, 1))
     flat[1:] &= down

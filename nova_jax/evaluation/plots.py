@@ -1,6 +1,6 @@
 """Line and scatter plots as inline SVG: no library, no script, readable in light and dark.
 
-Colours, strokes and fonts are classes of `report.css`, so one picture follows the reader's theme. Values that are not
+Colours, strokes and fonts are classes of `report.css`, so one image follows the reader's theme. Values that are not
 finite (and, on a logarithmic axis, not positive) interrupt a line instead of breaking the plot.
 """
 

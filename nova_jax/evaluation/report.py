@@ -3,12 +3,12 @@
     sections = {
         "Run": [report.facts({"steps": 5000, "seed": 0}), report.command("python -m experiments.scenes")],
         "Loss": [plots.draw([plots.Series("train", steps, loss)], x_label="step", y_label="loss", log_y=True)],
-        "Samples": [report.images(pictures, prompts, zoom=4)],
+        "Samples": [report.images(images, prompts, zoom=4)],
         "Scores": [report.scores([report.Score("counting", 0.81, 0.74, 0.87, chance=0.2)])],
     }
     atomic.write("report.html", report.page("Scenes", sections))
 
-A page has no script and refers to nothing outside itself: pictures are embedded, and its content security policy
+A page has no script and refers to nothing outside itself: images are embedded, and its content security policy
 forbids the network. Text is escaped on the way in: a prompt cannot become markup, only what these functions return is.
 """
 
@@ -96,16 +96,16 @@ def images(
     zoom: int = 1,
     verdicts: Iterable[bool | None] | None = None,
 ) -> Markup:
-    """A grid of pictures with captions; several frames play in a loop.
+    """A grid of images with captions; several frames play in a loop.
 
     Args:
         pictures: uint8, (h, w, c) or (f, h, w, c); 1, 3 or 4 channels.
-        captions: one per picture.
-        zoom: page pixels per picture pixel, without blur.
-        verdicts: whether each picture is right, shown beside its caption; None: not judged.
+        captions: one per image.
+        zoom: page pixels per image pixel, without blur.
+        verdicts: whether each image is right, shown beside its caption; None: not judged.
 
     Raises:
-        ValueError: a picture is not uint8 of such a shape, or the numbers of items differ.
+        ValueError: an image is not uint8 of such a shape, or the numbers of items differ.
     """
     pictures = list(pictures)
     captions = [""] * len(pictures) if captions is None else captions
@@ -181,7 +181,7 @@ def _figure(picture: np.ndarray, caption: str, zoom: int, verdict: bool | None) 
 def _png(picture: np.ndarray) -> str:
     """Base64 of a PNG; of an animated one at 8 frames a second when there are several frames."""
     if picture.dtype != np.uint8 or picture.ndim not in (3, 4) or picture.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"a picture must be uint8 (h, w, c) or (f, h, w, c), not {picture.dtype} {picture.shape}")
+        raise ValueError(f"an image must be uint8 (h, w, c) or (f, h, w, c), not {picture.dtype} {picture.shape}")
     frames = picture if picture.ndim == 4 else picture[None]
     first, *others = (Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in frames)
     buffer = io.BytesIO()

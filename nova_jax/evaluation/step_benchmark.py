@@ -1,14 +1,14 @@
 """How many steps are enough: quality against evaluations against seconds, for samplers, time grids, guidance, students.
 
-Every cell draws the same pictures from the same noise: those of a trained run (sampler x time grid x guidance x steps)
+Every cell draws the same images from the same noise: those of a trained run (sampler x time grid x guidance x steps)
 and those of its few-step students (steps that they have learnt). It says
 
-    nfe        network evaluations per picture, guided ones counted twice         flops   nfe x those of one evaluation
+    nfe        network evaluations per image, guided ones counted twice         flops   nfe x those of one evaluation
     seconds    per batch, from noise to latents: median and range, compilation apart
     overhead   seconds / (nfe x those of one evaluation, which is timed in turn with the cell's batches: `timing`)
     rmse       distance of the latents to the run's own path of 1000 steps from the same noise: `step_drawing`
     diversity  how far the latents of one prompt differ from seed to seed: `step_drawing`
-    scores     GenEval's six tasks, where the run's data can judge pictures and is installed: in a checkout
+    scores     GenEval's six tasks, where the run's data can judge images and is installed: in a checkout
 
 and, in a line of its own for each model, what its training cost. The number of steps is data, so each sampler compiles
 once for all its step counts and time grids, and for all models of one network. Results are lines of results.jsonl; a
@@ -284,20 +284,20 @@ def cell_of(line: Mapping[str, Any]) -> Cell:
 
 
 def _scorer(data: dict[str, Any], pictures: int, console: rich.console.Console) -> Any:
-    """What the run's data judges pictures with; None where it has nothing, or is not installed here, which is said.
+    """What the run's data judges images with; None where it has nothing, or is not installed here, which is said.
 
     The data is the one that the run's own config names.
     """
     try:
         source = config.from_dict(data, packages=("nova_jax", "data_pipelines"))
     except config.NotInstalled as error:
-        console.print(f"The pictures are not scored: {error}", highlight=False, soft_wrap=True)
+        console.print(f"The images are not scored: {error}", highlight=False, soft_wrap=True)
         return None
     return source.scorer(max(1, pictures // len(geneval.TASKS)))
 
 
 def _flops(trained: generation.TrainedRun) -> float:
-    """Of one evaluation for one picture: the closed form of the network, its text encoder left out."""
+    """Of one evaluation for one image: the closed form of the network, its text encoder left out."""
     network, shape, length = trained.network, tuple(trained.latent_shape[:3]), trained.text_encoder.length
     encoder = text_encoders.find(network)  # runs once for all steps
     return float(network.flops(shape, length) - (encoder.flops(length) if encoder else 0))

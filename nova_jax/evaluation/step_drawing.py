@@ -23,7 +23,7 @@ from nova_jax.generation import program
 from nova_jax.sampling import time_grids
 from nova_jax.types import Conditioning, Sampled
 
-SHOWN = 8  # pictures of each cell that are kept for the contact sheet
+SHOWN = 8  # images of each cell that are kept for the contact sheet
 REFERENCE = sampling.AdamsBashforth(order=2)  # one evaluation a step, second order
 CALLS = 16  # steps of the walk that times one evaluation: about as long as a cell's
 
@@ -44,8 +44,8 @@ class Bench:
     Args:
         models: by the names that cells call them; the run itself is `TEACHER`. All have one latent shape.
         grid: what to compare.
-        folder: where reference paths and pictures are kept.
-        scorer: brings prompts and judges pictures; None: the grid's prompts, not judged.
+        folder: where reference paths and images are kept.
+        scorer: brings prompts and judges images; None: the grid's prompts, not judged.
 
     Raises:
         ValueError: neither scorer nor grid bring prompts, or one is too long.
@@ -66,7 +66,7 @@ class Bench:
         if not prompts:
             raise ValueError("the run's data brings no prompts to draw: give some (--prompts)")
         grid, size = self.grid, self.grid.batch_size
-        # Tasks are mixed, so that the first batch holds some of each; the seed of a picture is its prompt's number.
+        # Tasks are mixed, so that the first batch holds some of each; the seed of an image is its prompt's number.
         order = np.random.default_rng(grid.seed).permutation(len(prompts))
         self.count = len(prompts) if self.scorer else grid.pictures
         self.judged = -(-self.count // size)
@@ -170,7 +170,7 @@ class Bench:
         return spent, sampled
 
     def measure(self, cell: Cell) -> dict[str, Any]:
-        """Draws the cell's pictures, batch by batch, and measures them."""
+        """Draws the cell's images, batch by batch, and measures them."""
         seconds, overheads, latents, nfe = [], [], [], 0
         self.program(sampling.named(cell.sampler, cell.steps), cell.guidance, self.room, cell.model)  # compiled untimed
         for batch in range(self.judged):
@@ -200,12 +200,12 @@ class Bench:
         return by_prompt.var(axis=1, ddof=1, dtype=np.float64).mean(axis=1)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents as uint8 pictures."""
+        """Latents as uint8 images."""
         trained = self.models[step_grid.TEACHER]
         return np.asarray(generation.make_decode(trained.codec)(trained.codec_params, latents))
 
     def _scores(self, pictures: np.ndarray) -> dict[str, Any]:
-        """Task scores, with the overall rate over all pictures (the tasks have equally many)."""
+        """Task scores, with the overall rate over all images (the tasks have equally many)."""
         if self.scorer is None:
             return {}
         in_order = [np.empty(0)] * self.count

@@ -21,14 +21,14 @@ class Grid:
         time_grids: Names that `time_grids.named` knows; "{num_steps}" in the path of a fitted grid is filled in.
         guidance: Scales of classifier-free guidance.
         pictures: To draw in each cell; rounded to whole batches.
-        batch_size: Pictures at once.
+        batch_size: Images at once.
         reference_steps: Of the path that latents are compared with.
         prompts: What to draw where the run's data brings no prompts of its own.
-        seed: Of the first picture.
+        seed: Of the first image.
         students: Run folders of students of the run; each is called by its folder's name.
         student_steps: Numbers of steps of a student, as far as it has learnt them.
         diversity_prompts: Different prompts that diversity is measured on.
-        diversity_seeds: Pictures of each of them.
+        diversity_seeds: Images of each of them.
     """
 
     samplers: tuple[str, ...] = ("euler", "heun", "ab2", "dpmpp_2m", "unipc_2", "deis_3")
@@ -58,7 +58,7 @@ class Grid:
             raise ValueError(f"seed is {self.seed}; it must be a whole number {generation.SEEDS}")
         if self.pictures < 1 or self.batch_size < 1 or self.reference_steps < max(self.steps):
             raise ValueError(
-                "pictures and batch_size must be at least 1 and reference_steps no less than the most steps, got "
+                "images and batch_size must be at least 1 and reference_steps no less than the most steps, got "
                 f"{self.pictures}, {self.batch_size} and {self.reference_steps}"
             )
         if min(self.student_steps) < 1 or self.diversity_prompts < 1 or self.diversity_seeds < 2:

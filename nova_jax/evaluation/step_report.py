@@ -57,18 +57,18 @@ def _plots(header: Line, cells: Sequence[Line]) -> dict[str, list[Any]]:
     batch_size, reference_steps = header["grid"]["batch_size"], header["grid"]["reference_steps"]
     if any("overall" in cell for cell in cells):
         sections["Quality against evaluations"] = [
-            "Share of pictures that show what their prompt asks for, over all tasks, with 95 % intervals. The line "
+            "Share of images that show what their prompt asks for, over all tasks, with 95 % intervals. The line "
             "joins the points that no other beats; above them, their steps. Points of equal cost stand side by side.",
-            _pareto(cells, lambda cell: cell["nfe"], "network evaluations per picture"),
+            _pareto(cells, lambda cell: cell["nfe"], "network evaluations per image"),
         ]
         sections["Quality against seconds"] = [
-            f"Seconds from noise to latents for {batch_size} pictures, median of the batches.",
+            f"Seconds from noise to latents for {batch_size} images, median of the batches.",
             _pareto(cells, lambda cell: cell["seconds"]["median"], "seconds per batch"),
         ]
     if any("diversity" in cell for cell in cells):
         sections["Diversity against evaluations"] = [
             "Standard deviation of the latents from seed to seed of one prompt, root mean square over prompts and "
-            "elements, with 95 % intervals over prompts. A model that draws one picture per prompt falls towards 0. "
+            "elements, with 95 % intervals over prompts. A model that draws one image per prompt falls towards 0. "
             "Guidance lowers it too: hold a student against its teacher at the scale that is distilled into it.",
             _diversity(cells),
         ]
@@ -195,7 +195,7 @@ def _pareto(cells: Sequence[Line], cost: Any, label: str) -> plots.Markup:
         for name, line in _series(scored).items()
     ]
     frontier = plots.Series("frontier", [costs[i] for i in front], [rates[i] for i in front], style="steps")
-    return plots.draw([*drawn, frontier], x_label=label, y_label="right pictures", log_x=True)
+    return plots.draw([*drawn, frontier], x_label=label, y_label="right images", log_x=True)
 
 
 def _diversity(cells: Sequence[Line]) -> plots.Markup:
@@ -209,7 +209,7 @@ def _diversity(cells: Sequence[Line]) -> plots.Markup:
         )
         for name, line in _series([cell for cell in cells if "diversity" in cell]).items()
     ]
-    return plots.draw(drawn, x_label="network evaluations per picture", y_label="latent deviation", log_x=True)
+    return plots.draw(drawn, x_label="network evaluations per image", y_label="latent deviation", log_x=True)
 
 
 def _distances(cells: Sequence[Line]) -> plots.Markup:
@@ -222,11 +222,11 @@ def _distances(cells: Sequence[Line]) -> plots.Markup:
         )
         for name, line in _series(cells).items()
     ]
-    return plots.draw(lines, x_label="network evaluations per picture", y_label="latent RMSE", log_x=True, log_y=True)
+    return plots.draw(lines, x_label="network evaluations per image", y_label="latent RMSE", log_x=True, log_y=True)
 
 
 def _contact_sheet(folder: pathlib.Path, cells: Sequence[Line]) -> list[Any]:
-    """One row of strips per sampler or student, each strip the kept pictures of a cell."""
+    """One row of strips per sampler or student, each strip the kept images of a cell."""
     rows: list[Any] = []
     for name, line in _series(cells).items():
         strips, captions = [], []

@@ -1,6 +1,6 @@
 """A trained model's answers to the questions of an exam, and what its autoencoder makes of the true ones.
 
-Pictures are drawn by `canvas` and videos by `reel`: the kind of request decides.
+Images are drawn by `canvas` and videos by `reel`: the kind of request decides.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ SAMPLER = (
 
 
 def limits_of(trained: generation.TrainedRun) -> Limits | VideoLimits:
-    """What a model draws: clips of one size and length if it was trained on more than one frame, or else pictures."""
+    """What a model draws: clips of one size and length if it was trained on more than one frame, or else images."""
     return generation.videos.limits_of(trained) if trained.latent_shape[0] > 1 else generation.images.limits_of(trained)
 
 
@@ -45,7 +45,7 @@ def check(trained: generation.TrainedRun, asked: Sequence[Ask]) -> None:
 
 
 def draw(trained: generation.TrainedRun, asked: Sequence[Ask], guidance: float) -> Pictures:
-    """The model's answers; an alpha and a mask as gray pictures.
+    """The model's answers; an alpha and a mask as gray images.
 
     Args:
         trained: A run.
@@ -63,11 +63,11 @@ def draw(trained: generation.TrainedRun, asked: Sequence[Ask], guidance: float) 
 
 
 def draw_all(trained: generation.TrainedRun, wanted: Sequence[Request], guidance: float) -> list[Picture]:
-    """The first picture of every request for pictures, or the whole video of every request for videos.
+    """The first image of every request for images, or the whole video of every request for videos.
 
     Args:
         trained: A run.
-        wanted: Requests for pictures alone, or for videos alone.
+        wanted: Requests for images alone, or for videos alone.
         guidance: As in `draw`.
     """
     videos = [request for request in wanted if isinstance(request, VideoRequest)]
@@ -79,12 +79,12 @@ def draw_all(trained: generation.TrainedRun, wanted: Sequence[Request], guidance
 
 
 def video_settings(guidance: float) -> generation.SamplingSettings:
-    """How videos are drawn: as pictures are."""
+    """How videos are drawn: as images are."""
     return generation.SamplingSettings(num_steps=generation.images.STEPS["standard"], guidance_scale=float(guidance))
 
 
 def rebuild(trained: generation.TrainedRun, questions: Sequence[Question]) -> Pictures:
-    """The true pictures after the autoencoder, a film shot by shot; of an edit in a mask, the source outside."""
+    """The true images after the autoencoder, a film shot by shot; of an edit in a mask, the source outside."""
     return np.stack([_rebuild(trained, q) for q in questions])
 
 
@@ -97,7 +97,7 @@ def _rebuild(trained: generation.TrainedRun, q: Question) -> Picture:
 
 
 def num_shots(ask: Ask) -> int:
-    """Of the answer to a question: a picture is one."""
+    """Of the answer to a question: an image is one."""
     return sum(len(r.storyboard) if isinstance(r, VideoRequest) else 1 for r in requests(ask)) or 1
 
 
@@ -106,5 +106,5 @@ def _gray(levels: Any) -> Picture:
 
 
 def _opaque(picture: UInt8[np.ndarray, "1 h w c"]) -> Picture:
-    """The picture, or its alpha as gray if it has one."""
+    """The image, or its alpha as gray if it has one."""
     return picture if picture.shape[-1] == 3 else np.repeat(picture[..., 3:], 3, axis=-1)

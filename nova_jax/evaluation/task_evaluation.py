@@ -1,11 +1,11 @@
-"""What a trained model of pictures or of videos is worth, task by task: `nova evaluate`.
+"""What a trained model of images or of videos is worth, task by task: `nova evaluate`.
 
-The run's data sets the exam (`exam.Exam`): requests, true pictures, scores, bars. Each score stands between two others,
+The run's data sets the exam (`exam.Exam`): requests, true images, scores, bars. Each score stands between two others,
 
-    ceiling   the true pictures or clips after the model's autoencoder, pasted outside a mask as the model's own are
-    chance    the model's pictures, each judged by another question of its part
+    ceiling   the true images or clips after the model's autoencoder, pasted outside a mask as the model's own are
+    chance    the model's images, each judged by another question of its part
 
-and a part with a dial (a number of the request at several settings) gives curves and, over all its pictures, Spearman's
+and a part with a dial (a number of the request at several settings) gives curves and, over all its images, Spearman's
 rank correlation of setting and score. Rates carry Wilson intervals, means Student's, correlations those of a bootstrap
 over elements.
 """
@@ -38,7 +38,7 @@ Draw = Callable[[Sequence[Question]], Pictures]  # one answer per question
 
 
 class Answered(NamedTuple):
-    """A part, the model's pictures, and how each was judged; a part with a dial has no ceiling and no chance."""
+    """A part, the model's images, and how each was judged; a part with a dial has no ceiling and no chance."""
 
     part: Part
     drawn: Pictures
@@ -139,7 +139,7 @@ def run(
             lambda questions: task_drawing.rebuild(trained, questions),
         )
         answered[part.name] = found
-        line = f"{len(answered)}/{len(parts)}  {part.name:24} {len(found.drawn):4} pictures in {found.seconds:.1f} s"
+        line = f"{len(answered)}/{len(parts)}  {part.name:24} {len(found.drawn):4} images in {found.seconds:.1f} s"
         (console or rich.console.Console()).print(line, highlight=False, soft_wrap=True)
     facts = {
         "run": str(run_dir),
@@ -234,7 +234,7 @@ def correlate(settings: Sequence[float], values: Float[np.ndarray, "n k"]) -> Es
 
 
 def verdict(judged: Judged) -> bool | None:
-    """Whether a picture is right on the whole; None where no single score says so."""
+    """Whether an image is right on the whole; None where no single score says so."""
     named = (judged.get(name) for name in ("correct", "hit", "empty", "clear"))
     return next((bool(value) for value in named if value is not None), None)
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, as one page: the table, the dials, and every part's first pictures or clips."""
+"""What an evaluation found, as one page: the table, the dials, and every part's first images or clips."""
 
 import functools
 import pathlib
@@ -27,8 +27,8 @@ def write(evaluation: Evaluation) -> pathlib.Path:
     facts = evaluation.facts
     sections: dict[str, list[Any]] = {
         "Scores": [
-            f"{task_evaluation.summary(evaluation)}. Ceiling: the true pictures after the autoencoder. Chance: each "
-            "picture judged by another question. Intervals are of 95 %.",
+            f"{task_evaluation.summary(evaluation)}. Ceiling: the true images after the autoencoder. Chance: each "
+            "image judged by another question. Intervals are of 95 %.",
             _table(evaluation.rows),
         ],
         "Dials": [part for curves in _by_part(evaluation.curves) for part in _plot(curves)],
@@ -77,7 +77,7 @@ def _plot(curves: Sequence[Curve]) -> list[Any]:
         series.append(plots.Series(c.score, c.settings, value, low, high))
     found = ", ".join(f"{c.score} {c.correlation['value']:.3f}" for c in curves)
     drawn = plots.draw(series, x_label=curves[0].dial, y_label=" and ".join(c.score for c in curves))
-    return [f"{curves[0].part}: rank correlation of setting and score over all pictures: {found}.", drawn]
+    return [f"{curves[0].part}: rank correlation of setting and score over all images: {found}.", drawn]
 
 
 def _sheet(found: Answered) -> plots.Markup:
@@ -119,7 +119,7 @@ def save_sheet(
 
 
 def _padded(picture: Picture, width: int, height: int | None = None) -> Picture:
-    """The picture on white, at the upper left."""
+    """The image on white, at the upper left."""
     page = np.full((height or picture.shape[0], width, 3), 255, np.uint8)
     page[: picture.shape[0], : picture.shape[1]] = picture
     return page
@@ -141,7 +141,7 @@ def some_frames(clip: exam.Picture) -> list[Picture]:
 
 
 def strip(row: Sequence[Picture]) -> Picture:
-    """Pictures of one height side by side, two white pixels apart."""
+    """Images of one height side by side, two white pixels apart."""
     gap = np.full((row[0].shape[0], 2, 3), 255, np.uint8)
     return np.concatenate([part for picture in row for part in (gap, picture)][1:], axis=1)
 
@@ -165,7 +165,7 @@ def words(ask: Any) -> str:
 
 @functools.singledispatch
 def given(ask: Any) -> list[Picture]:
-    """The pictures that a question shows beside its words.
+    """The images that a question shows beside its words.
 
     Raises:
         TypeError: a kind of question that it does not know.

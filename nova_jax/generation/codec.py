@@ -14,7 +14,7 @@ from nova_jax.types import Params
 
 
 def to_latents(trained: TrainedRun, pixels: UInt8[np.ndarray, "b f h w 3"]) -> Float32[np.ndarray, "b g i j c"]:
-    """Normalised latents of pictures or clips, each by itself.
+    """Normalised latents of images or clips, each by itself.
 
     Raises:
         ValueError: a size that the autoencoder does not compress to whole latents.

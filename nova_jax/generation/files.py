@@ -90,7 +90,7 @@ def save_png(
     upscale: int = 1,
     overwrite: bool = False,
 ) -> pathlib.Path:
-    """Writes a picture as PNG, see `save`.
+    """Writes an image as PNG, see `save`.
 
     Args:
         place: The path wanted.
@@ -119,7 +119,7 @@ def save_pngs(
     *,
     overwrite: bool = False,
 ) -> list[pathlib.Path]:
-    """Writes the first frame of each picture as PNG, with prompt, seed and settings in its text chunks.
+    """Writes the first frame of each image as PNG, with prompt, seed and settings in its text chunks.
 
     What is there already stays, unless `overwrite` says otherwise: and `name` makes the names.
     """
@@ -137,7 +137,7 @@ def save_pngs(
 
 
 def save_grid(path: str | pathlib.Path, pixels: np.ndarray, *, columns: int, upscale: int = 1) -> pathlib.Path:
-    """Writes the first frames of many pictures as one PNG, `columns` in a row, two pixels apart."""
+    """Writes the first frames of many images as one PNG, `columns` in a row, two pixels apart."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     count, _, height, width, _ = pixels.shape

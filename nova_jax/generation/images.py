@@ -67,14 +67,14 @@ def limits_of(trained: TrainedRun) -> Limits:
 
 
 def draw(trained: TrainedRun, request: Request, settings: SamplingSettings | None = None) -> Pictures:
-    """The pictures of one request, uint8 (n, h, w, 3); (n, h, w, 4) where a background is removed. See `draw_all`."""
+    """The images of one request, uint8 (n, h, w, 3); (n, h, w, 4) where a background is removed. See `draw_all`."""
     return draw_all(trained, [request], settings)[0]
 
 
 def draw_all(
     trained: TrainedRun, requests: Sequence[Request], settings: SamplingSettings | None = None
 ) -> list[Pictures]:
-    """The pictures of many requests; those with the same kinds of conditions are sampled together.
+    """The images of many requests; those with the same kinds of conditions are sampled together.
 
     Args:
         trained: a run of an editing model.
@@ -91,7 +91,7 @@ def draw_all(
 
 
 def locate(trained: TrainedRun, pictures: Sequence[Picture], prompts: Sequence[str]) -> list[Bool[np.ndarray, "h w"]]:
-    """Where each prompt's objects are in its picture: True inside; all False when there are none."""
+    """Where each prompt's objects are in its image: True inside; all False when there are none."""
     drawn = _carry_out(trained, [_plan_mask(trained, *pair) for pair in zip(pictures, prompts, strict=True)])
     return [mask[0].mean(axis=-1) >= 128 for mask in drawn]
 
@@ -100,14 +100,14 @@ def check_network(trained: TrainedRun, requests: Sequence[Request]) -> None:
     """Refuses requests that the network has no inputs for, or cannot draw at their size.
 
     Raises:
-        ValueError: it was trained on text alone, or a picture to edit does not divide into latents.
+        ValueError: it was trained on text alone, or an image to edit does not divide into latents.
     """
     dit = getattr(trained.network, "dit", trained.network)
     needy = [type(r).__name__ for r in requests if not isinstance(r, TextToImage) or r.condition_image is not None]
     if needy and not dit.num_tasks:
         raise ValueError(
             f"{', '.join(sorted(set(needy)))} needs an editing model, and this run learnt text to image alone: train "
-            "one with `python -m experiments.canvas`, or ask for TextToImage without a condition picture"
+            "one with `python -m experiments.canvas`, or ask for TextToImage without a condition image"
         )
     space = trained.codec.compression[1]
     for request in requests:
@@ -194,7 +194,7 @@ def _(request: ColorGuided, trained: TrainedRun, settings: Any = None) -> Plan:
 
 
 def encode(trained: TrainedRun, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n i j c"]:
-    """Normalised latents of pictures.
+    """Normalised latents of images.
 
     Raises:
         ValueError: a side is no multiple of the autoencoder's compression.
@@ -203,7 +203,7 @@ def encode(trained: TrainedRun, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float
 
 
 def paste(pictures: Pictures, *, source: Picture, weight: Float[np.ndarray, "h w"]) -> Pictures:
-    """The drawn pictures by `weight`, the source by the rest of it; where it is 0, the source bit for bit."""
+    """The drawn images by `weight`, the source by the rest of it; where it is 0, the source bit for bit."""
     share = weight[..., None]
     return np.rint(share * pictures + (1 - share) * source).astype(np.uint8)
 
@@ -219,13 +219,13 @@ def soften(mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
 
 
 def cut_out(pictures: Pictures, *, source: Picture) -> UInt8[np.ndarray, "n h w 4"]:
-    """The source with the brightness of each drawn picture as alpha: uint8 (n, h, w, 4)."""
+    """The source with the brightness of each drawn image as alpha: uint8 (n, h, w, 4)."""
     alpha = np.rint(pictures.mean(axis=-1, keepdims=True)).astype(np.uint8)
     return np.concatenate([np.broadcast_to(source, pictures.shape), alpha], axis=-1)
 
 
 def on_checkerboard(picture: UInt8[np.ndarray, "h w 4"], square: int = 4) -> Picture:
-    """A picture with alpha over light and dark gray squares of so many pixels, to show what is transparent."""
+    """An image with alpha over light and dark gray squares of so many pixels, to show what is transparent."""
     row, column = np.indices(picture.shape[:2]) // square
     board = np.repeat(np.where((row + column) % 2, 153, 204)[..., None], 3, axis=-1)
     alpha = picture[..., 3:] / 255
@@ -233,7 +233,7 @@ def on_checkerboard(picture: UInt8[np.ndarray, "h w 4"], square: int = 4) -> Pic
 
 
 def _all_neighbours(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Whether the pixels above, below, left and right are True as well; beyond the picture they are."""
+    """Whether the pixels above, below, left and right are True as well; beyond the image they are."""
     padded = np.pad(mask, 1, constant_values=True)
     return padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
@@ -250,7 +250,7 @@ def _with_masks(trained: TrainedRun, requests: Sequence[Request]) -> list[Reques
     for i, mask in zip(prompted, masks, strict=True):
         request: Any = requests[i]
         if not mask.any():
-            raise ValueError(f"mask_prompt {request.mask_prompt!r} found nothing in the picture: name it otherwise")
+            raise ValueError(f"mask_prompt {request.mask_prompt!r} found nothing in the image: name it otherwise")
         image = np.where(mask, 0, 255).astype(np.uint8)  # black: changed by Inpaint, kept by Outpaint
         found[i] = dataclasses.replace(request, mask_prompt=None, mask_image=image)
     return found
@@ -283,7 +283,7 @@ def _draw_group(trained: TrainedRun, plans: Sequence[Plan], seeds: Sequence[int]
 
 
 def _plan_of(request: Any, prompt: str, settings: SamplingSettings | None) -> Plan:
-    """The plan of a request that draws from a prompt, with its own guidance, seed and number of pictures."""
+    """The plan of a request that draws from a prompt, with its own guidance, seed and number of images."""
     own = request.settings
     steps = settings or SamplingSettings(sampler="heun", num_steps=STEPS[own.quality])
     return Plan(
@@ -320,7 +320,7 @@ def _latent_shape(trained: TrainedRun, size: tuple[int, int]) -> tuple[int, int,
 
 
 def _fit(picture: Picture, size: tuple[int, int]) -> Picture:
-    """The picture at another size (height, width), resampled if it differs."""
+    """The image at another size (height, width), resampled if it differs."""
     if picture.shape[:2] == size:
         return picture
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.LANCZOS))

@@ -13,7 +13,7 @@ from nova_jax.sampling import time_grids
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How pictures are drawn.
+    """How images are drawn.
 
     Attributes:
         sampler: A name from `sampling.SAMPLERS`.

@@ -3,9 +3,9 @@
     TextToVideo            one shot; an image is its first frame, a known clean latent
     MultiShot              shots drawn one after the other; from the second on, each reads one frame of up to three
                            shots before it as clean extra frames, so that the cast stays
-    interpolate, extend    a clip between two pictures, and after another clip: known frames as well
+    interpolate, extend    a clip between two images, and after another clip: known frames as well
 
-`draw_all` returns whole clips. `draw_stream` decodes a few frames at a time: latents are small, and pictures at full
+`draw_all` returns whole clips. `draw_stream` decodes a few frames at a time: latents are small, and images at full
 size are never all in memory. Given latents come out as they went in; pixels are what the autoencoder makes of them.
 """
 
@@ -117,9 +117,9 @@ def interpolate(
     seed: int = 0,
     settings: SamplingSettings | None = None,
 ) -> Clip:
-    """A clip from one picture to another, of the length that the model was trained at.
+    """A clip from one image to another, of the length that the model was trained at.
 
-    A latent stands for several frames, so the clip ends in so many of them that look like the last picture.
+    A latent stands for several frames, so the clip ends in so many of them that look like the last image.
     """
     _check_given(trained)
     shape = trained.latent_shape
@@ -182,7 +182,7 @@ def check(trained: TrainedRun, request: VideoRequest, references: int = REFERENC
     dit = getattr(trained.network, "dit", trained.network)
     if len(request.storyboard) > 1 and references and not dit.num_frame_roles:
         raise ValueError(
-            "this network reads no pictures of earlier shots: train one with num_frame_roles=1 on films, or draw every "
+            "this network reads no images of earlier shots: train one with num_frame_roles=1 on films, or draw every "
             "shot by itself with references=0"
         )
 
@@ -191,7 +191,7 @@ def _check_given(trained: TrainedRun) -> None:
     objective = trained.objective
     if isinstance(objective, FlowMatching) and objective.given is None and not objective.has_frame_times:
         raise ValueError(
-            "this run has never been given frames, so it starts from no picture: train with "
+            "this run has never been given frames, so it starts from no image: train with "
             "FlowMatching(given=GivenFrames())"
         )
 

@@ -3,7 +3,7 @@
     h        = W_down gelu(W_up LN(tokens))
     logit_n  = (w + V(pooled) / sqrt(d)) . h_n + b          V: two linear layers, only with pooled_dim
 
-One logit per token, since a picture is fake where it is fake, and no size of picture is special: the heads of LADD
+One logit per token, since an image is fake where it is fake, and no size of image is special: the heads of LADD
 (Sauer et al. 2024, arXiv:2403.12015), with a network per token in place of their convolutions, because tokens after
 layers of attention have seen their neighbours. Where one logit per sample is wanted, as DMD2 has (Yin et al. 2024,
 arXiv:2405.14867, section 4.3), take the mean over tokens. The text enters as a projection (Miyato & Koyama 2018,

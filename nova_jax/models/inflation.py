@@ -1,4 +1,4 @@
-"""From an autoencoder of single pictures to a causal one of video that begins where it left off.
+"""From an autoencoder of single images to a causal one of video that begins where it left off.
 
 Inflation puts every 2-D kernel into the last tap of its 3-D one, so that no frame sees another yet:
 
@@ -10,7 +10,7 @@ repeating:
 
     halved     y_i = x_{2i}               doubled    y_{2i-1} = y_{2i} = x_i
 
-So the latents of a video are at first those of its frames 0, t, 2t, .. for t frames per latent, and a single picture is
+So the latents of a video are at first those of its frames 0, t, 2t, .. for t frames per latent, and a single image is
 encoded and decoded as before, to the bit: it meets no tap but the last, and no convolution in time alone.
 """
 
@@ -31,7 +31,7 @@ FREE = ("is_temporal", "halves_time", "latents_mean", "latents_std", "dtype")  #
 
 
 def without_time(video_vae: VAE) -> VAE:
-    """The same network for single pictures: what `inflate` can start from."""
+    """The same network for single images: what `inflate` can start from."""
     return dataclasses.replace(video_vae, is_temporal=False, halves_time=(False,) * len(video_vae.halves_time))
 
 

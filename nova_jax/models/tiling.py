@@ -1,14 +1,14 @@
-"""The autoencoder in spatial tiles: memory that depends on the tile and not on the picture, on one device or on many.
+"""The autoencoder in spatial tiles: memory that depends on the tile and not on the image, on one device or on many.
 
 Neighbouring tiles overlap, and where they do their results are blended with weights that rise linearly:
 
     y = sum_k w_k D(z_k),    w_k(i, j) = u_k(i) v_k(j),    sum_k w_k = 1
 
-All tiles of a picture have one size and are spread evenly, so one compiled program serves all of them. Each has a cache
+All tiles of an image have one size and are spread evenly, so one compiled program serves all of them. Each has a cache
 of its own (see `vae`), so a video of any length is processed chunk by chunk in constant memory. With a mesh, as many
 tiles are processed at a time as its axis has devices, and every device keeps the caches of its own tiles.
 
-One tile that covers the picture gives the result of the whole picture, to the bit. Otherwise a tile does not see beyond
+One tile that covers the image gives the result of the whole image, to the bit. Otherwise a tile does not see beyond
 its edges, and results differ near the seams by what lies there; the overlap hides it.
 """
 
@@ -40,10 +40,10 @@ class Placed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """How pictures are cut.
+    """How images are cut.
 
     Attributes:
-        size: rows and columns of a tile, in latents; a smaller picture is one tile.
+        size: rows and columns of a tile, in latents; a smaller image is one tile.
         overlap: latents that neighbours share, at least.
         cache_dtype: in which the past of each tile is kept, for example bfloat16 to halve it; None: as it is computed.
     """
@@ -57,7 +57,7 @@ class Tiles:
             raise ValueError(f"overlap={self.overlap} must lie in 0 .. {min(self.size) - 1}, below size={self.size}")
 
     def place(self, height: int, width: int, scale: int = 1) -> list[Placed]:
-        """All tiles of a picture of height x width latents, row by row, in units of 1 / scale latents."""
+        """All tiles of an image of height x width latents, row by row, in units of 1 / scale latents."""
         rows = _cut(height, self.size[0], self.overlap, scale)
         columns = _cut(width, self.size[1], self.overlap, scale)
         return [Placed(row, column, u, v) for row, u in rows for column, v in columns]

@@ -120,7 +120,7 @@ class VAE:
         return mean, logvar
 
     def decode(self, params: Params, latents: Latents) -> Pixels:
-        """The picture or video of (not normalised) latents, limited to [-1, 1]."""
+        """The image or video of (not normalised) latents, limited to [-1, 1]."""
         return jnp.clip(self.decode_unclipped(params, latents), -1.0, 1.0)
 
     def decode_unclipped(self, params: Params, latents: Latents) -> Pixels:
@@ -264,7 +264,7 @@ def wan22(**fields: Any) -> VAE:
 
 
 def tiny(**fields: Any) -> VAE:
-    """For small pictures on a CPU: 0.73 M parameters, 1 x 4 x 4 pixels per latent, 4 channels, frames independent."""
+    """For small images on a CPU: 0.73 M parameters, 1 x 4 x 4 pixels per latent, 4 channels, frames independent."""
     vae = VAE(
         latent_channels=4,
         width=64,
@@ -278,7 +278,7 @@ def tiny(**fields: Any) -> VAE:
 
 
 def small_video(**fields: Any) -> VAE:
-    """For clips of small pictures: 3.1 M parameters, 4 x 4 x 4 pixels per latent, 16 channels.
+    """For clips of small images: 3.1 M parameters, 4 x 4 x 4 pixels per latent, 16 channels.
 
     Patches of 2 x 2 pixels come first and the second halving of time leaves space as it is, so that most of the work
     is done at a quarter of the pixels: encoding and decoding 25 frames of 36 x 64 costs 24 GFLOP, training on them 71.

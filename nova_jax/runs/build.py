@@ -6,7 +6,7 @@
 A teacher is a run folder. Its averaged parameters start the student and, frozen and without optimizer state, stay in
 `TrainState.extra`: the student's checkpoints hold all that is needed to go on. Either kind of run may start from the
 averaged parameters of another run instead, even from those of a network that lacks its newer inputs (`models.growth`),
-or from an autoencoder of pictures that lacks time (`models.inflation`).
+or from an autoencoder of images that lacks time (`models.inflation`).
 """
 
 import functools

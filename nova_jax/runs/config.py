@@ -94,7 +94,7 @@ class DataSource(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preview:
-    """Pictures drawn during training, one row of seeds per prompt, into `samples/` of the run folder."""
+    """Images drawn during training, one row of seeds per prompt, into `samples/` of the run folder."""
 
     every: int = 500
     prompts: tuple[str, ...] = ()

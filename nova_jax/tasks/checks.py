@@ -101,17 +101,17 @@ def color(field: str, value: Any) -> list[Problem]:
 
 
 def size(field: str, width: int, height: int, limits: AnyLimits) -> list[Problem]:
-    """The size of a picture that is read: any sides within limits."""
+    """The size of an image that is read: any sides within limits."""
     refusals = limits.refusals_of_sides(width, height) + limits.refusals_of_shape(width, height)
     return [Problem(field, f"{width} x {height} pixels", allowed) for allowed in refusals]
 
 
 def picture(field: str, value: Any, limits: AnyLimits, *, is_optional: bool = False) -> list[Problem]:
-    """A picture that is read: uint8 (h, w, 3), its size within limits."""
+    """An image that is read: uint8 (h, w, 3), its size within limits."""
     if is_optional and value is None:
         return []
     if value is None:
-        return [Problem(field, show(value), "a picture")]
+        return [Problem(field, show(value), "an image")]
     if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
         return [Problem(field, show(value), "an array of uint8 and shape (h, w, 3), as read_picture makes it")]
     return size(field, value.shape[1], value.shape[0], limits)
@@ -141,7 +141,7 @@ def mask(field: str, value: Any, image: Any) -> list[Problem]:
 
 
 def one_mask(mask_prompt: Any, mask_image: Any, image: Any) -> list[Problem]:
-    """Exactly one of a prompt and a picture that say where to edit, and that one in order."""
+    """Exactly one of a prompt and an image that say where to edit, and that one in order."""
     if mask_prompt is None and mask_image is None:
         return [Problem("mask_image", "missing", "given, or a mask prompt in its place")]
     problems = text("mask_prompt", mask_prompt, is_optional=True)

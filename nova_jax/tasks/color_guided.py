@@ -1,4 +1,4 @@
-"""A picture from a text, in given colours."""
+"""An image from a text, in given colours."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence

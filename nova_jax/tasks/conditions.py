@@ -33,12 +33,12 @@ def num_channels(latent_channels: int, compression: int) -> int:
 def hide(
     picture: UInt8[np.ndarray, "*frames h w 3"], mask: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "*frames h w 3"]:
-    """The picture with mid grey where the mask is True."""
+    """The image with mid grey where the mask is True."""
     return np.where(mask[..., None], np.uint8(GRAY), picture)
 
 
 def canny(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The contours of a picture, white on black (Canny 1986, smoothed by one pixel).
+    """The contours of an image, white on black (Canny 1986, smoothed by one pixel).
 
     Raises:
         ImportError: scikit-image is not installed.
@@ -120,7 +120,7 @@ def references(
     """
     count = len(latents)
     if count > slots:
-        raise ValueError(f"{count} reference pictures, but there is room for {slots}")
+        raise ValueError(f"{count} reference images, but there is room for {slots}")
     frames = np.zeros((slots, *latents.shape[1:]), np.float32)
     times = np.ones(slots, np.float32)
     if count:
@@ -156,5 +156,5 @@ def noised(
     if t == 0:
         return latents.astype(np.float32)
     if rng is None:
-        raise ValueError(f"a picture at time {t:g} is noisy: pass rng")
+        raise ValueError(f"an image at time {t:g} is noisy: pass rng")
     return ((1 - t) * latents + t * rng.standard_normal(latents.shape)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Change a picture inside a region: add, replace, or remove what is there."""
+"""Change an image inside a region: add, replace, or remove what is there."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from nova_jax.tasks.settings import ImageSettings
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Inpaint(ImageRequest):
-    """Redraw a region of a picture and keep the rest; `INPAINTING` in JSON.
+    """Redraw a region of an image and keep the rest; `INPAINTING` in JSON.
 
     Exactly one of `mask_prompt` and `mask_image` says where. Black is changed: the opposite of outpainting.
 

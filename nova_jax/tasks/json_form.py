@@ -8,7 +8,7 @@
      "textToVideoParams": {"text": "a dog runs", "images": [{"format": "png", "source": {"bytes": "iVBOR.."}}]},
      "videoGenerationConfig": {"fps": 24, "durationSeconds": 6, "dimension": "1280x720", "seed": 7}}
 
-Pictures are PNG or JPEG files in base64, in one line or several, without a `data:` prefix. A null counts as left out.
+Images are PNG or JPEG files in base64, in one line or several, without a `data:` prefix. A null counts as left out.
 """
 
 import base64
@@ -111,7 +111,7 @@ VIDEO_FORMS = {
     ),
     "MULTI_SHOT_MANUAL": Form(MultiShotManual, "multiShotManualParams", {"shots": "shots"}, VIDEO_CONFIG, VIDEO),
 }
-READERS: Mapping[str, Reader] = {  # of the fields that hold one picture
+READERS: Mapping[str, Reader] = {  # of the fields that hold one image
     "image": pictures.read_picture,
     "condition_image": pictures.read_picture,
     "reference_image": pictures.read_picture,
@@ -124,7 +124,7 @@ def parse_request(source: Mapping[str, Any] | str, limits: AnyLimits | None = No
 
     Args:
         source: the JSON.
-        limits: of the model, which then offers the tasks of pictures or those of videos; None: either kind, within
+        limits: of the model, which then offers the tasks of images or those of videos; None: either kind, within
             `CANVAS` or `REEL`.
 
     Returns:
@@ -150,14 +150,14 @@ def parse_request(source: Mapping[str, Any] | str, limits: AnyLimits | None = No
         request = form.request(**fields, limits=limits)  # pyright: ignore[reportCallIssue]
     except InvalidRequest as error:
         found = [problem._replace(field=form.path(problem.field)) for problem in error.problems]
-        told = {problem.field for problem in unread}  # a picture that cannot be read is not missing as well
+        told = {problem.field for problem in unread}  # an image that cannot be read is not missing as well
         raise InvalidRequest(problems + [problem for problem in found if problem.field not in told]) from None
     refuse(problems)
     return request
 
 
 def to_json(request: Request) -> dict[str, Any]:
-    """Writes a request as its JSON, pictures as PNG; `parse_request` with the same limits gives it back exactly.
+    """Writes a request as its JSON, images as PNG; `parse_request` with the same limits gives it back exactly.
 
     A shot without text, which the public form does not know, gets the text that it goes on with.
 
@@ -251,7 +251,7 @@ def _needed(form: Form, names: Collection[str]) -> dict[str, Any]:
 
 
 def _read_fields(body: Mapping[str, Any], form: Form, limits: AnyLimits) -> tuple[dict[str, Any], list[Problem]]:
-    """The fields of the request: pictures decoded, and None for what is needed but missing, or cannot be read."""
+    """The fields of the request: images decoded, and None for what is needed but missing, or cannot be read."""
     given, problems = _read_object(body, form.parameters, form.keys)
     fields = _needed(form, form.keys) | given
     if form.is_video:
@@ -270,12 +270,12 @@ def _read_fields(body: Mapping[str, Any], form: Form, limits: AnyLimits) -> tupl
 
 
 def _read_shots(fields: dict[str, Any], form: Form, limits: AnyLimits) -> list[Problem]:
-    """Decodes the pictures of a video's fields in place, and says what is wrong with them."""
+    """Decodes the images of a video's fields in place, and says what is wrong with them."""
     problems = []
     if "image" in fields:
         path, value = form.path("image"), fields.pop("image")
         if not isinstance(value, (list, tuple)) or len(value) > 1:
-            return [Problem(path, checks.show(value), "a list of one picture, or left out")]
+            return [Problem(path, checks.show(value), "a list of one image, or left out")]
         if value:
             fields["image"], problems = _read_source(value[0], f"{path}[0]", limits)
     if isinstance(fields.get("shots"), (list, tuple)):
@@ -300,14 +300,14 @@ def _read_shot(value: Any, path: str, limits: AnyLimits) -> tuple[Any, list[Prob
 
 
 def _read_source(value: Any, path: str, limits: AnyLimits) -> tuple[np.ndarray | None, list[Problem]]:
-    """A picture as Reel is given it: its format, and its bytes in base64."""
+    """An image as Reel is given it: its format, and its bytes in base64."""
     if not isinstance(value, Mapping):
         return None, [Problem(path, checks.show(value), 'an object {"format": .., "source": {"bytes": ..}}')]
     problems = _unknown_keys(value, f"{path}.", ("format", "source"))
     problems += checks.choice(f"{path}.format", value.get("format"), ("png", "jpeg"))
     source = value.get("source")
     if not isinstance(source, Mapping) or source.get("bytes") is None:
-        allowed = "an object with the picture in base64 as bytes (files in S3 are not read)"
+        allowed = "an object with the image in base64 as bytes (files in S3 are not read)"
         return None, [*problems, Problem(f"{path}.source", checks.show(source), allowed)]
     problems += _unknown_keys(source, f"{path}.source.", ("bytes",))
     picture, found = _decode(source["bytes"], f"{path}.source.bytes", pictures.read_picture, limits)
@@ -315,7 +315,7 @@ def _read_source(value: Any, path: str, limits: AnyLimits) -> tuple[np.ndarray |
 
 
 def _decode(value: Any, path: str, read: Reader, limits: AnyLimits) -> tuple[np.ndarray | None, list[Problem]]:
-    """A picture or mask from base64, which may be broken into lines."""
+    """An image or mask from base64, which may be broken into lines."""
     allowed = "a PNG or JPEG in base64, without a data: prefix"
     if not isinstance(value, str):
         return None, [Problem(path, checks.show(value), allowed)]

@@ -22,7 +22,7 @@ class Range(NamedTuple):
 TEXT_LENGTH = Range(1, 1024)  # characters (Unicode code points), of each text by itself
 CFG_SCALE = Range(1.1, 10)
 SEED = Range(0, 2_147_483_646)
-COUNT = Range(1, 5)  # pictures that one request draws
+COUNT = Range(1, 5)  # images that one request draws
 CONTROL_STRENGTH = Range(0, 1)
 SIMILARITY_STRENGTH = Range(0.2, 1)
 VARIED_IMAGES = Range(1, 5)
@@ -40,7 +40,7 @@ SHOTS = Range(1, 20)  # the fewest are not published; the most follow from FILM_
 class Limits:
     """The sizes that a model draws and reads, in pixels.
 
-    Pictures that are read need not be divisible by `multiple`; all else holds for them too.
+    Images that are read need not be divisible by `multiple`; all else holds for them too.
 
     Attributes:
         min_side: The shortest side allowed.
@@ -76,11 +76,11 @@ class Limits:
         return f"a whole number {Range(self.min_side, self.max_side)} that {self.multiple} divides"
 
     def is_side(self, side: int) -> bool:
-        """Whether a picture may be drawn so wide, or so high."""
+        """Whether an image may be drawn so wide, or so high."""
         return self.min_side <= side <= self.max_side and side % self.multiple == 0
 
     def refusals_of_sides(self, width: int, height: int) -> list[str]:
-        """Where a side of a picture that is read is too short or too long: what is allowed, in words."""
+        """Where a side of an image that is read is too short or too long: what is allowed, in words."""
         is_right = self.min_side <= min(width, height) and max(width, height) <= self.max_side
         return [] if is_right else [f"{Range(self.min_side, self.max_side)} pixels on each side"]
 
@@ -100,7 +100,7 @@ TINY = Limits(min_side=32, max_side=256, multiple=8, default_side=64)  # for sma
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoLimits:
-    """The one size and length of shot that a model draws; pictures that start a shot have exactly that size.
+    """The one size and length of shot that a model draws; images that start a shot have exactly that size.
 
     A causal video autoencoder codes 1 + 4k frames, and 6 s at 24 fps are 144: a shot is drawn with 145 frames, of which
     the first 144 are kept. A small model keeps all that it was trained on. Its shots are shorter, but a request counts
@@ -131,7 +131,7 @@ class VideoLimits:
 
     @property
     def pixel_bound(self) -> int:
-        """Number of pixels that a picture stays below."""
+        """Number of pixels that an image stays below."""
         return self.height * self.width + 1
 
     @property
@@ -140,12 +140,12 @@ class VideoLimits:
         return min(self.frames, SHOT_SECONDS * self.fps)
 
     def refusals_of_sides(self, width: int, height: int) -> list[str]:
-        """What is allowed, in words, where a picture has another size than the video."""
+        """What is allowed, in words, where an image has another size than the video."""
         is_right = (height, width) == self.size
         return [] if is_right else [f"{self.width} x {self.height} pixels, the size of the video"]
 
     def refusals_of_shape(self, width: int, height: int) -> list[str]:
-        """Nothing more is asked of a picture."""
+        """Nothing more is asked of an image."""
         del width, height
         return []
 

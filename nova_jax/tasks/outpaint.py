@@ -1,4 +1,4 @@
-"""Change a picture outside a region: a new background behind what is kept."""
+"""Change an image outside a region: a new background behind what is kept."""
 
 import dataclasses
 import typing
@@ -19,7 +19,7 @@ Mode = Literal["DEFAULT", "PRECISE"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Outpaint(ImageRequest):
-    """Keep a region of a picture and redraw the rest; `OUTPAINTING` in JSON.
+    """Keep a region of an image and redraw the rest; `OUTPAINTING` in JSON.
 
     Exactly one of `mask_prompt` and `mask_image` says what is kept. White is changed: the opposite of inpainting.
 

@@ -1,7 +1,7 @@
-"""Pictures and masks from files: PNG or JPEG, 8-bit RGB, opaque, of an allowed size.
+"""Images and masks from files: PNG or JPEG, 8-bit RGB, opaque, of an allowed size.
 
-The header is checked before a single pixel is decoded, so a small file that claims a huge picture costs nothing.
-Pictures are read as training data are, by `nova_jax.media.image_files`: upright, and in sRGB. The levels of a mask are
+The header is checked before a single pixel is decoded, so a small file that claims a huge image costs nothing.
+Images are read as training data are, by `nova_jax.media.image_files`: upright, and in sRGB. The levels of a mask are
 no colours: a profile does not change them.
 """
 
@@ -31,7 +31,7 @@ GREY_MODES = ("1", "L", "LA")
 
 
 def read_picture(source: Source, limits: AnyLimits = CANVAS) -> Picture:
-    """Reads a picture from a path, the bytes of a file, or a PIL image.
+    """Reads an image from a path, the bytes of a file, or a PIL image.
 
     Returns:
         uint8 (h, w, 3), 0 to 255.
@@ -41,7 +41,7 @@ def read_picture(source: Source, limits: AnyLimits = CANVAS) -> Picture:
             limits (which ask nothing of divisibility here).
         FileNotFoundError: there is no such file.
     """
-    return _read(source, "picture", COLOR_MODES, limits, image_files.to_srgb)
+    return _read(source, "image", COLOR_MODES, limits, image_files.to_srgb)
 
 
 def read_mask(source: Source, limits: AnyLimits = CANVAS) -> Mask:
@@ -90,7 +90,7 @@ def _name(source: Source, kind: str) -> str:
 
 
 def _open(source: Source) -> AbstractContextManager[PIL.Image.Image]:
-    """The picture with its header read; it is closed at the end, unless it is the caller's."""
+    """The image with its header read; it is closed at the end, unless it is the caller's."""
     if isinstance(source, PIL.Image.Image):
         return contextlib.nullcontext(source)
     return image_files.opened(source, FORMATS)
@@ -103,7 +103,7 @@ def _check_header(image: PIL.Image.Image, name: str, modes: tuple[str, ...], lim
     if any(";16" in str(tile) for tile in getattr(image, "tile", ())):  # PIL calls these RGB, and drops the low bytes
         problems.append(Problem(name, "of 16 bits per channel", "of 8 bits per channel"))
     if image_files.is_animated(image):
-        problems.append(Problem(name, "animated", "a still picture"))
+        problems.append(Problem(name, "animated", "a still image"))
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Find the objects of a picture and make all else transparent."""
+"""Find the objects of an image and make all else transparent."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from nova_jax.tasks.request import ImageRequest
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RemoveBackground(ImageRequest):
-    """Give a picture a soft 8-bit alpha; `BACKGROUND_REMOVAL` in JSON.
+    """Give an image a soft 8-bit alpha; `BACKGROUND_REMOVAL` in JSON.
 
     Attributes:
         image: The source, uint8 (h, w, 3), 0 to 255.

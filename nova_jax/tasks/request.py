@@ -36,7 +36,7 @@ class Request(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageRequest(Request):
-    """A request whose answer is pictures.
+    """A request whose answer is images.
 
     Attributes:
         limits: The sizes that the model takes.
@@ -105,7 +105,7 @@ class VideoRequest(Request):
         return len(self.storyboard) * self.limits.frames_kept
 
     def check_start(self, field: str, value: Any) -> list[Problem]:
-        """What is wrong with a picture that starts a shot."""
+        """What is wrong with an image that starts a shot."""
         return checks.picture(field, value, self.limits, is_optional=True)
 
 

@@ -13,15 +13,15 @@ Quality = Literal["standard", "premium"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """How pictures are drawn; `imageGenerationConfig` in JSON.
+    """How images are drawn; `imageGenerationConfig` in JSON.
 
     Attributes:
-        width: In pixels; None: `limits.default_side` (1024 of `CANVAS`), or the source's where a picture is edited.
+        width: In pixels; None: `limits.default_side` (1024 of `CANVAS`), or the source's where an image is edited.
         height: Likewise.
         quality: How much work to spend.
         cfg_scale: Strength of classifier-free guidance, 1.1 to 10; low is freer, high holds to the text.
         seed: 0 to 2,147,483,646.
-        count: How many pictures, 1 to 5.
+        count: How many images, 1 to 5.
 
     Raises:
         InvalidRequest: with every value of the wrong type or out of range. The request holds width and height against

@@ -1,4 +1,4 @@
-"""A picture from a text, its layout taken from a condition picture if there is one."""
+"""An image from a text, its layout taken from a condition image if there is one."""
 
 import dataclasses
 import typing
@@ -35,7 +35,7 @@ class TextToImage(ImageRequest):
         style: One of eight looks.
         condition_image: uint8 (h, w, 3), 0 to 255; layout and composition follow it. Of any allowed size.
         control_mode: What is followed: its contours, or the areas of its segmentation.
-        control_strength: How closely, 0 (not at all) to 1. Without a condition picture neither is used.
+        control_strength: How closely, 0 (not at all) to 1. Without a condition image neither is used.
         settings: Of the output.
     """
 

@@ -1,4 +1,4 @@
-"""New pictures of what one to five pictures show."""
+"""New images of what one to five images show."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ from nova_jax.tasks.settings import ImageSettings
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Vary(ImageRequest):
-    """Keep the content of pictures, vary their style and background; `IMAGE_VARIATION` in JSON.
+    """Keep the content of images, vary their style and background; `IMAGE_VARIATION` in JSON.
 
     Attributes:
         images: 1 to 5 of uint8 (h, w, 3), 0 to 255; each of any allowed size.
         similarity_strength: How close to stay, 0.2 to 1.
-        text: What to draw, 1 to 1024 characters; None: what the pictures show.
+        text: What to draw, 1 to 1024 characters; None: what the images show.
         negative_text: What to keep out, 1 to 1024 characters.
         settings: Of the output.
     """
@@ -34,7 +34,7 @@ class Vary(ImageRequest):
         def check_picture(field: str, value: Any) -> list[Problem]:
             return checks.picture(field, value, self.limits)
 
-        yield from checks.items("images", self.images, VARIED_IMAGES, "pictures", check_picture)
+        yield from checks.items("images", self.images, VARIED_IMAGES, "images", check_picture)
         yield from checks.number("similarity_strength", self.similarity_strength, SIMILARITY_STRENGTH)
         yield from checks.text("text", self.text, is_optional=True)
         yield from checks.text("negative_text", self.negative_text, is_optional=True)

@@ -1,4 +1,4 @@
-"""The `nova` command: quick help, clear errors, pictures from a run folder."""
+"""The `nova` command: quick help, clear errors, images from a run folder."""
 
 import base64
 import dataclasses
@@ -131,7 +131,7 @@ def untrained(config, **changes):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Paths of a picture, of a mask, and of what is neither."""
+    """Paths of an image, of a mask, and of what is neither."""
     folder = tmp_path_factory.mktemp("files")
     paths = {name: str(folder / name) for name in ("image.png", "mask.png", "odd.png", "notes.png", "request.json")}
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
@@ -140,7 +140,7 @@ def files(tmp_path_factory):
     Image.fromarray(image).save(paths["image.png"])
     Image.fromarray(mask).save(paths["mask.png"])
     Image.fromarray(np.pad(image, ((0, 1), (0, 4), (0, 0)))).save(paths["odd.png"])
-    (folder / "notes.png").write_text("no picture")
+    (folder / "notes.png").write_text("no image")
     encoded = {n: base64.b64encode((folder / f"{n}.png").read_bytes()).decode() for n in ("image", "mask")}
     parameters = {"image": encoded["image"], "maskImage": encoded["mask"], "text": "a red circle"}
     config = {"cfgScale": 2.0, "seed": 5, "numberOfImages": 2}
@@ -190,7 +190,7 @@ def test_every_task_writes_pictures_that_know_their_request(task, runs, files, c
         assert picture.text["seed"] == str(seed)
         request = json.loads(picture.text["request"])
         assert request["taskType"] == task
-        assert len(picture.text["request"]) < 600, "pictures are left out"
+        assert len(picture.text["request"]) < 600, "images are left out"
 
 
 @pytest.mark.long
@@ -229,7 +229,7 @@ def test_prompts_are_drawn_as_ever(runs, files, capsys):
 
 @pytest.fixture
 def sketches(monkeypatch):
-    """In place of a model's pictures: random ones that differ with prompt or request, seed and settings."""
+    """In place of a model's images: random ones that differ with prompt or request, seed and settings."""
 
     def sketch(*facts):
         return np.random.default_rng(list(repr(facts).encode())).integers(0, 256, (8, 8, 3), np.uint8)
@@ -267,7 +267,7 @@ def test_another_drawing_never_takes_the_name_of_an_earlier_one(first, second, r
     assert path != other
     assert path.read_bytes() == data
     assert sorted(tmp_path.iterdir()) == sorted([path, other])
-    assert draw(first) == (path, data), "the same picture is not written twice"
+    assert draw(first) == (path, data), "the same image is not written twice"
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -334,7 +334,7 @@ def test_a_prompt_that_cannot_be_read_is_refused_before_the_first_is_drawn(runs,
         (0, "--task remove-background --image image.png", "needs an editing model.*experiments.canvas"),
         (1, "--task remove-background --image odd.png", r"36 x 33 pixels.*sides that 8 divides"),
         (1, "--task text-to-image --text x --width 50", r"--width is 50; .* from 32 to 128 that 8 divides"),
-        (1, "--task vary", "--images is missing; it must be 1 to 5 pictures"),
+        (1, "--task vary", "--images is missing; it must be 1 to 5 images"),
         (1, "--task inpaint --image image.png", "--mask-image is missing; it must be given, or a mask prompt"),
         (1, "--request nowhere.json", "--request nowhere.json is no file"),
         (1, "--request notes.png", "request is not JSON"),

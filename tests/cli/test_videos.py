@@ -159,7 +159,7 @@ def test_a_first_frame_and_a_request_file_make_the_same_video(generate, trained,
     assert pathlib.Path("a.mp4").read_bytes() == pathlib.Path("c.mp4").read_bytes()
     said = media.read_metadata("a.mp4")["request"]
     assert "32 x 32 pixels, sha256" in said
-    assert len(said) < 500, "the picture is left out"
+    assert len(said) < 500, "the image is left out"
 
 
 def test_a_film_is_a_file_for_each_shot_and_one_of_all(generate):
@@ -251,7 +251,7 @@ def test_all_problems_of_the_options_are_named_by_what_was_typed(refusal):
         (f"{VIDEO} --output a.gif", "--output a.gif must end in .mp4"),
         (f"{FILM} --output a.mp4", "--output a.mp4 must be a folder: a film is a file for each shot, and output.mp4"),
         ("a b --output a.mp4", "is one name, and 2 videos are asked for"),
-        ("--task inpaint --text a", "--task inpaint draws pictures, and this run draws videos"),
+        ("--task inpaint --text a", "--task inpaint draws images, and this run draws videos"),
         ("--request no.json", "--request no.json is no file that can be read"),
     ],
 )
@@ -270,7 +270,7 @@ def test_a_request_for_pictures_is_refused_with_what_is_offered(refusal):
 def test_a_run_that_draws_pictures_draws_no_videos(refusal, trained, monkeypatch, line, what):
     still = trained._replace(latent_shape=(1, *trained.latent_shape[1:]))
     monkeypatch.setattr(generation, "load_run", lambda run, **options: still)
-    assert f"nova: {what} is for videos, and this run draws pictures" in refusal(line)
+    assert f"nova: {what} is for videos, and this run draws images" in refusal(line)
 
 
 def test_a_video_that_cannot_be_drawn_to_its_end_leaves_no_file(refusal, monkeypatch):

@@ -1,4 +1,4 @@
-"""Small encoded pictures and tar files."""
+"""Small encoded images and tar files."""
 
 import io
 import pathlib
@@ -16,7 +16,7 @@ def encode(pixels: np.ndarray, kind: str, **options) -> bytes:
 
 
 def picture(index: int, size: int = 8) -> np.ndarray:
-    """Noise, so that no byte of its file is idle; pictures of different indices differ."""
+    """Noise, so that no byte of its file is idle; images of different indices differ."""
     return np.random.default_rng(index).integers(0, 256, (size, size, 3), np.uint8)
 
 
@@ -51,7 +51,7 @@ def make_tar(tmp_path: pathlib.Path):
 
 @pytest.fixture
 def emoji_like(pictures, png, make_tar):
-    """Two shards of six samples: picture, caption, JSON."""
+    """Two shards of six samples: image, caption, JSON."""
     files = []
     for i, pixels in enumerate(pictures):
         json = f'{{"name": "json name {i}"}}'.encode()

@@ -158,7 +158,7 @@ def test_pixels_have_no_captions_to_read():
 
 @pytest.fixture(scope="module")
 def frozen(latents, tmp_path_factory):
-    """The same pictures, their captions read by a frozen encoder that cuts the longest of them."""
+    """The same images, their captions read by a frozen encoder that cuts the longest of them."""
     path = tmp_path_factory.mktemp("t5")
     tiny_t5.write_folder(path)
     return dataclasses.replace(latents, text_encoder=T5TextEncoder(path=str(path), length=12))

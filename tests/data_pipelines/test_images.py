@@ -102,7 +102,7 @@ def test_only_still_png_jpeg_and_webp_are_accepted(pictures, png):
 
 def test_what_is_no_picture_is_said():
     with pytest.raises(images.Undecodable, match="none of PNG, JPEG, WEBP"):
-        images.ON_WHITE(b"no picture")
+        images.ON_WHITE(b"no image")
     with pytest.raises(images.Undecodable, match="git lfs pull"):
         images.ON_WHITE(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
 

@@ -322,7 +322,7 @@ def test_named_arrays_become_a_training_batch():
 
 
 def test_damaged_shards_stream_on_and_resume_to_the_bit(emoji_like, caplog):
-    with open(emoji_like[0], "r+b") as file:  # a picture, then everything after the fourth sample
+    with open(emoji_like[0], "r+b") as file:  # an image, then everything after the fourth sample
         file.seek(512 + 100)
         file.write(b"damage")
         file.truncate(4 * 3 * 1024 - 100)

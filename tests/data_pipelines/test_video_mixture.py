@@ -1,4 +1,4 @@
-"""Clips, pictures and films as batches: shapes, half-precision storage, clean references."""
+"""Clips, images and films as batches: shapes, half-precision storage, clean references."""
 
 import dataclasses
 

@@ -185,7 +185,7 @@ def test_overall_is_the_mean_of_the_tasks_not_of_the_pictures():
 
 
 def test_chance_is_the_closed_form_for_uniform_single_objects():
-    """Pictures of one object of any shape and colour: 1/3 for a shape, 1/12 for a coloured shape, 0 for two objects."""
+    """Images of one object of any shape and colour: 1/3 for a shape, 1/12 for a coloured shape, 0 for two objects."""
     pictures = [[seen(shape, color)] for shape, color in itertools.product(SHAPES, COLORS)]
     chance = geneval.chance_rates(geneval.make_prompts(SHAPES, COLORS, 36), pictures)
     expected = dict.fromkeys(geneval.TASKS, 0.0) | {"single_object": 1 / 3, "colors": 1 / 12}
@@ -199,5 +199,5 @@ def test_vocabularies_too_small_for_the_tasks_are_refused():
         geneval.make_prompts(("circle",), COLORS, 1)
     with pytest.raises(ValueError, match="differ in shape and in colour"):
         geneval.make_prompts(SHAPES, COLORS, 1, pairs=[("circle", "red"), ("circle", "blue")])
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         geneval.summarize([])

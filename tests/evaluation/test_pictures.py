@@ -1,4 +1,4 @@
-"""Picture metrics: closed forms, invariances, and published pairs."""
+"""Image metrics: closed forms, invariances, and published pairs."""
 
 import math
 

@@ -80,7 +80,7 @@ def test_more_steps_come_nearer_to_the_fine_path_of_the_same_noise(bench):
 
 @pytest.mark.long
 def test_a_cell_draws_what_generate_draws(trained, bench):
-    """The same noise in every cell, whatever the batch: picture by picture those of the plain function."""
+    """The same noise in every cell, whatever the batch: image by image those of the plain function."""
     trained = generation.load_run(trained)
     kept = np.load(bench / "pictures" / "euler-uniform-g2-3.npy")
     settings = generation.SamplingSettings(sampler="euler", num_steps=3, guidance_scale=2.0)
@@ -107,7 +107,7 @@ def make_bench(run_dir, folder, batch_size, devices=1):
 
 
 def start_and_pictures(bench, name):
-    """Where the first six walks of a cell begin, by a walk without a step, and the pictures that they end in."""
+    """Where the first six walks of a cell begin, by a walk without a step, and the images that they end in."""
     program = bench.program(sampling.named(name), 2.0, bench.room)
     starts = [program(*bench.arguments(batch, np.ones(bench.room + 1), 2.0)).x for batch in range(bench.judged)]
     bench.measure(step_benchmark.Cell(name, "uniform", 2.0, 3))

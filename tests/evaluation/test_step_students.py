@@ -69,7 +69,7 @@ def lines_of(folder, kind):
 
 @pytest.mark.long
 def test_an_untrained_student_draws_from_the_teachers_noise_what_the_teacher_draws(bench):
-    """Steps of a flow map that has learnt nothing are Euler's: distances, diversity and pictures agree."""
+    """Steps of a flow map that has learnt nothing are Euler's: distances, diversity and images agree."""
     cells = {(cell["model"], cell["steps"]): cell for cell in lines_of(bench, "cell")}
     for steps in (2, 4):
         teacher, student = cells[TEACHER, steps], cells["still", steps]

@@ -92,7 +92,7 @@ def test_without_the_repository_the_exam_says_what_it_needs(runs):
 def test_a_run_that_does_not_edit_is_refused_before_anything_is_drawn(runs, capsys):
     with pytest.raises(SystemExit, match="needs an editing model"):
         cli.main(["evaluate", "--run", str(runs[0]), "--per-task", "2"])
-    assert "pictures in" not in capsys.readouterr().out
+    assert "images in" not in capsys.readouterr().out
 
 
 def test_a_run_of_data_without_known_answers_is_refused(trained):

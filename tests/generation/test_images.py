@@ -104,7 +104,7 @@ def test_the_boundary_of_a_mask_softens_inwards_only():
     weight = generation.images.soften(MASK == 255)
     assert (weight[MASK == 0] == 0).all()
     assert 0 < weight[MASK == 255].min() < 1
-    assert weight[0, 0] == 1  # the edge of the picture is no boundary
+    assert weight[0, 0] == 1  # the edge of the image is no boundary
 
 
 @pytest.mark.long

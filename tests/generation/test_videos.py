@@ -1,4 +1,4 @@
-"""A video model from clips, pictures and films to requests: given latents stay, shots follow on, streams agree."""
+"""A video model from clips, images and films to requests: given latents stay, shots follow on, streams agree."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""An inflated autoencoder does frame by frame what it grew from did with pictures."""
+"""An inflated autoencoder does frame by frame what it grew from did with images."""
 
 import dataclasses
 

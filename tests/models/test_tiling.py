@@ -1,4 +1,4 @@
-"""One tile is the whole picture; many agree with it away from seams, over time, and on eight devices."""
+"""One tile is the whole image; many agree with it away from seams, over time, and on eight devices."""
 
 import dataclasses
 

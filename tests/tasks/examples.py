@@ -1,4 +1,4 @@
-"""Small valid requests of every kind, and pictures as files."""
+"""Small valid requests of every kind, and images as files."""
 
 import base64
 import io

@@ -83,7 +83,7 @@ def test_a_hidden_picture_is_grey_where_the_mask_is_true():
     ("make", "message"),
     [
         (lambda: conditions.fold_mask(np.zeros((6, 8), bool), 4), "6 x 8 pixels does not divide"),
-        (lambda: conditions.references(np.zeros((3, 2, 2, 4)), 2), "3 reference pictures, but there is room for 2"),
+        (lambda: conditions.references(np.zeros((3, 2, 2, 4)), 2), "3 reference images, but there is room for 2"),
         (lambda: conditions.palette(np.zeros((11, 3))), "11 colours, but there is room for 10"),
         (lambda: conditions.references(LATENTS, 2, similarity=0.5), "pass rng"),
     ],

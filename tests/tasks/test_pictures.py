@@ -42,7 +42,7 @@ def test_jpeg_is_read_as_decoded():
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "WEBP"])
 def test_other_formats_are_refused(kind):
     assert [str(p) for p in refused(examples.file_of(PIXELS, kind))] == [
-        "picture is in neither format; it must be a PNG or JPEG."
+        "image is in neither format; it must be a PNG or JPEG."
     ]
 
 
@@ -94,7 +94,7 @@ def test_an_animation_is_refused():
     frames = [PIL.Image.fromarray(examples.picture(i)) for i in range(2)]
     stream = io.BytesIO()
     frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:])
-    assert [p.allowed for p in refused(stream.getvalue())] == ["a still picture"]
+    assert [p.allowed for p in refused(stream.getvalue())] == ["a still image"]
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ class Real:
 
     def batches(self):
         rng = np.random.default_rng(0)
-        ids, mask = text.encode_bytes([f"a picture of {i}" for i in range(self.batch_size)], 16)
+        ids, mask = text.encode_bytes([f"an image of {i}" for i in range(self.batch_size)], 16)
         cond = Conditioning(text_ids=ids, text_mask=mask)
         shape = (self.batch_size, 2, 8, 8, 4)
         return [Batch(rng.standard_normal(shape, np.float32), cond) for _ in range(5)]

@@ -33,7 +33,7 @@ _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 _ACROSS = {"pan": ("up", "down"), "truck": ("up", "down"), "tilt": ("left", "right"), "pedestal": ("left", "right")}
 _TRIES = 300
 _SLACK = 1e-6
-_NO_ROOM = "The actors find no room in any of 300 tries; give a wider picture, fewer frames or one actor."
+_NO_ROOM = "The actors find no room in any of 300 tries; give a wider image, fewer frames or one actor."
 _ROUND = ("circle", "ring")  # nobody sees these spin
 
 

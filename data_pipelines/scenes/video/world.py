@@ -268,7 +268,7 @@ class ReelWorld:
         world.check_vocabulary(self)
         if self.height < 32 or not 1 <= self.aspect <= 3:
             raise ValueError(
-                f"The picture is {self.height} pixels high and {self.width} wide; give a height of 32 or more and one "
+                f"The image is {self.height} pixels high and {self.width} wide; give a height of 32 or more and one "
                 "to three times as much width."
             )
         small = [shape for shape in self.shapes if shape not in READABLE]

@@ -54,7 +54,7 @@ def test_pixels_far_from_outlines_have_exact_colors(of):
 
 @pytest.mark.parametrize("of", WORLDS, ids=lambda w: str(w.image_size))
 def test_swatches_add_up_to_the_picture(of):
-    """The palette weighted by its shares is the mean colour of the picture."""
+    """The palette weighted by its shares is the mean colour of the image."""
     for i in range(20):
         scene = source.Scenes(of).scene(i)
         swatches = render.swatches(scene, of.image_size)

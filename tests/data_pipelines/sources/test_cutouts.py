@@ -52,7 +52,7 @@ def test_an_element_depends_on_seed_task_and_index_alone(source, task):
         assert equal(elements[i], again[i])
         assert equal(elements[i], cutouts.Cutouts(source, task, seed=3, length=21)[i])
     if task != "generate":
-        assert not equal(elements[0], elements[22])  # the same picture, otherwise
+        assert not equal(elements[0], elements[22])  # the same image, otherwise
         assert not equal(elements[0], cutouts.Cutouts(source, task, seed=4)[0])
 
 

@@ -58,7 +58,7 @@ def test_metadata_cannot_name_files_outside_the_folder(folder, tmp_path_factory,
 
 def test_a_missing_caption_or_a_damaged_picture_is_one_corrupt_record(folder):
     (folder / "0.txt").unlink()
-    (folder / "2.png").write_bytes(b"no picture")
+    (folder / "2.png").write_bytes(b"no image")
     source = sources.Folder(folder)
     with pytest.raises(sources.CorruptRecord, match=r"record 0\.png: there is no 0\.txt"):
         source[0]
@@ -70,10 +70,10 @@ def test_a_missing_caption_or_a_damaged_picture_is_one_corrupt_record(folder):
 def test_missing_empty_and_captionless_folders_are_refused_in_one_sentence(tmp_path, png, pictures):
     with pytest.raises(sources.DatasetError, match=r"there is no folder .*nowhere"):
         len(sources.Folder(tmp_path / "nowhere"))
-    with pytest.raises(sources.DatasetError, match="holds no pictures"):
+    with pytest.raises(sources.DatasetError, match="holds no images"):
         len(sources.Folder(tmp_path))
     (tmp_path / "a.png").write_bytes(png(pictures[0]))
-    with pytest.raises(sources.DatasetError, match=r"no picture .* has a caption"):
+    with pytest.raises(sources.DatasetError, match=r"no image .* has a caption"):
         len(sources.Folder(tmp_path))
     assert sources.Folder(tmp_path, caption=None)[0]["caption"] == ""
     for content in (b"not json\n", b"[1, 2]\n", b"7\n", b"\xff\xfe\n"):

@@ -39,7 +39,7 @@ def test_a_corrupt_sample_is_one_record_of_those_held():
         held[0]
     assert [held[i]["pixels"].max() for i in (1, 2)] == [1, 2]
     batch = next(datasets.Pixels(source=held, max_corrupt=1).batches(0, 6)).x0
-    assert batch.min() == np.float32(1 / 127.5 - 1), "no black picture stands for the corrupt one"
+    assert batch.min() == np.float32(1 / 127.5 - 1), "no black image stands for the corrupt one"
     with pytest.raises(base.DatasetError, match="no sample of 1 can be read"):
         _ = InMemory(Partly((0,))).samples
 

@@ -49,12 +49,12 @@ def test_more_row_groups_than_are_kept_is_said(make_parquet, caplog):
 
 
 def test_damaged_pages_bad_pictures_and_nulls_are_corrupt_records_with_file_and_row(make_parquet, png, pictures):
-    path = make_parquet(rows=range(4), image=[b"no picture", None, png(pictures[2]), png(pictures[3])])
+    path = make_parquet(rows=range(4), image=[b"no image", None, png(pictures[2]), png(pictures[3])])
     source = sources.Parquet(path)
     with pytest.raises(sources.CorruptRecord, match="UnidentifiedImageError") as caught:
         source[0]
     assert (caught.value.shard, caught.value.key) == (path, 0)
-    with pytest.raises(sources.CorruptRecord, match="picture is null"):
+    with pytest.raises(sources.CorruptRecord, match="image is null"):
         source[1]
     path = make_parquet("b.parquet")
     column = pq.ParquetFile(path).metadata.row_group(1).column(0)

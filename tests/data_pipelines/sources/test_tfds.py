@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, pictures, png):
     class Tiny(tfds.core.GeneratorBasedBuilder):
-        """Eight pictures."""
+        """Eight images."""
 
         VERSION = tfds.core.Version("1.0.0")
 

@@ -194,7 +194,7 @@ def test_sound_is_left_out_and_pictures_must_be_there():
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format="fltp", layout="mono")
         samples.rate = 48000
         container.mux([*sound.encode(samples), *sound.encode(None)])
-    assert "no pictures in it" in reason(file.getvalue())
+    assert "no images in it" in reason(file.getvalue())
 
 
 def test_limits_are_checked():
@@ -230,7 +230,7 @@ def test_what_is_no_video_is_never_opened(data, monkeypatch):
 def test_a_damaged_or_cut_video_is_refused_or_read_and_never_hangs(form):
     data, rng = encode(levels(27), form=form), np.random.default_rng(0)
     for end in (8, 60, len(data) // 2, len(data) - 200):
-        assert reason(data[:end]).startswith(("damaged", "too short", "no pictures"))
+        assert reason(data[:end]).startswith(("damaged", "too short", "no images"))
     for _ in range(40):
         broken = np.frombuffer(data, np.uint8).copy()
         broken[rng.integers(8, len(data), 20)] = rng.integers(0, 256, 20)

@@ -150,7 +150,7 @@ def test_checksums_find_a_flipped_bit_that_still_decodes(make_tar, jpeg, picture
 
 
 def test_undecodable_and_oversized_members_are_corrupt_records_with_shard_and_key(make_tar, png, pictures):
-    path = make_tar("a.tar", {"0.png": b"no picture", "0.txt": b"a", "1.png": png(pictures[0]), "1.txt": b"\xff\xfe"})
+    path = make_tar("a.tar", {"0.png": b"no image", "0.txt": b"a", "1.png": png(pictures[0]), "1.txt": b"\xff\xfe"})
     with pytest.raises(sources.CorruptRecord) as caught:
         sources.WebDataset(path)[0]
     assert (caught.value.shard, caught.value.key) == (path, "0")
@@ -178,7 +178,7 @@ def test_missing_empty_and_captionless_datasets_are_refused_in_one_sentence(make
         len(sources.WebDataset(str(tmp_path / "nowhere.tar")))
     with pytest.raises(sources.DatasetError, match=r"holds no \.tar file"):
         len(sources.WebDataset(str(tmp_path)))
-    with pytest.raises(sources.DatasetError, match="picture's extension"):
+    with pytest.raises(sources.DatasetError, match="image's extension"):
         len(sources.WebDataset(make_tar("empty.tar", {"a.txt": b"only text"})))
     with pytest.raises(sources.DatasetError, match=r"no sample .* has a \.txt member"):
         len(sources.WebDataset(make_tar("a.tar", {"0.png": png(pictures[0]), "0.json": b"{}"})))

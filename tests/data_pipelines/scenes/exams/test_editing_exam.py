@@ -1,4 +1,4 @@
-"""The exam of an editing model: the truth clears every bar, pictures of other questions do not."""
+"""The exam of an editing model: the truth clears every bar, images of other questions do not."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from nova_jax.models.text import ByteTextEncoder
 
 LIMITS = tasks.Limits(min_side=32, max_side=128, multiple=8, default_side=32)
 EXAM = editing_exam.Exam(per_task=16)
-REACH = 10  # pixels that a picture is off at the lowest setting of a dial
+REACH = 10  # pixels that an image is off at the lowest setting of a dial
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def graded(parts):
 
 
 def truth(questions):
-    """The true pictures; with a dial, off by the less the higher it stands."""
+    """The true images; with a dial, off by the less the higher it stands."""
     off = [0 if q.setting is None else round(REACH * (1 - q.setting)) for q in questions]
     return np.stack([np.roll(q.truth, shift, axis=2) for q, shift in zip(questions, off, strict=True)])
 

@@ -1,4 +1,4 @@
-"""Scores of the editing tasks: the truth scores all there is, and pictures of other elements next to nothing."""
+"""Scores of the editing tasks: the truth scores all there is, and images of other elements next to nothing."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from data_pipelines.scenes.world import CANVAS_32, CANVAS_64
 COUNT = 40
 PERFECT = {"seam": 0, "error": 0, "outside": 0, "psnr": editing_scores.MAX_PSNR, "copied": 0, "palette_error": 0}
 TOLERANCE = {"error": 5e-4, "edge_f1": 5e-3, "iou": 5e-3}  # of rounding, corners, and half covered pixels
-# A score of each task that pictures of other elements must miss: at most this.
+# A score of each task that images of other elements must miss: at most this.
 CHANCE = {
     **dict.fromkeys(("generate", "vary", "structure", "colors", "outpaint", "add", "replace"), ("correct", 0.15)),
     "remove": ("correct", 0.4),

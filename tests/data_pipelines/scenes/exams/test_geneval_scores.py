@@ -1,4 +1,4 @@
-"""Scores: perfect pictures score one, unrelated pictures score chance."""
+"""Scores: perfect images score one, unrelated images score chance."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from data_pipelines.scenes.world import Object, Scene
 
 
 def draw_exactly(prompts, seeds):
-    """Pictures of what prompts such as "a red circle" ask for, all in one place; other prompts get an empty scene."""
+    """Images of what prompts such as "a red circle" ask for, all in one place; other prompts get an empty scene."""
     pictures = []
     for prompt in prompts:
         words = prompt.split()

@@ -42,7 +42,7 @@ def judge(clip, shot=SHOT, what=video_scores.ALL, of=WORLD):
 
 
 def measure(of, count, kind, seed=5):
-    """The mean of every score over shots of the source, their pictures made worse."""
+    """The mean of every score over shots of the source, their images made worse."""
     reels, rng = Reels(of, seed=seed), np.random.default_rng(0)
     judged = []
     for index in range(count):
@@ -135,7 +135,7 @@ def test_captions_say_what_they_say():
 
 @pytest.fixture(scope="module")
 def film():
-    """A film of three shots of two actors, its captions and its pictures."""
+    """A film of three shots of two actors, its captions and its images."""
     rng, shots = np.random.default_rng(3), ()
     while len(shots) < 3 or len(shots[0].actors) < 2:
         shots = video_sampling.sample_film(WORLD, rng, WORLD.seen).shots

@@ -99,7 +99,7 @@ def test_a_moving_camera_always_has_marks_in_view(motion):
 
 
 def moved(first, last):
-    """By how many pixels to the right and down the second of two pictures is moved, from their cross-correlation."""
+    """By how many pixels to the right and down the second of two images is moved, from their cross-correlation."""
     spectra = [np.fft.rfft2(p - p.mean(), (2 * p.shape[0], 2 * p.shape[1])) for p in (first, last)]
     product = np.fft.irfft2(spectra[1] * spectra[0].conj(), (2 * first.shape[0], 2 * first.shape[1]))
     y, x = np.unravel_index(product.argmax(), product.shape)

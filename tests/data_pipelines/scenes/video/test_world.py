@@ -77,7 +77,7 @@ def test_zoom_scales_and_roll_turns_about_the_middle():
     off = Object("square", "red", "small", 8 / 9 + 0.2, 0.5, 0.14)
     zoomed = video_world.objects_at(of(Actor(off), camera=Camera("zoom in", 1.5)), 24)[0]
     np.testing.assert_allclose([zoomed.x, zoomed.y, zoomed.radius], [8 / 9 + 0.3, 0.5, 0.21])
-    # A camera that rolls clockwise turns the picture counterclockwise: what was on the right goes up.
+    # A camera that rolls clockwise turns the image counterclockwise: what was on the right goes up.
     rolled = video_world.objects_at(of(Actor(off), camera=Camera("roll clockwise", 30.0)), 24)[0]
     np.testing.assert_allclose([rolled.x - 8 / 9, rolled.y - 0.5], [0.2 * math.cos(math.pi / 6), -0.1])
     assert rolled.rotation == -30
