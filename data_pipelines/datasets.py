@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ import numpy as np
 
 from data_pipelines import captions, encoding, images, loader, workers
 from data_pipelines.sources import base, digests, memory
-from nova_jax import config, weights
+from nova_jax import conditions, config, weights
 from nova_jax.generation import codec as codecs
 from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.runs.config import DataSource
@@ -268,7 +268,7 @@ class Latents(DataSource):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionedLatents(Latents):
-    """Normalised latents of captioned images or clips.
+    """Normalised latents of captioned images or clips, with the arrays of registered conditions that samples hold.
 
     Attributes:
         source: samples with `pixels`, uint8 (f, h, w, 3), and `caption`.
@@ -303,8 +303,10 @@ class CaptionedLatents(Latents):
         return Pixels(source=source, size=self.size, max_corrupt=limit)
 
     def _plan(self, source: Any, example: base.Sample) -> Plan:
-        del source, example
-        return Plan(_encode_pixels, images.Transform(size=self.size), (repr(self.size),))
+        del source
+        own = sorted(conditions.registered_arrays() & set(example))
+        arrays = functools.partial(_encode_pixels, own=own)
+        return Plan(arrays, images.Transform(size=self.size), (repr(self.size), *own))
 
     def _transform(self) -> Callable[[base.Sample, np.random.Generator], base.Sample]:
         return _without_index
@@ -348,16 +350,19 @@ def _in_memory(cache: encoding.LatentCache, content: str) -> memory.Arrays:
     """A cache of captioned latents as arrays."""
     del content
     arrays, others, _ = memory.InMemory(cache).samples
-    extra = {name: arrays[name] for name in TEXT_STATES if name in arrays}
+    extra = {name: arrays[name] for name in (*TEXT_STATES, *conditions.registered_arrays()) if name in arrays}
     return memory.Arrays(arrays["latents"], [sample["caption"] for sample in others], extra=extra)
 
 
-def _encode_pixels(encode: Callable[[np.ndarray], np.ndarray], batch: loader.Batch) -> dict[str, np.ndarray]:
-    return {"latents": encode(batch["pixels"])}
+def _encode_pixels(
+    encode: Callable[[np.ndarray], np.ndarray], batch: loader.Batch, own: Sequence[str]
+) -> dict[str, np.ndarray]:
+    return {"latents": encode(batch["pixels"])} | {name: batch[name] for name in own}
 
 
 def _without_index(sample: base.Sample, rng: np.random.Generator) -> base.Sample:
     """Keeps what a batch is made of."""
     del rng
-    kept = {name: sample[name] for name in ("latents", "caption", *TEXT_STATES) if name in sample}
+    names = ("latents", "caption", *TEXT_STATES, *conditions.registered_arrays())
+    kept = {name: sample[name] for name in names if name in sample}
     return kept | {"latents": kept["latents"].astype(np.float32, copy=False)}

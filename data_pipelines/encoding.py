@@ -276,14 +276,14 @@ class _Job:
         yield self._accept(ahead)
 
     def _accept(self, pieces: list[concurrent.futures.Future[Any]]) -> list[base.Sample | None]:
-        """What was read; corrupt records are put down, and None stands for them."""
+        """What was read; corrupt records are noted for the manifest, and None stands for them."""
         found = [pair for piece in pieces for pair in piece.result()]
         for index, result in found:
             if isinstance(result, base.CorruptRecord):
-                self._put_down(index, result)
+                self._note(index, result)
         return [None if isinstance(result, base.CorruptRecord) else result for _, result in found]
 
-    def _put_down(self, index: int, fault: base.CorruptRecord) -> None:
+    def _note(self, index: int, fault: base.CorruptRecord) -> None:
         logger.warning("corrupt record left out: sample %d, %s", index, fault)
         self.corrupt.append({"index": index, "shard": fault.shard, "key": fault.key, "reason": fault.reason})
         if len(self.corrupt) > self.options.max_corrupt:

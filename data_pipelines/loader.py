@@ -52,7 +52,7 @@ class Loader:
         batch_size: global, over all data shards.
         seed: of the order and of every sample's random numbers.
         transform: (sample, numpy Generator) -> sample; the generator depends on seed and position alone.
-        batch_transform: batch -> batch, for example `text.Tokenize`.
+        batch_transform: batch -> batch, for example `captions.Tokenize`.
         shuffle: whether to visit the samples in random order.
         threads: read and transform samples in parallel.
         prefetch: batches prepared ahead.

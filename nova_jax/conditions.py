@@ -205,6 +205,12 @@ def find(name: str) -> Condition:
     return CONDITIONS[name]
 
 
+def registered_arrays() -> set[str]:
+    """The names of arrays of all conditions that are not the library's own."""
+    own = [c for c in CONDITIONS.values() if c not in BUILT_IN]
+    return {name for c in own for name in (*c.fields, *c.details)}
+
+
 def dropped() -> dict[str, float]:
     """The conditions that may be left out, and their default drop rates."""
     return {name: c.drop_rate for name, c in CONDITIONS.items() if c.drop_rate is not None}

@@ -1,16 +1,21 @@
 """The registry of conditions, and a condition of one's own from its entry to a guided, grown network."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.scenes import source
+from data_pipelines.sources import base
 from nova_jax import conditions
 from nova_jax.diffusion import DropRates, FlowMatching, conditioning, guidance, make_denoiser
 from nova_jax.generation import prompts
 from nova_jax.models import embedders, growth
 from nova_jax.training import step
 from nova_jax.types import Conditioning
+from tests import tiny_run
 from tests.distillation import students
 
 
@@ -31,6 +36,29 @@ def aesthetic(monkeypatch):
         score = cond.get("aesthetic")
         score = jnp.full(t.shape[0], -1.0) if score is None else score
         return embedders.embed_scalar(network, "aesthetic_embed", score[:, None])
+
+
+class Scored(base.Source):
+    """Scenes with a score beside image and caption."""
+
+    scenes = source.Scenes(length=12)
+
+    def __len__(self):
+        return len(self.scenes)
+
+    def read(self, index):
+        return {**self.scenes[index], "aesthetic": np.float32(index / 12)}
+
+    def fingerprint(self):
+        return "scored"
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_latents_keep_the_arrays_of_a_registered_condition(aesthetic, in_memory, tmp_path):
+    config = tiny_run.make_config(tmp_path).data
+    data = dataclasses.replace(config, source=Scored(), text_encoder=tiny_run.ENCODER, in_memory=in_memory)
+    batch = next(data.batches(0, 12))
+    np.testing.assert_allclose(np.sort(batch.cond.get("aesthetic")), np.arange(12) / 12, rtol=1e-6)
 
 
 def scored(position):

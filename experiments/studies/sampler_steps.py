@@ -101,7 +101,7 @@ def make_problem(
     order = np.random.default_rng(seed).permutation(len(scorer.prompts))[:samples]
     cond, null = generation.encode(trained, [scorer.prompts[i].text for i in order])
     denoise = program.make_denoiser(
-        trained.network, trained.params, trained.objective, null, program.guidance_of(scale), scale, None
+        trained.network, trained.params, trained.objective, null, program.kind_of(scale), scale, None
     )
     noise = sampling.initial_noise(seed + np.arange(samples), trained.latent_shape)
     return sampling.Problem(denoise, cond, trained.objective.schedule), noise

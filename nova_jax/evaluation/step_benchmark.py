@@ -77,7 +77,7 @@ def run(
         CheckpointError: no checkpoint in it.
         ValueError: results of another grid or model are already there; nothing to draw; a student that is none, or not
             of this run, or that has learnt none of the steps.
-        FloatingPointError: a walk ended in NaN or infinity: sampler, step and time.
+        FloatingPointError: sampling ended in NaN or infinity: sampler, step and time.
     """
     run_dir = pathlib.Path(run_dir)
     folder = pathlib.Path(folder) if folder else run_dir / "bench"

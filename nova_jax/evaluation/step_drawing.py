@@ -25,7 +25,7 @@ from nova_jax.types import Conditioning, Sampled
 
 SHOWN = 8  # images of each cell that are kept for the contact sheet
 REFERENCE = sampling.AdamsBashforth(order=2)  # one evaluation a step, second order
-CALLS = 16  # steps of the walk that times one evaluation: about as long as a cell's
+CALLS = 16  # sampling steps that time one evaluation: about as long as a cell
 
 Interval = tuple[float, float] | None
 Batch = tuple[Conditioning, Conditioning, np.ndarray]  # prompts, none, seeds
@@ -91,15 +91,15 @@ class Bench:
         model: str = step_grid.TEACHER,
         interval: Interval = None,
     ) -> Any:
-        """The compiled walk: one for all times and scales, and for all models of one network.
+        """The compiled sampling program: one for all times and scales, and for all models of one network.
 
         Programs with and without guidance are two.
         """
-        trained, guided = self.models[model], program.guidance_of(guidance)
+        trained, kind = self.models[model], program.kind_of(guidance)
         asked = Asked(trained.objective.schedule, trained.objective.prediction)
-        key = (trained.network, trained.text_encoder, asked, sampler, guided, interval, room)
+        key = (trained.network, trained.text_encoder, asked, sampler, kind, interval, room)
         if key not in self.programs:
-            draw = program.make_draw(trained.network, asked, sampler, guided, interval, trained.latent_shape)
+            draw = program.make_draw(trained.network, asked, sampler, kind, interval, trained.latent_shape)
             start = time.perf_counter()
             self.programs[key] = draw.lower(*self.arguments(0, np.ones(room + 1), guidance, model)).compile()
             self.compile_seconds += time.perf_counter() - start
@@ -135,17 +135,17 @@ class Bench:
         return np.load(path)
 
     def evaluation(self, batch: int, guidance: float, model: str = step_grid.TEACHER) -> float:
-        """Seconds of one network evaluation of a batch, from a walk of `CALLS` steps that does nothing else."""
-        trained, guided = self.models[model], program.guidance_of(guidance)
+        """Seconds of one network evaluation of a batch, from `CALLS` sampling steps that does nothing else."""
+        trained, kind = self.models[model], program.kind_of(guidance)
         asked = Asked(trained.objective.schedule, trained.objective.prediction)
-        walk = program.make_draw(trained.network, asked, timing.Stay(), guided, None, trained.latent_shape)
+        walk = program.make_draw(trained.network, asked, timing.Stay(), kind, None, trained.latent_shape)
         arguments = self.arguments(batch, time_grids.uniform(CALLS), guidance, model)
         seconds, sampled = timing.seconds(lambda: walk(*arguments))
         return seconds / int(sampled.nfe)
 
     def prepare(self, cells: list[Cell]) -> None:
-        """Compiles what cells are timed with and walks the fine paths, so that no cell pays for them."""
-        for cell in {(cell.model, program.guidance_of(cell.guidance)): cell for cell in cells}.values():
+        """Compiles what cells are timed with and samples the fine paths, so that no cell pays for them."""
+        for cell in {(cell.model, program.kind_of(cell.guidance)): cell for cell in cells}.values():
             self.evaluation(0, cell.guidance, cell.model)
         for guidance, interval in dict.fromkeys(map(self.target, cells)):
             self.reference(guidance, interval)

@@ -22,8 +22,8 @@ import rich.console
 from jaxtyping import Float
 
 from nova_jax import config, environment, generation
-from nova_jax.evaluation import exam, intervals, pictures, task_drawing
-from nova_jax.evaluation.exam import Bar, Exam, Judged, Level, Part, Pictures, Question
+from nova_jax.evaluation import intervals, pictures, task_drawing
+from nova_jax.evaluation.exam import Bar, Comparison, Exam, Judged, Level, Part, Pictures, Question
 from nova_jax.evaluation.intervals import Estimate
 from nova_jax.runs import record as records
 from nova_jax.tasks import checks
@@ -127,8 +127,8 @@ def run(
     run_dir = pathlib.Path(run_dir)
     trained = generation.load_run(run_dir)
     saved = records.read(run_dir)["config"]
-    paper = find_exam(run_dir, saved["data"], per_task)
-    parts = paper.parts(task_drawing.limits_of(trained), guidance)
+    exam = find_exam(run_dir, saved["data"], per_task)
+    parts = exam.parts(task_drawing.limits_of(trained), guidance)
     task_drawing.check(trained, [q.ask for part in parts for q in part.questions])
     start = time.perf_counter()
     answered = {}
@@ -154,7 +154,7 @@ def run(
     }
     place = pathlib.Path(folder) if folder else run_dir / "evaluation"
     with generation.files.folder(place, overwrite=overwrite) as where:
-        evaluation = Evaluation(*grade(paper, answered), answered, facts, where)
+        evaluation = Evaluation(*grade(exam, answered), answered, facts, where)
         (where / SCORES).write_text(json.dumps(record(evaluation), indent=1) + "\n", encoding="utf-8")
     return evaluation
 
@@ -185,17 +185,17 @@ def sit(part: Part, draw: Draw, rebuild: Draw) -> Answered:
     return Answered(part, drawn, judged, time.perf_counter() - start)
 
 
-def grade(paper: Exam, answered: dict[str, Answered]) -> tuple[list[Row], list[Curve]]:
+def grade(exam: Exam, answered: dict[str, Answered]) -> tuple[list[Row], list[Curve]]:
     """The table, part by part, and the curves of the dials."""
     curves = [curve for found in answered.values() if found.part.dial for curve in trace(found)]
-    bars = {(bar.part, bar.score): bar for bar in paper.bars}
+    bars = {(bar.part, bar.score): bar for bar in exam.bars}
     rows = []
     for name, found in answered.items():
         if found.part.dial:
             mine = [_row(name, f"{c.score}_correlation", c.correlation) for c in curves if c.part == name]
         else:
             mine = list(_tabulate(found))
-        mine += [_compare(c, answered) for c in paper.comparisons if c.part == name]
+        mine += [_compare(c, answered) for c in exam.comparisons if c.part == name]
         rows += [row._replace(bar=None if row.group else bars.get((name, row.score))) for row in mine]
     return rows, curves
 
@@ -280,7 +280,7 @@ def _tabulate(found: Answered) -> Iterable[Row]:
             yield _row(found.part.name, score, value)._replace(group=group, ceiling=ceiling, chance=chance)
 
 
-def _compare(comparison: exam.Comparison, answered: dict[str, Answered]) -> Row:
+def _compare(comparison: Comparison, answered: dict[str, Answered]) -> Row:
     first, second = (answered[part].score(score, level) for part, score, level in (comparison.first, comparison.second))
     assert first is not None
     assert second is not None

@@ -112,7 +112,7 @@ def _draw_chunks(
         trained.network,
         trained.objective,
         sampling.named(settings.sampler),
-        program.guidance_of(settings.guidance_scale),
+        program.kind_of(settings.guidance_scale),
         settings.guidance_interval,
         trained.latent_shape,
     )
@@ -149,9 +149,9 @@ def explain_nonfinite(
     """Raises FloatingPointError: where sampling left the finite numbers, or that the guided network is not at fault."""
     cond, null = pair
     schedule, times = trained.objective.schedule, sampling_settings.time_grid(trained, settings)
-    guided = program.guidance_of(settings.guidance_scale)
+    kind = program.kind_of(settings.guidance_scale)
     scale, interval = settings.guidance_scale, settings.guidance_interval
-    denoise = program.make_denoiser(trained.network, trained.params, trained.objective, null, guided, scale, interval)
+    denoise = program.make_denoiser(trained.network, trained.params, trained.objective, null, kind, scale, interval)
     eps = noise.initial_noise(np.asarray(seeds, np.uint32), trained.latent_shape)
     sampling.check_finite(
         program.holding(denoise, given, schedule, eps),

@@ -1,7 +1,7 @@
 """A trained network as the jitted sampling from noise to latents: guided, and holding the frames that are known."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,16 @@ from nova_jax.diffusion import denoiser, given_frames, guidance, schedules
 from nova_jax.sampling import noise
 from nova_jax.types import Conditioning, Denoised, Denoiser, Params, Sampled
 
+Guidance = Literal["unconditional", "conditional", "guided"]  # at scale 0, at scale 1, and at all others
 
-def guidance_of(scale: float) -> bool | None:
-    """The kind of program for a scale: None, the condition left out (0); False, it alone (1); True, both."""
-    return None if scale == 0 else scale != 1
+
+def kind_of(scale: float) -> Guidance:
+    """The kind of program for a guidance scale: at 0 and 1 the network is evaluated once, without a pair of answers."""
+    return "unconditional" if scale == 0 else "conditional" if scale == 1 else "guided"
 
 
 def make_denoiser(
-    network: Any, params: Params, objective: Any, null: Conditioning, guided: bool | None, scale: Any, interval: Any
+    network: Any, params: Params, objective: Any, null: Conditioning, kind: Guidance, scale: Any, interval: Any
 ) -> Denoiser:
     """The network as a guided denoiser of encoded prompts; one that reads the scale is evaluated once."""
 
@@ -28,8 +30,9 @@ def make_denoiser(
     plain = denoiser.make_denoiser(apply, params, objective.schedule, objective.prediction)
     if reads_guidance(network):
         return _with_scale(plain, scale)
-    scale = scale if guided else 0 if guided is None else 1
-    return guidance.classifier_free(plain, scale, guidance.negative(null), interval=interval if guided else None)
+    if kind != "guided":
+        return guidance.classifier_free(plain, 1 if kind == "conditional" else 0, guidance.negative(null))
+    return guidance.classifier_free(plain, scale, guidance.negative(null), interval=interval)
 
 
 def reads_guidance(network: Any) -> bool:
@@ -49,7 +52,7 @@ def make_draw(
     network: Any,
     objective: Any,
     sampler: sampling.Sampler,
-    guided: bool | None,
+    kind: Guidance,
     interval: tuple[float, float] | None,
     latent_shape: tuple[int, ...],
 ) -> Any:
@@ -69,7 +72,7 @@ def make_draw(
         given: Any = None,
     ) -> Sampled:
         schedule, eps = objective.schedule, noise.initial_noise(seeds, latent_shape)
-        guided_denoiser = make_denoiser(network, params, objective, null, guided, scale, interval)
+        guided_denoiser = make_denoiser(network, params, objective, null, kind, scale, interval)
         result = sampling.sample(
             holding(guided_denoiser, given, schedule, eps),
             noise.start(eps, times[0], schedule),

@@ -63,7 +63,7 @@ def draw_all(
     Args:
         trained: a run of a video model.
         requests: of any kinds, sizes and lengths. Shot k of a request has its seed + k.
-        settings: how; None: `sampling_settings.settings_for` the run.
+        settings: how; None: `settings_for` the run.
         references: earlier shots that a shot is shown at most; 0 draws every shot by itself.
 
     Raises:
@@ -147,7 +147,7 @@ def extend(
         text: what the whole shows.
         clip: one frame or more, of the model's size.
         seed: of the noise.
-        settings: how; None: `sampling_settings.settings_for` the run.
+        settings: how; None: `settings_for` the run.
         kept: latent frames of the end of the clip that are shown; None: as many as there are, up to half.
 
     Raises:

@@ -162,7 +162,8 @@ def data_shard(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
     if sum(stop - start for start, stop in rows) != size or low % size or batch_size % size:
         raise ValueError(
             f"process {jax.process_index()} holds rows {sorted(rows)} of a batch of {batch_size}, not one of equal "
-            "parts: let the data and fsdp axes be the outer ones of the mesh, as MeshConfig arranges them"
+            "parts: let the data and fsdp axes be the outer ones of the mesh, as MeshConfig arranges them, and data "
+            "times fsdp a multiple of the processes or a divisor of them"
         )
     return low // size, batch_size // size
 
