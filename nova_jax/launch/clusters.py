@@ -36,10 +36,10 @@ XPK_TYPES = {  # GKE's name of an accelerator -> the start of xpk's, and what it
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Where and on what a command runs; which of the options a scheduler reads, its template shows."""
+    """Machines and limits of a cluster; every option names the backends that read it."""
 
     name: str = "nova"
-    """Of the job: lower-case letters, digits and hyphens."""
+    """Of the job, lower-case letters, digits and hyphens: all."""
     gpus: int = 8
     """GPUs of each machine: slurm, skypilot, and gke with an accelerator that is no TPU."""
     cpus: int = 32
@@ -53,13 +53,13 @@ class Cluster:
     lead: int = 120
     """Seconds between SIGTERM and the end, for saving: slurm, gke."""
     partition: str | None = None
-    """Of slurm. Default: the cluster's own."""
+    """Of the cluster: slurm. Default: its own."""
     image: str = "REGISTRY/nova-jax:latest"
     """Container with nova_jax and its data packages: gke."""
     zone: str = "us-east5-b"
-    """Of tpu-vm."""
+    """Of the machines: tpu-vm."""
     runtime: str = "v2-alpha-tpuv6e"
-    """Software version of tpu-vm."""
+    """Software version of the machines: tpu-vm."""
     spot: bool = True
     """Take machines that may be called back: tpu-vm, skypilot."""
     max_restarts: int = 3
