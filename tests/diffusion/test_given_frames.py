@@ -85,6 +85,7 @@ def test_held_sampling_reaches_the_exact_conditional_mean_and_covariance(float64
     np.testing.assert_allclose(drawn[:, given], np.broadcast_to(known[given], (rows, len(given))), atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sampling.SAMPLERS)
 def test_every_sampler_keeps_given_frames(float64, name):
     schedule, rows = RectifiedFlow(), 2

@@ -109,6 +109,7 @@ def test_new_inputs_change_nothing_until_they_are_trained():
     assert all(any(np.any(leaf) for leaf in jax.tree.leaves(gradient[name])) for name in added)
 
 
+@pytest.mark.long
 def test_every_parameter_matters_once_away_from_initialisation():
     model, params = make_trained(**ALL_INPUTS)
     gradient = gradient_of_energy(model)(params, X, T, ALL_GIVEN)
@@ -390,6 +391,7 @@ def test_joint_attention_without_text_reads_the_null_caption_of_zeros():
     np.testing.assert_allclose(apply(network, X, T, None), apply(network, X, T, null), atol=1e-5)
 
 
+@pytest.mark.long
 def test_every_input_and_parameter_matters_in_joint_attention():
     fields = {name: value for name, value in ALL_INPUTS.items() if name != "num_frame_roles"}
     model, params = make_trained(**JOINT, **fields)
@@ -423,6 +425,7 @@ def test_joint_attention_and_times_per_frame_are_refused_together():
             jax.eval_shape(model.apply, {"params": params}, X, per_frame, cond)
 
 
+@pytest.mark.long
 def test_positions_in_the_frame_change_nothing_until_they_are_trained():
     _, old = make_trained()
     model, new = make(has_absolute_positions=True)

@@ -160,6 +160,7 @@ def make_old(path):
     return saved
 
 
+@pytest.mark.long
 def test_an_old_run_draws_the_same_pictures_and_goes_on(config):
     result = experiment.run(config)
     path, prompts = result.directory / record.FILE, ["a red circle", "größe"]

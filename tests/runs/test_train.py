@@ -235,6 +235,7 @@ def test_a_missing_optional_package_is_one_sentence(tiny, monkeypatch):
         experiment.main(tiny, prepare=prepare)
 
 
+@pytest.mark.long
 def test_a_tilde_is_the_home_folder_on_writing_as_on_reading(tmp_path, monkeypatch):
     home, work = tmp_path / "home", tmp_path / "work"
     monkeypatch.setenv("HOME", str(home))

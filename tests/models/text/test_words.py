@@ -231,6 +231,7 @@ def test_a_mask_of_ones_and_zeros_is_a_mask_of_booleans():
     assert out_mask.dtype == bool
 
 
+@pytest.mark.long
 def test_length_of_padding_changes_nothing():
     """Up to rounding: the softmax sums in another order."""
     for positions in ("relative", "absolute", "none"):
