@@ -13,7 +13,7 @@ run = load.load_run("runs/quickstart")
 pixels = batches.generate(run, ["a red circle left of a blue square"], [0])     # uint8 (b, f, h, w, 3)
 """
 
-from nova_jax.generation import files, images, program, videos
+from nova_jax.generation import batches, files, images, program, videos
 from nova_jax.generation.batches import SEEDS, explain_nonfinite, generate, generate_latents, rows_per_call
 from nova_jax.generation.codec import decode_stream, make_decode, to_latents, to_uint8
 from nova_jax.generation.files import save_grid, save_pngs
@@ -26,6 +26,7 @@ __all__ = [
     "SEEDS",
     "SamplingSettings",
     "TrainedRun",
+    "batches",
     "check_prompts",
     "check_settings",
     "decode_stream",

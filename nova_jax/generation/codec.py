@@ -55,7 +55,7 @@ def decode_stream(
 def _make_decode_chunk(codec: Any) -> Any:
     def decode(params: Any, latents: Any, cache: Any) -> tuple[Any, Any]:
         pixels, cache = codec.decode_chunk(params, codec.denormalize(latents), cache)
-        return codec.to_uint8(pixels), cache
+        return to_uint8(pixels), cache
 
     return jax.jit(decode)
 
