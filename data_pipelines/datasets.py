@@ -173,7 +173,8 @@ class Latents(DataSource):
     def encode(self, report: encoding.Report | None = None) -> None:
         """Encodes what is not in the cache yet, together with the other processes of the job; see `encoding`."""
         for source in self.all_sources:
-            self._encode(self._job(source), report)
+            job = self._job(source)
+            self._encode(job, encoding.over_devices(codecs.make_encode(job.codec), job.params), report)
 
     def with_text_encoder(self, encoder: TextEncoder) -> DataSource:
         """The same data, read by the encoder that a network trains; see `captions.bind`."""
@@ -205,7 +206,7 @@ class Latents(DataSource):
         job = self._job(source)
         cache = encoding.LatentCache(job.folder, model=job.model)
         if jax.process_count() == 1 and not cache.is_complete:
-            self._encode(job)
+            self._encode(job, lambda rows: np.asarray(codecs.make_encode(job.codec)(job.params, rows)))
         return cache
 
     def _loader(self, batch_size: int) -> loader.Loader:
@@ -219,9 +220,9 @@ class Latents(DataSource):
             threads=self.threads,
         )
 
-    def _encode(self, job: _Job, report: encoding.Report | None = None) -> None:
-        encode = encoding.over_devices(codecs.make_encode(job.codec), job.params)
-
+    def _encode(
+        self, job: _Job, encode: Callable[[np.ndarray], np.ndarray], report: encoding.Report | None = None
+    ) -> None:
         def arrays(batch: loader.Batch) -> dict[str, Any]:
             made = job.plan.arrays(encode, batch)
             latents = {name: made[name].astype(self.stored_as) for name in LATENTS if name in made}

@@ -10,7 +10,7 @@ A file takes its name only when complete, the manifest last; a killed run contin
 What it was writing, under a name that ends in .partial, is removed once nobody has written to it for an hour. Two runs
 that make the same shard at once both succeed.
 
-The rows of a batch are cut over the devices of a process while a mesh is active (`over_devices`).
+The rows of a batch may be cut over the devices of a process (`over_devices`).
 """
 
 import concurrent.futures
@@ -169,9 +169,9 @@ def encode_together(
 
 
 def over_devices(encode: Callable[[Any, Any], Any], params: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """`encode(params, rows)` on the host's arrays, the rows cut over this process's devices while a mesh is active."""
+    """`encode(params, rows)` on the host's arrays, the rows cut over this process's devices."""
     devices = jax.local_devices()
-    if not meshes.current_axes() or len(devices) == 1:
+    if len(devices) == 1:
         return lambda rows: np.asarray(encode(params, rows))
     mesh = meshes.MeshConfig().make(devices)
     cut, whole = meshes.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())

@@ -47,8 +47,7 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
         meshes.check_batch_size(devices, size, config.accumulate)
     with lock.RunLock(config.directory):
         _check_channels(config)
-        with jax.set_mesh(devices):
-            config.data.encode(logging.Progress("encoded"))
+        config.data.encode(logging.Progress("encoded"))
         record = _record(config)
         notes: list[str] = []
         if distributed.is_main():

@@ -101,7 +101,13 @@ time.sleep(600)
 def test_a_signal_reaches_every_process_once_and_is_waited_for(tmp_path, number):
     program = "import sys; from nova_jax.launch import local; sys.exit(local.run(sys.argv[1:]))"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    launcher = subprocess.Popen(python(program, *python(SAVES)), cwd=tmp_path, env=env, start_new_session=True)
+    launcher = subprocess.Popen(
+        python(program, *python(SAVES)),
+        cwd=tmp_path,
+        env=env,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # tests may run under nohup
+    )
     while launcher.poll() is None and not all((tmp_path / f"ready{index}").exists() for index in range(2)):
         time.sleep(0.01)
     os.killpg(launcher.pid, number)  # as a terminal does
