@@ -8,6 +8,9 @@ Four implementations of the same function:
     flash_jvp  cudnn (elsewhere and in float32: tiled) whose tangent is a constant to reverse mode: `jax.jvp`, and
                `jax.grad` of losses that hold `stop_gradient` of such a tangent. `jax.grad` alone fails.
 
+Where the mesh cuts tokens, `attend_cut` runs them inside `parallel.context`, and keys that come round a ring go through
+`attention_ring` (xla, tiled, flash_jvp) or are gathered over the ring (cudnn).
+
 Queries and keys are normalised before the product so that logits stay bounded (Dehghani et al. 2023, arXiv 2302.05442).
 """
 
@@ -19,7 +22,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Integer
 
-from nova_jax.layers import attention_jvp, linear, rope
+from nova_jax.layers import attention_jvp, attention_ring, linear, rope
+from nova_jax.parallel import context
 from nova_jax.parallel.constrain import constrain
 from nova_jax.types import as_mask
 
@@ -65,6 +69,41 @@ def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: 
     raise ValueError(f"unknown attention implementation {implementation!r}: use xla, tiled, cudnn, flash_jvp or None")
 
 
+def attend_cut(
+    q: Heads,
+    k: Keys,
+    v: Keys,
+    *,
+    shares_keys: bool,
+    mask: KeyMask = None,
+    implementation: Implementation | None = None,
+    ulysses_degree: int | None = None,
+) -> Heads:
+    """`attend` where a context axis of the mesh cuts the queries; see `parallel.context`.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        shares_keys: whether keys and values are cut like the queries; otherwise every device has all of them.
+        mask: as in `attend`.
+        implementation: as in `attend`.
+        ulysses_degree: devices that trade tokens for heads, the others form rings; None: as many as the heads allow.
+    """
+    if context.size() == 1:
+        return attend(q, k, v, mask=mask, implementation=implementation)
+
+    def on_device(q: Array, k: Array, v: Array, mask: Array | None, ring: context.Ring | None) -> Array:
+        if ring is None:
+            return attend(q, k, v, mask=mask, implementation=implementation)
+        if implementation == "cudnn":
+            return attend(q, ring.gather(k), ring.gather(v), mask=mask, implementation=implementation)
+        return attention_ring.attend(q, k, v, mask, ring)
+
+    mask = None if mask is None else as_mask(mask)
+    return context.attend(on_device, q, k, v, mask, shares_keys=shares_keys, width=ulysses_degree)
+
+
 def _attend_flash(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:
     has_kernel = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
     return attend(q, k, v, mask=mask, implementation="cudnn" if has_kernel else "tiled")
@@ -106,6 +145,7 @@ class MultiHeadAttention(nn.Module):
     eps: float = 1e-6
     out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     implementation: Implementation | None = None
+    ulysses_degree: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -124,12 +164,22 @@ class MultiHeadAttention(nn.Module):
             for name, source in (("query", x), ("key", y), ("value", y))
         )
         q, k = self._normalize(query, "query_norm"), self._normalize(key, "key_norm")
-        # q[B, N_context, K_tensor, Q] stays on its tokens' shard; keys and values are gathered over the context axis.
+        shares_keys = y is x
+        # q[B, N_context, K_tensor, Q]; keys and values lie alike in self-attention, and leave after the rotation, once.
         q = constrain(self._split(q), "batch", "tokens", "heads", "head_dim")
-        k, v = (constrain(self._split(a), "batch", None, "heads", "head_dim") for a in (k, value))
+        keys = "tokens" if shares_keys else "text"
+        k, v = (constrain(self._split(a), "batch", keys, "heads", "head_dim") for a in (k, value))
         if rotation is not None:
             q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
-        out = attend(q, k, v, mask=mask, implementation=self.implementation)
+        out = attend_cut(
+            q,
+            k,
+            v,
+            shares_keys=shares_keys,
+            mask=mask,
+            implementation=self.implementation,
+            ulysses_degree=self.ulysses_degree,
+        )
         proj = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
         return checkpoint_name(proj, "proj")
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from nova_jax.layers import linear
+from nova_jax.parallel import context
 
 
 def timestep_features(t: Float[Array, "*batch"], dim: int, max_period: float = 10_000.0) -> Float[Array, "*batch dim"]:
@@ -67,6 +68,11 @@ def patchify(x: Float[Array, "b f h w c"], patch_size: tuple[int, int, int]) -> 
         )
     x = x.reshape(b, f // pf, pf, h // ph, ph, w // pw, pw, c)
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, f // pf, h // ph, w // pw, pf * ph * pw * c)
+
+
+def to_tokens(patches: Float[Array, "b F H W p"]) -> Float[Array, "b n p"]:
+    """Patches frame by frame and row by row, cut over the devices that share a sample (`parallel.context`)."""
+    return context.cut(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
 
 
 def unpatchify(tokens: Float[Array, "b F H W p"], patch_size: tuple[int, int, int]) -> Float[Array, "b f h w c"]:

@@ -4,14 +4,37 @@
 
 The shift, scale and gate of a layer are a learned table plus one vector shared by all layers (adaLN-single; Chen et
 al. 2023, PixArt-alpha, arXiv:2310.00426). They belong to a sample, or to each of its m frames when these have their
-own times, and reach the n / m tokens of a frame by broadcasting: they are never stored per token.
+own times, and reach the n / m tokens of a frame by broadcasting. Tokens that the mesh cuts are not equal parts in
+order; `token_frames` says to which frame each belongs.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nova_jax.parallel import context
+from nova_jax.parallel.constrain import constrain
+
 PerFrame = Float[Array, "b m d"]
+Membership = Float[Array, "n m"] | None  # 1 where token n belongs to frame m; None: to each n / m in turn
+
+
+def token_frames(frames: tuple[int, ...], tokens_per_frame: int) -> Membership:
+    """The frames of tokens that are cut in parts of so many frames; None where the mesh does not cut tokens."""
+    if context.size() == 1:
+        return None
+    slots = context.slots(*(count * tokens_per_frame for count in frames))
+    return constrain(jax.nn.one_hot(slots // tokens_per_frame, sum(frames)), "tokens", None)
+
+
+def per_token(rows: PerFrame, n: int, frames: Membership = None) -> Float[Array, "b n d"]:
+    """The row of each token's frame."""
+    b, m, d = rows.shape
+    if frames is None or m == 1:
+        return jnp.broadcast_to(rows[:, :, None], (b, m, n // m, d)).reshape(b, n, d)
+    # A product, since the transpose of a lookup adds in no fixed order on a GPU; a sum of one term is exact.
+    spread = jnp.einsum("nm,bmd->bnd", frames.astype(rows.dtype), rows, precision=jax.lax.Precision.HIGHEST)
+    return constrain(spread, "batch", "tokens", "width")
 
 
 def standardize(x: Float[Array, "b n d"], eps: float) -> Float[Array, "b n d"]:
@@ -21,16 +44,17 @@ def standardize(x: Float[Array, "b n d"], eps: float) -> Float[Array, "b n d"]:
     return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
 
 
-def modulate(x: Float[Array, "b n d"], shift: PerFrame, scale: PerFrame, eps: float) -> Float[Array, "b n d"]:
+def modulate(
+    x: Float[Array, "b n d"], shift: PerFrame, scale: PerFrame, eps: float, frames: Membership = None
+) -> Float[Array, "b n d"]:
     """LN(x) (1 + scale) + shift, computed in float32 and returned in the dtype of x."""
-    b, n, d = x.shape
-    h = standardize(x, eps).reshape(b, shift.shape[1], -1, d)
-    return (h * (1 + scale[:, :, None]) + shift[:, :, None]).reshape(b, n, d).astype(x.dtype)
+    shift, scale = (per_token(a, x.shape[1], frames) for a in (shift, scale))
+    return (standardize(x, eps) * (1 + scale) + shift).astype(x.dtype)
 
 
-def add_gated(x: Float[Array, "b n d"], y: Float[Array, "b n d"], gate: PerFrame) -> Float[Array, "b n d"]:
+def add_gated(
+    x: Float[Array, "b n d"], y: Float[Array, "b n d"], gate: PerFrame, frames: Membership = None
+) -> Float[Array, "b n d"]:
     """Adds gate * y to x, computed in float32 and returned in the dtype of x."""
-    b, n, d = x.shape
-    frames = (b, gate.shape[1], n // gate.shape[1], d)
-    gated = y.astype(jnp.float32).reshape(frames) * gate[:, :, None]
-    return (x.astype(jnp.float32) + gated.reshape(b, n, d)).astype(x.dtype)
+    gated = y.astype(jnp.float32) * per_token(gate, x.shape[1], frames)
+    return (x.astype(jnp.float32) + gated).astype(x.dtype)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from nova_jax.parallel.constrain import constrain
+
 
 class Rotation(NamedTuple):
     """The angle of every pair of channels at every token."""
@@ -33,7 +35,14 @@ def angles(positions: np.ndarray, dim: int, theta: float) -> np.ndarray:
     return np.outer(positions, theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim))
 
 
-def grid_rotation(frames: np.ndarray, height: int, width: int, head_dim: int, theta: float = 10_000.0) -> Rotation:
+def grid_rotation(
+    frames: np.ndarray,
+    height: int,
+    width: int,
+    head_dim: int,
+    theta: float = 10_000.0,
+    slots: np.ndarray | None = None,
+) -> Rotation:
     """The rotation of tokens laid out frame by frame, row by row.
 
     Args:
@@ -42,10 +51,20 @@ def grid_rotation(frames: np.ndarray, height: int, width: int, head_dim: int, th
         width: columns of tokens in a frame.
         head_dim: channels of a head; even.
         theta: base of the frequencies.
+        slots: which token lies where, if in another order (`parallel.context.slots`); -1, none, turns like the first.
     """
     grid = (len(frames), height, width)
     positions = (np.asarray(frames), np.arange(height), np.arange(width))
     per_axis = [angles(p, dim, theta) for p, dim in zip(positions, split_axes(head_dim), strict=True)]
+
+    if slots is not None:
+        places = np.unravel_index(np.maximum(slots, 0), grid)
+
+        def look_up(f: np.ufunc) -> Array:
+            tables = [jnp.asarray(f(angle), jnp.float32)[place] for angle, place in zip(per_axis, places, strict=True)]
+            return constrain(jnp.concatenate(tables, axis=-1), "tokens", None)
+
+        return Rotation(look_up(np.cos), look_up(np.sin))
 
     def spread(f: np.ufunc) -> Array:
         parts = []  # small constants per axis, spread over the grid on the device

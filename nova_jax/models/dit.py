@@ -36,6 +36,7 @@ from jaxtyping import Array, Bool, Float
 
 from nova_jax.layers import attention, embeddings, linear, modulation, rope, stack
 from nova_jax.models import embedders, flops
+from nova_jax.parallel import context as contexts
 from nova_jax.parallel.constrain import constrain
 from nova_jax.types import Conditioning, Latents, Times
 
@@ -48,8 +49,10 @@ class Context(NamedTuple):
 
     shared: Float[Array, "b m s"]  # s = 6 d; m = 1, or one row per frame
     text: Float[Array, "b l d"] | None  # None: among the tokens
-    mask: Bool[Array, "b l"] | None  # of the text, or of the tokens where it is among them
+    mask: Bool[Array, "b l"] | None  # of the text
     rotation: rope.Rotation
+    real: Bool[Array, "b n"] | None = None  # tokens that may be attended to; None: all
+    frames: modulation.Membership = None  # of the tokens, where they are not equal parts in order
 
 
 class MLP(nn.Module):
@@ -78,6 +81,7 @@ class Block(nn.Module):
     gate_init: GateInit
     attention_implementation: attention.Implementation | None
     dtype: Any
+    ulysses_degree: int | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], context: Context) -> tuple[Float[Array, "b n d"], None]:
@@ -89,6 +93,7 @@ class Block(nn.Module):
             qk_norm=self.qk_norm,
             eps=self.eps,
             implementation=self.attention_implementation,
+            ulysses_degree=self.ulysses_degree,
             dtype=self.dtype,
         )
         out_init = nn.initializers.zeros if self.gate_init == "zero" else nn.initializers.xavier_uniform()
@@ -96,16 +101,15 @@ class Block(nn.Module):
         m = context.shared.reshape(*context.shared.shape[:2], 6, width) + table[None, None]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (m[:, :, i] for i in range(6))
 
-        h = modulation.modulate(x, shift_1, scale_1, self.eps)
-        mask = context.mask if context.text is None else None
-        h = attend(name="self_attention")(h, h, rotation=context.rotation, mask=mask)
-        x = modulation.add_gated(x, h, gate_1)
+        h = modulation.modulate(x, shift_1, scale_1, self.eps, context.frames)
+        h = attend(name="self_attention")(h, h, rotation=context.rotation, mask=context.real)
+        x = modulation.add_gated(x, h, gate_1, context.frames)
         if context.text is not None:
             x = x + self._read_text(x, attend(name="cross_attention", out_init=out_init), context)
 
-        h = modulation.modulate(x, shift_2, scale_2, self.eps)
+        h = modulation.modulate(x, shift_2, scale_2, self.eps, context.frames)
         h = MLP(self.mlp_dim, dtype=self.dtype, name="mlp")(h)
-        x = modulation.add_gated(x, h, gate_2)
+        x = modulation.add_gated(x, h, gate_2, context.frames)
         return constrain(x, "batch", "tokens", "width"), None
 
     def _read_text(self, x: Float[Array, "b n d"], attend: Any, context: Context) -> Float[Array, "b n d"]:
@@ -149,6 +153,7 @@ class DiT(nn.Module):
     has_guidance: bool = False  # reads cond.guidance_scale
     extra_conditions: tuple[str, ...] = ()  # conditions of your own, registered in `nova_jax.conditions`
     attention_implementation: attention.Implementation | None = None
+    ulysses_degree: int | None = None  # devices of mesh.context that trade tokens for heads; None: all that heads allow
     remat: stack.Remat = "names"
     scan_unroll: int = 1  # layers per turn of the loop over depth; depth: no loop
     dtype: Any = jnp.float32
@@ -192,12 +197,18 @@ class DiT(nn.Module):
             raise ValueError(f"x has {x.shape[-1]} channels; this network has in_channels={self.in_channels}")
         embedders.check(self, cond)
         grid = tuple(size // patch for size, patch in zip(x.shape[1:4], self.patch_size, strict=True))
-        tokens, positions, extra_times = self._embed_latents(x, cond)
+        tokens, counts, extra_times = self._embed_latents(x, cond)
         e = self._embed_times(t, extra_times, cond, grid[0])
         shared_init = nn.initializers.zeros if self.gate_init == "zero" else nn.initializers.normal(0.02)
         shared = linear.Dense(6 * self.width, kernel_init=shared_init, name="time_modulation")(jax.nn.silu(e))
         text, text_mask = self._embed_text(cond, x.shape[0])
-        rotation = rope.grid_rotation(positions, grid[1], grid[2], self.width // self.num_heads, self.rope_theta)
+        lengths = tuple(count * grid[1] * grid[2] for count in counts)
+        rotation, real = self._lay_out(counts, lengths, grid, x.shape[0])
+        frames = modulation.token_frames(counts, grid[1] * grid[2]) if shared.shape[1] > 1 else None
+        context = Context(shared, text, text_mask, rotation, real, frames)
+        if self.text_attention == "joint":
+            tokens, context = _join_text(tokens, context)
+            lengths += text.shape[1:2]
 
         blocks = stack.scan_blocks(Block, self.depth, remat=self.remat, unroll=self.scan_unroll)(
             num_heads=self.num_heads,
@@ -207,19 +218,13 @@ class DiT(nn.Module):
             eps=self.eps,
             gate_init=self.gate_init,
             attention_implementation=self.attention_implementation,
+            ulysses_degree=self.ulysses_degree,
             dtype=self.dtype,
             name="blocks",
         )
-        if self.text_attention == "cross":
-            tokens, _ = blocks(tokens, Context(shared, text, text_mask, rotation))
-            return tokens, self._predict(tokens, e, grid)
-        if shared.shape[1] > 1:
-            raise ValueError(
-                "text tokens have no frame whose time they share: use text_attention='cross' with times per frame"
-            )
-        joined, context = _join_text(tokens, text, text_mask, Context(shared, None, None, rotation))
-        tokens = blocks(joined, context)[0][:, : tokens.shape[1]]
-        return tokens, self._predict(tokens, e, grid)
+        tokens, _ = blocks(tokens, context)
+        hidden = [contexts.part(tokens, lengths, i) for i in range(len(counts))]
+        return jnp.concatenate(hidden, axis=1), self._predict(tokens, e, grid, lengths, frames)
 
     @nn.nowrap
     def flops(
@@ -251,24 +256,46 @@ class DiT(nn.Module):
 
     def _embed_latents(
         self, x: Latents, cond: Conditioning
-    ) -> tuple[Float[Array, "b n d"], np.ndarray, Float[Array, "b g"] | None]:
-        """Tokens of the latents, then of extra frames; where each frame lies in time; the times of extra frames."""
+    ) -> tuple[Float[Array, "b n d"], tuple[int, ...], Float[Array, "b g"] | None]:
+        """Tokens of the latents, then of extra frames; the frames of each of these parts; times of extra frames."""
         embed_patches = linear.Dense(self.width, dtype=self.dtype, name="patch_embed")
-        tokens = embed_patches(embeddings.patchify(x, self.patch_size))
+        patches = embeddings.patchify(x, self.patch_size)
+        tokens = embed_patches(embeddings.to_tokens(patches))
         for channels in embedders.embed(self, "channels", cond, x):
             tokens = tokens if channels is None else tokens + channels
-        count, times = tokens.shape[1], []
+        parts, times = [tokens], []
         for frames, frame_times in embedders.embed(self, "frames", cond, x, embed_patches):
-            tokens = jnp.concatenate([tokens, frames], axis=1)
-            times += [] if frame_times is None else [frame_times]
-        positions = np.concatenate([np.arange(count), -1 - np.arange(tokens.shape[1] - count)])
+            if frame_times is not None:
+                parts, times = [*parts, frames], [*times, frame_times]
+        counts = (patches.shape[1], *(a.shape[1] for a in times))
+        tokens = contexts.join(*parts)
         if self.has_absolute_positions:
-            zeros = nn.initializers.zeros
-            embed_place = linear.Dense(self.width, False, zeros, dtype=self.dtype, name="patch_embed_position")
-            places = embed_place(jnp.asarray(embeddings.grid_features(*tokens.shape[2:4])))
-            tokens = tokens + jnp.broadcast_to(places[None, None], tokens.shape)
-        tokens = constrain(tokens.reshape(x.shape[0], -1, self.width), "batch", "tokens", "width")
-        return tokens, positions, jnp.concatenate(times, axis=1) if times else None
+            places = self._embed_places(counts, *patches.shape[2:4])
+            tokens = tokens.reshape(x.shape[0], -1, *places.shape)
+            tokens = (tokens + jnp.broadcast_to(places[None, None], tokens.shape)).reshape(x.shape[0], -1, self.width)
+        tokens = constrain(tokens, "batch", "tokens", "width")
+        return tokens, counts, jnp.concatenate(times, axis=1) if times else None
+
+    def _embed_places(self, counts: tuple[int, ...], height: int, width: int) -> Float[Array, "n d"]:
+        """Where in its frame each token lies: of one frame, or of all tokens where they are cut."""
+        features = embeddings.grid_features(height, width).reshape(height * width, -1)
+        if contexts.size() > 1:
+            features = features[contexts.slots(*(count * height * width for count in counts)) % len(features)]
+        zeros = nn.initializers.zeros
+        embed = linear.Dense(self.width, False, zeros, dtype=self.dtype, name="patch_embed_position")
+        return embed(constrain(jnp.asarray(features), "tokens", None))
+
+    def _lay_out(
+        self, counts: tuple[int, ...], lengths: tuple[int, ...], grid: tuple[int, ...], batch_size: int
+    ) -> tuple[rope.Rotation, Bool[Array, "b n"] | None]:
+        """The rotation of the tokens as they lie, and which places hold one; None: all."""
+        positions = np.concatenate([np.arange(counts[0]), -1 - np.arange(sum(counts[1:]))])
+        slots = contexts.slots(*lengths) if contexts.size() > 1 else None
+        head_dim = self.width // self.num_heads
+        rotation = rope.grid_rotation(positions, grid[1], grid[2], head_dim, self.rope_theta, slots)
+        if slots is None or slots.min() == 0:
+            return rotation, None
+        return rotation, jnp.broadcast_to(jnp.asarray(slots >= 0)[None], (batch_size, len(slots)))
 
     def _embed_times(
         self, t: Times, extra: Float[Array, "b g"] | None, cond: Conditioning, num_frames: int
@@ -294,17 +321,23 @@ class DiT(nn.Module):
         return jnp.concatenate([tokens for tokens, _ in parts], axis=1), jnp.concatenate(masks, axis=1)
 
     def _predict(
-        self, tokens: Float[Array, "b n d"], e: Float[Array, "b m d"], grid: tuple[int, ...]
+        self,
+        tokens: Float[Array, "b n d"],
+        e: Float[Array, "b m d"],
+        grid: tuple[int, ...],
+        lengths: tuple[int, ...],
+        frames: modulation.Membership,
     ) -> Float[Array, "b f h w o"]:
         """The head: modulated norm and a linear layer, in float32; extra frames are dropped."""
         f, h, w = grid
-        tokens = tokens[:, : f * h * w]
-        e = e if e.shape[1] == 1 else e[:, :f]
+        if contexts.size() == 1:  # elsewhere afterwards: patches are smaller than tokens, which stay where they are
+            tokens, e = tokens[:, : f * h * w], e if e.shape[1] == 1 else e[:, :f]
         table = self.param("head_modulation", _table_init(self.gate_init), (2, self.width), jnp.float32)
         shift, scale = (e + jnp.broadcast_to(row, e.shape) for row in table)
         features = math.prod(self.patch_size) * (self.out_channels or self.in_channels)
         head = linear.Dense(features, kernel_init=nn.initializers.zeros, name="head")
-        patches = head(modulation.modulate(tokens.astype(jnp.float32), shift, scale, self.eps))
+        patches = head(modulation.modulate(tokens.astype(jnp.float32), shift, scale, self.eps, frames))
+        patches = contexts.part(patches, lengths, 0)
         return embeddings.unpatchify(patches.reshape(tokens.shape[0], f, h, w, features), self.patch_size)
 
 
@@ -317,14 +350,18 @@ def _table_init(gate_init: GateInit) -> nn.initializers.Initializer:
     return nn.initializers.zeros if gate_init == "zero" else random
 
 
-def _join_text(
-    tokens: Float[Array, "b n d"], text: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None, context: Context
-) -> tuple[Float[Array, "b m d"], Context]:
-    """Text after the tokens, at no place of the grid, and what the blocks read beside them."""
-    is_real = jnp.ones(text.shape[:2], bool) if mask is None else mask
+def _join_text(tokens: Float[Array, "b n d"], context: Context) -> tuple[Float[Array, "b m d"], Context]:
+    """Text beside the tokens, at no place of the grid, and what the blocks read beside them."""
+    assert context.text is not None
+    if context.shared.shape[1] > 1:
+        raise ValueError(
+            "text tokens have no frame whose time they share: use text_attention='cross' with times per frame"
+        )
+    text = contexts.cut(context.text.astype(tokens.dtype))
+    is_real = jnp.ones(context.text.shape[:2], bool) if context.mask is None else context.mask
+    real = jnp.ones(tokens.shape[:2], bool) if context.real is None else context.real
     cos, sin = context.rotation
     still = jnp.zeros((text.shape[1], cos.shape[1]))
-    rotation = rope.Rotation(jnp.concatenate([cos, still + 1]), jnp.concatenate([sin, still]))
-    mask = jnp.concatenate([jnp.ones(tokens.shape[:2], bool), is_real], axis=1)
-    joined = jnp.concatenate([tokens, text.astype(tokens.dtype)], axis=1)
-    return joined, context._replace(mask=mask, rotation=rotation)
+    rotation = rope.Rotation(contexts.join(cos, still + 1, axis=0), contexts.join(sin, still, axis=0))
+    real = contexts.join(real, contexts.fill(is_real))
+    return contexts.join(tokens, text), Context(context.shared, None, None, rotation, real)

@@ -2,11 +2,12 @@
 
 A function takes the network, whose fields it reads, the conditions, and one thing more by where its condition joins:
 
-    channels     x                        tokens (b, F, H, W, d) that are added to those of the latents, or None
-    frames       x, the patch embedding   tokens (b, g, H, W, d) of g frames, and their times (b, g), or None
+    channels     x                        tokens (b, n, d) that are added to those of the latents, or None
+    frames       x, the patch embedding   tokens (b, n, d) of g frames, and their times (b, g); None: no frames
     vector       t (b, m), see below      (b, 1, d) or (b, m, d) that is added to the embedding of time, in float32
     tokens       the batch size           tokens (b, p, d), and which of them are real (b, p); None: all
 
+Tokens of channels and frames are made of patches that `embeddings.to_tokens` has put in order.
 t has one column per sample, or one per frame, those of extra frames last. Layers are named by their parameter path. A
 function creates its layers whether the condition is there or not: applied to arrays of size 0 they cost nothing. What
 starts at zero lets a trained network grow by the condition without changing its output.
@@ -24,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from nova_jax import conditions
 from nova_jax.conditions import Condition
-from nova_jax.layers import embeddings, linear
+from nova_jax.layers import embeddings, linear, modulation
 from nova_jax.models import flops
 from nova_jax.types import Conditioning, Latents, as_mask
 
@@ -176,7 +177,7 @@ def _aligned_cost(network: Any, tokens: int, rows: int) -> int:
 
 
 @register("aligned", _aligned_cost)
-def embed_aligned(network: Any, cond: Conditioning, x: Latents) -> Float[Array, "b F H W d"] | None:
+def embed_aligned(network: Any, cond: Conditioning, x: Latents) -> Float[Array, "b n d"] | None:
     """Patches of what lies pixel on pixel with the latents, through weights of its own that start at zero."""
     size = network.aligned_channels
     if cond.aligned is not None and cond.aligned.shape[-1] != size:
@@ -185,14 +186,14 @@ def embed_aligned(network: Any, cond: Conditioning, x: Latents) -> Float[Array, 
         )
     aligned = jnp.zeros((0, *x.shape[1:4], size)) if cond.aligned is None else cond.aligned
     layer = linear.Dense(network.width, False, ZEROS, dtype=network.dtype, name="patch_embed_aligned")
-    joined = layer(embeddings.patchify(aligned, network.patch_size))
+    joined = layer(embeddings.to_tokens(embeddings.patchify(aligned, network.patch_size)))
     return None if cond.aligned is None else joined
 
 
 @register("frames")
 def embed_frames(
     network: Any, cond: Conditioning, x: Latents, embed_patches: Callable[[Array], Array]
-) -> tuple[Float[Array, "b g H W d"], Float[Array, "b g"] | None]:
+) -> tuple[Float[Array, "b n d"], Float[Array, "b g"] | None]:
     """Patches of further frames, through the weights of the latents, and a vector for the role of each frame."""
     frames = x[:, :0] if cond.frames is None else cond.frames
     roles = jnp.zeros(frames.shape[:2], jnp.int32) if cond.frame_roles is None else cond.frame_roles
@@ -200,8 +201,11 @@ def embed_frames(
     table = nn.Embed(
         network.num_frame_roles, network.width, dtype=network.dtype, embedding_init=init, name="frame_roles"
     )
-    tokens = embed_patches(embeddings.patchify(frames, network.patch_size))
-    tokens = tokens + jnp.broadcast_to(table(roles)[:, :, None, None], tokens.shape)
+    patches = embeddings.patchify(frames, network.patch_size)
+    tokens = embed_patches(embeddings.to_tokens(patches))
+    if count := frames.shape[1]:
+        belongs = modulation.token_frames((count,), math.prod(patches.shape[2:4]))
+        tokens = tokens + modulation.per_token(table(roles), tokens.shape[1], belongs)
     if cond.frames is None:
         return tokens, None
     return tokens, jnp.zeros(frames.shape[:2]) if cond.frame_times is None else cond.frame_times

@@ -5,6 +5,7 @@ Optimizer moments, EMA and teachers carry the path of their parameter inside the
 
 A spec names the *last* dimensions; leading ones (depth of stacked blocks, time and space of convolutions) stay whole.
 Notation of the comments: W[D_fsdp, F_tensor] is a matrix with D cut over the fsdp axis and F over the tensor axis.
+Devices that share the tokens of a sample share its parameters as well: fsdp stands for the axes (fsdp, context).
 """
 
 import math
@@ -20,9 +21,10 @@ from nova_jax.parallel import mesh as meshes
 
 Rules = Sequence[tuple[str, P]]
 
-COLUMN = P("fsdp", "tensor")  # W[D_fsdp, F_tensor]: features come out cut over tensor
-ROW = P("tensor", "fsdp")  # W[F_tensor, D_fsdp]: contracts them again, one all-reduce per pair of matrices
-WIDTH = P(None, ("fsdp", "tensor"))  # W[I, D_(fsdp,tensor)]: few inputs or a table of rows; memory is all that counts
+FSDP = ("fsdp", "context")
+COLUMN = P(FSDP, "tensor")  # W[D_fsdp, F_tensor]: features come out cut over tensor
+ROW = P("tensor", FSDP)  # W[F_tensor, D_fsdp]: contracts them again, one all-reduce per pair of matrices
+WIDTH = P(None, (*FSDP, "tensor"))  # W[I, D_(fsdp,tensor)]: few inputs or a table of rows; memory is all that counts
 
 RULES: Rules = (
     # Transformer blocks of the DiT and of text encoders; kernels [L, in, out].
@@ -39,11 +41,11 @@ RULES: Rules = (
     (r"time_modulation\w*/kernel$", COLUMN),
     # The ends of the DiT.
     (r"patch_embed\w*/kernel$", WIDTH),
-    (r"(^|/)head/kernel$", P(("fsdp", "tensor"), None)),
+    (r"(^|/)head/kernel$", P((*FSDP, "tensor"), None)),
     (r"relative_bias/embedding$", P(None, "tensor")),
     (r"embedding$", WIDTH),
     # Convolutions of the VAE and its discriminator, [t, h, w, in, out].
-    (r"(^|/)(encoder|decoder|discriminator)/.*kernel$", P(("fsdp", "tensor"))),
+    (r"(^|/)(encoder|decoder|discriminator)/.*kernel$", P((*FSDP, "tensor"))),
     # Vectors, and small state of optimizers: whole everywhere.
     (r"(^|/)(bias|scale|gamma|modulation|head_modulation)$", P()),
     (r"(^|/)ns_coeffs$", P()),
@@ -99,9 +101,9 @@ def unsharded(tree: Any, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
     """The arrays a reader of the mesh would expect to be cut and that are not, or not as their rule says.
 
     That is: every leaf that fell back because a dimension does not divide, and every large leaf (65,536 elements and a
-    thousandth of the tree) that its rule keeps whole while the mesh has an fsdp or tensor axis to cut it.
+    thousandth of the tree) that its rule keeps whole while the mesh has an axis to cut it.
     """
-    can_cut = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+    can_cut = mesh.shape["fsdp"] * mesh.shape["context"] * mesh.shape["tensor"] > 1
     found = placements(tree, mesh, rules)
     large = max(1 << 16, sum(math.prod(p.shape) for p in found) / 1000)
     return [p for p in found if p.fell_back or (can_cut and not p.is_sharded and math.prod(p.shape) >= large)]

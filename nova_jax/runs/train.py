@@ -13,7 +13,7 @@ from nova_jax import atomic, conditions, distillation, environment, weights
 from nova_jax import config as configs
 from nova_jax.config import ConfigError
 from nova_jax.models import flops
-from nova_jax.parallel import distributed, rules
+from nova_jax.parallel import context, distributed, rules
 from nova_jax.parallel import mesh as meshes
 from nova_jax.runs import build, load, preview
 from nova_jax.runs import record as records
@@ -75,7 +75,9 @@ def _train(
             folder, throughput, total_steps=config.steps, start_step=first, tensorboard=config.tensorboard
         ) as log:
             state = _start(config, restored, made, devices, log)
-            for note in notes:
+            denoiser = getattr(config.model, "dit", config.model)
+            heads, width = (getattr(denoiser, name, None) for name in ("num_heads", "ulysses_degree"))
+            for note in (*notes, *context.notes(heads, devices, width)):
                 log.event(note)
             if first >= config.steps:
                 return state
