@@ -61,9 +61,7 @@ def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: 
     if implementation == "tiled":
         return checkpoint_name(_attend_tiled(q, k, v, mask), "attn_o")
     if implementation == "cudnn":
-        if mask is not None:  # cuDNN spreads a mask over heads, but not over queries
-            mask = jnp.broadcast_to(mask[:, None, None], (q.shape[0], 1, q.shape[1], k.shape[1]))
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+        return _attend_cudnn(q, k, v, mask)
     if implementation == "flash_jvp":
         return attention_jvp.with_target_tangent(_attend_flash, q, k, v, mask)
     raise ValueError(f"unknown attention implementation {implementation!r}: use xla, tiled, cudnn, flash_jvp or None")
@@ -101,7 +99,19 @@ def attend_cut(
         return attention_ring.attend(q, k, v, mask, ring)
 
     mask = None if mask is None else as_mask(mask)
-    return context.attend(on_device, q, k, v, mask, shares_keys=shares_keys, width=ulysses_degree)
+    out = context.attend(on_device, q, k, v, mask, shares_keys=shares_keys, width=ulysses_degree)
+    return checkpoint_name(out, "attn_o")  # once more after it has come back: that saves the way in the backward pass
+
+
+def _attend_cudnn(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:
+    # It wants even numbers of queries and keys, and spreads a mask over heads, but not over queries.
+    (b, n), l = q.shape[:2], k.shape[1]
+    q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
+    if mask is not None or l % 2:
+        mask = jnp.ones((b, l), bool) if mask is None else mask
+        mask = jnp.pad(mask, ((0, 0), (0, l % 2)))[:, None, None]
+        mask = jnp.broadcast_to(mask, (b, 1, q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")[:, :n]
 
 
 def _attend_flash(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:

@@ -72,7 +72,8 @@ def patchify(x: Float[Array, "b f h w c"], patch_size: tuple[int, int, int]) -> 
 
 def to_tokens(patches: Float[Array, "b F H W p"]) -> Float[Array, "b n p"]:
     """Patches frame by frame and row by row, cut over the devices that share a sample (`parallel.context`)."""
-    return context.cut(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
+    b, f, h, w, p = patches.shape
+    return context.cut(patches.reshape(b, f * h * w, p))
 
 
 def unpatchify(tokens: Float[Array, "b F H W p"], patch_size: tuple[int, int, int]) -> Float[Array, "b f h w c"]:

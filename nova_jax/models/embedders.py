@@ -202,10 +202,10 @@ def embed_frames(
         network.num_frame_roles, network.width, dtype=network.dtype, embedding_init=init, name="frame_roles"
     )
     patches = embeddings.patchify(frames, network.patch_size)
-    tokens = embed_patches(embeddings.to_tokens(patches))
+    tokens, rows = embed_patches(embeddings.to_tokens(patches)), table(roles)
     if count := frames.shape[1]:
         belongs = modulation.token_frames((count,), math.prod(patches.shape[2:4]))
-        tokens = tokens + modulation.per_token(table(roles), tokens.shape[1], belongs)
+        tokens = tokens + modulation.per_token(rows, tokens.shape[1], belongs)
     if cond.frames is None:
         return tokens, None
     return tokens, jnp.zeros(frames.shape[:2]) if cond.frame_times is None else cond.frame_times

@@ -95,6 +95,23 @@ def test_an_unknown_implementation_is_named_in_the_error(qkv):
         attention.attend.__wrapped__(*qkv, implementation="flashy")
 
 
+@pytest.mark.parametrize(("n", "l", "has_mask"), [(9, 7, True), (9, 8, False), (8, 7, False), (8, 8, True)])
+def test_cudnn_is_given_even_numbers_of_queries_and_keys(n, l, has_mask, monkeypatch):
+    plain, seen = jax.nn.dot_product_attention, []
+
+    def kernel(q, k, v, *, mask, implementation):
+        assert implementation == "cudnn"
+        seen.append((q.shape[1], k.shape[1], mask is not None))
+        return plain(q, k, v, mask=mask)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    q, k, v = (normal(2, size, 3, 8, seed=i) for i, size in enumerate((n, l, l)))
+    mask = np.arange(l)[None] < np.array([[3], [l]]) if has_mask else None
+    out = attention.attend(q, k, v, mask=None if mask is None else jnp.asarray(mask), implementation="cudnn")
+    np.testing.assert_allclose(out, oracle(q, k, v, mask), atol=1e-5)
+    assert seen == [(n + n % 2, l + l % 2, has_mask or l % 2 == 1)]
+
+
 def make_layer(**fields):
     layer = attention.MultiHeadAttention(num_heads=2, **fields)
     x = normal(2, 6, 12)

@@ -50,3 +50,12 @@ def test_modulation_is_computed_in_float32():
     scale = normal(1, 1, 16, seed=1)
     exact = modulate(x.astype(jnp.float32), scale, scale)
     np.testing.assert_array_equal(modulate(x, scale, scale), exact.astype(jnp.bfloat16))
+
+
+def test_rows_looked_up_by_frame_are_those_of_equal_parts_to_the_bit():
+    rows = normal(2, 3, 8)
+    frames = jax.nn.one_hot(np.arange(12) // 4, 3)
+    order = np.random.default_rng(1).permutation(12)
+    expected = modulation.per_token(rows, 12)
+    np.testing.assert_array_equal(jax.jit(modulation.per_token, static_argnums=1)(rows, 12, frames), expected)
+    np.testing.assert_array_equal(modulation.per_token(rows, 12, frames[order]), expected[:, order])

@@ -73,3 +73,11 @@ def test_bfloat16_is_rotated_in_float32():
     turned = rope.rotate(x, rotation)
     assert turned.dtype == jnp.bfloat16
     np.testing.assert_array_equal(turned, exact.astype(jnp.bfloat16))
+
+
+def test_tokens_in_another_order_keep_their_places_and_empty_ones_turn_like_the_first():
+    plain = rope.grid_rotation(np.arange(2), 3, 4, 24)
+    slots = np.array([23, 5, -1, 0, 17])
+    moved = rope.grid_rotation(np.arange(2), 3, 4, 24, slots=slots)
+    for a, b in zip(moved, plain, strict=True):
+        np.testing.assert_array_equal(a, b[np.maximum(slots, 0)])

@@ -144,8 +144,15 @@ def check(mesh, attend, functions, mask, qkv=QKV):
 ALL = (lambda attend, qkv, mask: attend(*qkv, mask), jax.grad(energy, 1), tangent, jax.grad(slope, 1))
 
 
-@pytest.mark.parametrize("width", [4, 2, 1], ids=["ulysses", "ulysses_ring", "ring"])
-@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "masked"])
+@pytest.mark.parametrize(
+    ("width", "mask"),
+    [
+        pytest.param(2, MASK, id="ulysses_ring_masked"),
+        pytest.param(2, None, id="ulysses_ring", marks=pytest.mark.long),
+        pytest.param(4, MASK, id="ulysses_masked", marks=pytest.mark.long),
+        pytest.param(1, MASK, id="ring_masked", marks=pytest.mark.long),
+    ],
+)
 def test_attention_across_devices_has_every_derivative_of_the_softmax_formula(width, mask):
     check(make_mesh(context=4), attend_on(width), ALL, mask)
 
@@ -223,7 +230,31 @@ def test_queries_keys_and_values_leave_once_after_the_rotation(width, expected):
     assert {kind: found.count(kind) for kind in found} == expected
 
 
+@pytest.mark.parametrize(("width", "queries", "keys"), [(4, (N, 1), (N, 1)), (2, (N // 2, 2), (N, 2))])
+def test_a_flash_kernel_reads_all_tokens_for_a_share_of_the_heads(width, queries, keys, monkeypatch):
+    # Lowering needs no GPU; only these checks do.
+    kernels = "jax._src.cudnn.fused_attention_stablehlo"
+    monkeypatch.setattr(f"{kernels}.check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(f"{kernels}.check_compute_capability", lambda capability: True)
+    half = tuple(a.astype(jnp.bfloat16) for a in QKV)
+    with jax.set_mesh(make_mesh(context=4)):
+        gradient = jax.jit(jax.grad(functools.partial(energy, attend_on(width, "cudnn"))))
+        program = gradient.trace(half, None).lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(r"custom_call @__cudnn\$fmha\w*\(.*?: \(tensor<(.*?)>, tensor<(.*?)>", program)
+    expected = tuple(f"{B}x{n}x{heads}x{SIZE}xbf16" for n, heads in (queries, keys))
+    assert calls == [expected] * 2, "forward and backward"
+
+
 # Whole networks.
+
+
+@pytest.fixture
+def quick_compilation():
+    """Half the compile time, and the same arithmetic on both sides of every comparison."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
 
 SIZES = {"width": 32, "depth": 2, "num_heads": 4, "in_channels": 3, "text_dim": 5, "freq_dim": 16, "remat": "names"}
 BATCH = 8
@@ -329,14 +360,14 @@ GRID = [(sizes, degree) for sizes in factorizations(8, 4) for degree in ([None, 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("sizes", "degree"), GRID, ids=lambda value: str(value).replace(" ", ""))
-def test_every_mesh_trains_and_samples_like_one_device(sizes, degree):
+def test_every_mesh_trains_and_samples_like_one_device(quick_compilation, sizes, degree):
     check_network("frames", sizes, ulysses_degree=degree)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", ["joint", "editing"])
 @pytest.mark.parametrize(("sizes", "degree"), [((1, 1, 8, 1), None), ((2, 1, 2, 2), 1)])
-def test_text_frames_and_tokens_of_all_conditions_lie_among_cut_tokens(case, sizes, degree):
+def test_text_frames_and_tokens_of_all_conditions_lie_among_cut_tokens(quick_compilation, case, sizes, degree):
     check_network(case, sizes, ulysses_degree=degree)
 
 
@@ -369,6 +400,8 @@ def test_a_device_computes_its_share_and_no_array_of_all_tokens_is_gathered(late
             for shape in shapes
             if slots in shape and np.prod(shape) >= slots * 128
         ]
-        print(f"{latents}, ulysses_degree={degree}: {8 * share:.3f} / 8 of the FLOPs")
+        kinds = [kind for kind, _ in collectives(compiled)]
+        counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+        print(f"{latents}, ulysses_degree={degree}: {8 * share:.3f} / 8 of the FLOPs, {counts}")
         assert not whole, degree
         assert share <= 1.1 / 8, degree

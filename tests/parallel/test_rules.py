@@ -47,6 +47,13 @@ def test_a_spec_is_counted_from_the_last_dimension(mesh):
     assert spec(mesh, "encoder/conv_in/kernel", 3, 3, 3, 16, 64) == P(None, None, None, None, ("fsdp", "tensor"))
 
 
+def test_devices_that_share_tokens_share_parameters():
+    mesh = meshes.MeshConfig(fsdp=2, context=2, tensor=2).make()
+    assert spec(mesh, "blocks/mlp/up/kernel", 3, 64, 256) == P(None, ("fsdp", "context"), "tensor")
+    assert spec(mesh, "blocks/mlp/down/kernel", 3, 256, 6) == P(None, "tensor", "fsdp")
+    assert spec(mesh, "patch_embed/kernel", 64, 64) == P(None, ("fsdp", "context", "tensor"))
+
+
 def test_an_axis_that_does_not_divide_is_dropped_and_reported(mesh):
     tree = {"patch_embed": {"kernel": array(64, 36)}, "head": {"kernel": array(7, 64)}}
     assert rules.shardings(tree, mesh)["patch_embed"]["kernel"].spec == P(None, "fsdp")
