@@ -107,5 +107,18 @@ def fitting_axes(size: int, axes: Sequence[str], sizes: Mapping[str, int]) -> tu
     return tuple(kept) or None
 
 
+def misfit(what: str, size: int, axes: Sequence[str], sizes: Mapping[str, int]) -> str:
+    """A sentence on a dimension that mesh axes do not divide: what is left whole, and the numbers that would fit."""
+    ways = math.prod(sizes.get(axis, 1) for axis in axes)
+    kept = fitting_axes(size, axes, sizes)
+    names = " x ".join(f"{axis}={sizes[axis]}" for axis in axes if sizes.get(axis, 1) > 1)
+    left = f"cut over {' x '.join(kept)} alone" if kept else "whole on every device"
+    fits = [n for n in (size - size % ways, size - size % ways + ways) if n]
+    return (
+        f"{what} cannot be cut over {names} and stay {left}: {math.gcd(size, ways)} devices would fit, "
+        f"or a size of {' or '.join(map(str, fits))}"
+    )
+
+
 def _divisors(n: int) -> list[int]:
     return [k for k in range(1, n + 1) if n % k == 0]

@@ -1,0 +1,88 @@
+"""The reader of compiled programs, and what training sends against the formulas."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nova_jax.parallel import collectives
+from nova_jax.parallel import mesh as meshes
+
+MESH = {"data": 2, "fsdp": 2, "context": 1, "tensor": 2}
+
+
+def read(function, mesh, *arguments):
+    return collectives.read(jax.jit(function).lower(*arguments).compile().as_text(), mesh.shape)
+
+
+def test_every_kind_is_found_with_its_axes_bytes_and_turns():
+    mesh = meshes.MeshConfig(**MESH).make()
+    lax = jax.lax
+
+    def exchange(x):  # 64 numbers, 256 bytes, on every device
+        def turn(x, _):
+            x = lax.psum(x, ("data", "tensor")) / 4
+            x = lax.all_to_all(x, "tensor", 0, 0, tiled=True)
+            return lax.ppermute(x, "fsdp", [(0, 1), (1, 0)]), None
+
+        x, _ = lax.scan(turn, x, length=3)
+        return lax.all_gather(lax.psum_scatter(jnp.sin(x), "data", tiled=True), "tensor", tiled=True)
+
+    mapped = jax.shard_map(exchange, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    found = read(mapped, mesh, jnp.zeros(64))
+    assert {(c.kind, c.axes, c.ways, c.size, c.times) for c in found} == {
+        ("all-reduce", ("data", "tensor"), 4, 256, 3),
+        ("all-to-all", ("tensor",), 2, 256, 3),
+        ("collective-permute", ("fsdp",), 2, 256, 3),
+        ("reduce-scatter", ("data",), 2, 128, 1),
+        ("all-gather", ("tensor",), 2, 256, 1),
+    }
+    assert {c.kind: c.sent for c in found} == {
+        "all-reduce": 3 * collectives.reduce(256, 4),
+        "all-to-all": 3 * collectives.gather(256, 2),
+        "collective-permute": 3 * 256,
+        "reduce-scatter": collectives.gather(256, 2),
+        "all-gather": collectives.gather(256, 2),
+    }
+    assert collectives.sent(found, axis="tensor") == 3 * 384 + 3 * 128 + 128
+    assert collectives.sent(found, kind="all-gather", axis="data") == 0
+
+
+def test_a_sum_of_which_a_device_keeps_its_part_is_a_reduce_scatter():
+    mesh = meshes.MeshConfig(data=1, fsdp=8).make()
+    cut = NamedSharding(mesh, P("fsdp"))
+    x = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=cut)
+    product = functools.partial(jnp.einsum, "bi,bj->ij")
+    kept = jax.jit(lambda x: 1 + product(x, jnp.sin(x)), out_shardings=cut).lower(x).compile().as_text()
+    (part,) = collectives.read(kept, mesh.shape)
+    assert (part.kind, part.size, part.sent) == ("reduce-scatter", 8 * 4, 7 * 8 * 4)
+    whole = jax.jit(lambda x: 1 + product(x, jnp.sin(x)), out_shardings=NamedSharding(mesh, P())).lower(x).compile()
+    assert [c.kind for c in collectives.read(whole.as_text(), mesh.shape)] == ["all-reduce"]
+
+
+def test_exchanges_that_accelerators_start_and_end_apart_are_read_once():
+    hlo = """
+ENTRY %main (x: f32[4]) -> f32[8] {
+  %x = f32[4]{0:T(256)} parameter(0)
+  %start = (f32[4]{0}, f32[8]{0}) all-gather-start(f32[4]{0} %x), replica_groups=[4,2]<=[2,2,2]T(2,0,1), dimensions={0}
+  %p = (bf16[4]{0}, bf16[4]{0}, u32[], u32[]) collective-permute-start(bf16[4]{0} %y), source_target_pairs={{0,2},{2,0}}
+  ROOT %done = f32[8]{0} all-gather-done((f32[4]{0}, f32[8]{0}) %start)
+}
+"""
+    gathered, permuted = collectives.read(hlo, MESH)
+    assert (gathered.kind, gathered.axes, gathered.ways, gathered.size) == ("all-gather", ("fsdp",), 2, 32)
+    assert (permuted.kind, permuted.axes, permuted.sent) == ("collective-permute", ("fsdp",), 8)
+
+
+def test_an_exchange_in_a_loop_of_unknown_length_is_refused():
+    mesh = meshes.MeshConfig(data=8).make()
+
+    def search(x):
+        return jax.lax.while_loop(lambda x: x.sum() < 1e3, lambda x: jax.lax.psum(x, "data"), x)
+
+    mapped = jax.shard_map(search, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+    with pytest.raises(ValueError, match="runs in a loop whose number of turns the compiler does not know"):
+        read(mapped, mesh, jnp.ones(8))
