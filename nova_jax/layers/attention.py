@@ -119,10 +119,12 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Array, "b n d"]:
         """Attends from x to y; `rotation` turns queries and keys (self-attention), `mask` marks the keys that exist."""
         d = x.shape[-1]
-        query, key, value = (
-            checkpoint_name(linear.Dense(d, dtype=self.dtype, name=name)(source), "qkv")
-            for name, source in (("query", x), ("key", y), ("value", y))
-        )
+        layers = [linear.Dense(d, dtype=self.dtype, name=name) for name in ("query", "key", "value")]
+        if y is x:
+            projected = linear.project(x, layers)
+        else:
+            projected = linear.project(x, layers[:1]) + linear.project(y, layers[1:])
+        query, key, value = (checkpoint_name(part, "qkv") for part in projected)
         q, k = self._normalize(query, "query_norm"), self._normalize(key, "key_norm")
         # q[B, N_context, K_tensor, Q] stays on its tokens' shard; keys and values are gathered over the context axis.
         q = constrain(self._split(q), "batch", "tokens", "heads", "head_dim")
@@ -131,7 +133,7 @@ class MultiHeadAttention(nn.Module):
             q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
         out = attend(q, k, v, mask=mask, implementation=self.implementation)
         proj = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
-        return checkpoint_name(proj, "proj")
+        return checkpoint_name(constrain(proj, "batch", "tokens", "width"), "proj")
 
     def _split(self, x: Float[Array, "b n d"]) -> Heads:
         return x.reshape(*x.shape[:-1], self.num_heads, -1)

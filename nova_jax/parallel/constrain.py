@@ -67,7 +67,7 @@ def constrain(x: Array, *logical_axes: str | None) -> Array:
     wanted = [LOGICAL_AXES[axis] if axis else () for axis in logical_axes]
     for name, n, axes in zip(logical_axes, x.shape, wanted, strict=True):
         if name != "batch" and n % math.prod(sizes.get(axis, 1) for axis in axes):
-            _note(meshes.misfit(f"{n} {name}", n, axes, sizes))
+            _note(meshes.misfit(f"the size {n} of {name}", n, axes, sizes))
     spec = [meshes.fitting_axes(n, axes, sizes) for n, axes in zip(x.shape, wanted, strict=True)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 

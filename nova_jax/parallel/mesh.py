@@ -112,12 +112,10 @@ def misfit(what: str, size: int, axes: Sequence[str], sizes: Mapping[str, int]) 
     ways = math.prod(sizes.get(axis, 1) for axis in axes)
     kept = fitting_axes(size, axes, sizes)
     names = " x ".join(f"{axis}={sizes[axis]}" for axis in axes if sizes.get(axis, 1) > 1)
-    left = f"cut over {' x '.join(kept)} alone" if kept else "whole on every device"
-    fits = [n for n in (size - size % ways, size - size % ways + ways) if n]
-    return (
-        f"{what} cannot be cut over {names} and stay {left}: {math.gcd(size, ways)} devices would fit, "
-        f"or a size of {' or '.join(map(str, fits))}"
-    )
+    left = f"only {' x '.join(kept)} cuts it" if kept else "it is whole on every device"
+    fits = [f"a size of {n}" for n in (size - size % ways, size - size % ways + ways) if n]
+    fits += [f"{math.gcd(size, ways)} devices"] if math.gcd(size, ways) > 1 else []
+    return f"{what} does not divide over {names}, so {left}: {' or '.join(fits)} would fit"
 
 
 def _divisors(n: int) -> list[int]:

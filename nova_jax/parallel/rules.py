@@ -38,9 +38,9 @@ RULES: Rules = (
     (r"(^|/)\w+_embed\w*/in/bias$", P("tensor")),
     (r"(^|/)\w+_embed\w*/out/kernel$", ROW),
     (r"time_modulation\w*/kernel$", COLUMN),
-    # The ends of the DiT.
-    (r"patch_embed\w*/kernel$", WIDTH),
-    (r"(^|/)head/kernel$", P(("fsdp", "tensor"), None)),
+    # The ends of the DiT: too small for the tensor axis, which would exchange tokens for them.
+    (r"patch_embed\w*/kernel$", P(None, "fsdp")),
+    (r"(^|/)head/kernel$", P("fsdp", None)),
     (r"relative_bias/embedding$", P(None, "tensor")),
     (r"embedding$", WIDTH),
     # Convolutions of the VAE and its discriminator, [t, h, w, in, out].
@@ -129,7 +129,7 @@ def misfits(params: Any, mesh: Mesh, rules: Rules = RULES) -> list[str]:
                 paths[size, _names(axes)].append(p.path)
     for (size, axes), names in paths.items():
         others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        notes.append(meshes.misfit(f"{size} features of {names[0]}{others}", size, axes, mesh.shape))
+        notes.append(meshes.misfit(f"the size {size} of {names[0]}{others}", size, axes, mesh.shape))
     return notes
 
 

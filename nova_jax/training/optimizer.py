@@ -137,10 +137,12 @@ class Muon(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.matrices not in MATRICES or not self.adam_scale > 0:
-            raise ValueError(f"{self}: matrices is one of {', '.join(MATRICES)}, and adam_scale above 0")
-        if self.newton_schulz_dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"{self}: newton_schulz_dtype is one of auto, float32, bfloat16")
+        known = self.matrices in MATRICES and self.newton_schulz_dtype in ("auto", "float32", "bfloat16")
+        if not known or not self.adam_scale > 0:
+            raise ValueError(
+                f"{self}: matrices is one of {', '.join(MATRICES)}, and adam_scale above 0; newton_schulz_dtype is "
+                "auto, float32 or bfloat16"
+            )
 
     def make(self) -> optax.GradientTransformation:
         """Clips the global norm, then Muon or AdamW by the name of the parameter."""
