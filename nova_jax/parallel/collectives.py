@@ -15,10 +15,13 @@ of collective communication operations in MPICH"). With s bytes of result on eac
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+from nova_jax.parallel import rules
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)")
@@ -141,6 +144,35 @@ def muon(matrices: Bytes, cuts: Sequence[int], copies: int = 1) -> float:
     return 2 * sum(gather(part / copies, ways) for ways in cuts) + gather(part, copies)
 
 
+def training_step(params: Any, sizes: Mapping[str, int], tokens: Bytes, text: Bytes = 0) -> dict[str, float]:
+    """By kind, what a step of AdamW on a scanned transformer has to send over data, fsdp and tensor.
+
+    Weights that fsdp cuts are gathered, those of blocks once more for the backward pass, and their gradients come back
+    in parts; other gradients are summed whole. On tensor, tokens are summed six times a layer, and the gradient of the
+    text that every layer reads once.
+
+    Args:
+        params: arrays, or their shapes; those of blocks are stacked below a `blocks`.
+        sizes: of the mesh axes.
+        tokens: bytes of the tokens (b, n, d) on a device.
+        text: bytes of the text (b, l, d) on a device; 0: no cross-attention.
+    """
+    sent = dict.fromkeys(KINDS, 0.0)
+    layers, replicas = 0, math.prod(size for axis, size in sizes.items() if axis != "tensor")
+    specs = jax.tree.leaves(rules.specs(params, sizes))
+    for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(params), specs, strict=True):
+        name, axes = rules.name_of(path), rules.axes_of(spec)
+        ways = math.prod(sizes[axis] for axis in axes if axis != "tensor")
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize / (sizes["tensor"] if "tensor" in axes else 1)
+        sent["all-gather"] += gather(size, ways) * (2 if "blocks/" in name else 1)
+        sent["reduce-scatter"] += gather(size, ways)
+        sent["all-reduce"] += reduce(size / ways, replicas // ways)
+        layers = leaf.shape[0] if name.endswith("blocks/mlp/up/kernel") else layers
+    sent["all-reduce"] += tensor_parallel(tokens, sizes["tensor"], layers, branches=3 if text else 2)
+    sent["all-reduce"] += layers * reduce(text, sizes["tensor"])
+    return sent
+
+
 class Instruction(NamedTuple):
     """One line of HLO."""
 
@@ -201,7 +233,10 @@ def _collectives(
     places = np.unravel_index(group, tuple(sizes.values()))
     axes = tuple(axis for axis, along in zip(sizes, places, strict=True) if len(set(along)) > 1)
     results = _result_sizes(found, kind)
-    is_part = [kind == "all-reduce" and _keeps_parts(program, inside, found.name, i) for i in range(len(results))]
+    is_part = [
+        kind == "all-reduce" and _keeps_parts(program, inside, found.name, size // len(group), i)
+        for i, size in enumerate(results)
+    ]
     whole = sum(size for size, part in zip(results, is_part, strict=True) if not part)
     parts = sum(size for size, part in zip(results, is_part, strict=True) if part)
     source = re.search(r'op_name="([^"]*)"', found.rest)
@@ -212,28 +247,38 @@ def _collectives(
 
 def _first_group(rest: str, devices: int) -> list[int]:
     """The devices that the first one exchanges with, by their places in the mesh."""
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        shape, source, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
-        return np.arange(devices).reshape(source).transpose(order).reshape(shape)[0].tolist()
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
-        return _first_along(
-            dict(re.findall(r"'(\w+)'=(\d+)", found[1])), re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[2])
-        )
-    found = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", rest)
-    return [int(n) for n in found[1].split(",")] if found else list(range(devices))
+    iota = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+    if found := re.search(rf"replica_groups=\[([\d,]+)\]<={iota}", rest):
+        shape, *source = found.groups()
+        return _iota(devices, *source).reshape(_numbers(shape))[0].tolist()
+    if found := re.search(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({iota}\))? \{{(.*?)\}}", rest):
+        axes, *source, named = found.groups()
+        return _first_along(_iota(devices, *source), axes, named)
+    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", rest):
+        groups = [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1])]
+        return next((group for group in groups if len(set(group)) > 1), groups[0])
+    if "replica_groups={}" in rest:
+        return list(range(devices))
+    raise ValueError(f"cannot read which devices exchange: {rest[:500]}")
 
 
-def _first_along(axes: dict[str, str], named: list[tuple[str, str, str]]) -> list[int]:
-    """The devices along some axes of the compiler's own mesh; `a:(k)n` is the part of n of axis a after a part of k."""
-    strides, devices = {}, 1
-    for axis, size in reversed(axes.items()):
-        strides[axis], devices = devices, devices * int(size)
-    group = [0]
-    for axis, before, part in named:
-        size = int(part or axes[axis])
-        stride = strides[axis] * (int(axes[axis]) // (int(before) * size) if part else 1)
-        group = [place + stride * i for place in group for i in range(size)]
-    return group
+def _first_along(places: np.ndarray, axes: str, named: str) -> list[int]:
+    """Along named axes of the compiler's own mesh; `'a':(k)n` are n parts of axis a, after it is cut into k."""
+    sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", axes)}
+    along = {axis: [0] for axis in sizes}
+    for axis, before, parts in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named):
+        stride = sizes[axis] // (int(before) * int(parts)) if parts else 1
+        along[axis] = [stride * i for i in range(int(parts or sizes[axis]))]
+    return places.reshape(tuple(sizes.values()))[np.ix_(*along.values())].ravel().tolist()
+
+
+def _iota(devices: int, shape: str | None, order: str | None) -> np.ndarray:
+    """All devices: counted in one shape, in another order of its dimensions."""
+    return np.arange(devices).reshape(_numbers(shape) or -1).transpose(_numbers(order) or None).ravel()
+
+
+def _numbers(text: str | None) -> list[int]:
+    return [int(n) for n in text.split(",")] if text else []
 
 
 def _result_sizes(found: Instruction, kind: str) -> list[int]:
@@ -249,21 +294,24 @@ def _item_size(letters: str, bits: str) -> int:
     return jnp.dtype(name).itemsize
 
 
-def _keeps_parts(program: dict[str, Computation], inside: Computation, name: str, index: int | None = None) -> bool:
-    """Whether every user of a value, or of one element of a tuple, takes a slice whose place depends on the device."""
+def _keeps_parts(
+    program: dict[str, Computation], inside: Computation, name: str, size: int, index: int | None = None
+) -> bool:
+    """Whether every user of a value, or of one element of a tuple, takes a slice of this size, each device its own."""
     users = [user for user in inside.instructions if name in user.operands]
     if index is not None and any(user.op == "get-tuple-element" for user in users):
         users = [user for user in users if re.search(rf"index={index}\b", user.rest)]
-    return bool(users) and all(_is_sliced(program, inside, user, name) for user in users)
+    return bool(users) and all(_is_slice(program, inside, user, name, size) for user in users)
 
 
-def _is_sliced(program: dict[str, Computation], inside: Computation, user: Instruction, name: str) -> bool:
+def _is_slice(program: dict[str, Computation], inside: Computation, user: Instruction, name: str, size: int) -> bool:
     if user.op == "dynamic-slice":
-        return user.operands[0] == name
+        return user.operands[0] == name and _result_sizes(user, user.op) == [size]
     if user.op in ("get-tuple-element", "bitcast", "copy", "transpose", "reshape", "all-reduce-done"):
-        return _keeps_parts(program, inside, user.name)
+        return _keeps_parts(program, inside, user.name, size)
     if user.op != "fusion":
         return False
     fused = program[re.findall(r"calls=%([\w.\-]+)", user.rest)[0]]
     parameters = {int(p.rest.partition(")")[0]): p.name for p in fused.instructions if p.op == "parameter"}
-    return all(_keeps_parts(program, fused, parameters[i]) for i, used in enumerate(user.operands) if used == name)
+    places = [i for i, operand in enumerate(user.operands) if operand == name]
+    return all(_keeps_parts(program, fused, parameters[i], size) for i in places)

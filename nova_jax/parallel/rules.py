@@ -118,7 +118,7 @@ def unsharded(tree: Any, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
 def misfits(params: Any, mesh: Mesh, rules: Rules = RULES) -> list[str]:
     """Sentences for the start of a run: axes that cut no parameter, and dimensions that their axes do not divide."""
     found = placements(params, mesh, rules)
-    cutting = {axis for p in found for entry in p.spec if entry for axis in _names(entry)}
+    cutting = {axis for p in found for axis in axes_of(p.spec)}
     idle = [axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1 and axis not in cutting]
     notes = [f"mesh.{axis}={mesh.shape[axis]} cuts no parameter of this model: use mesh.{axis}=1" for axis in idle]
     paths: dict[Any, list[str]] = collections.defaultdict(list)
@@ -126,7 +126,7 @@ def misfits(params: Any, mesh: Mesh, rules: Rules = RULES) -> list[str]:
         wanted, spec = ((*entries, *(None,) * (len(p.shape) - len(entries))) for entries in (p.wanted, p.spec))
         for size, axes, kept in zip(p.shape, wanted, spec, strict=True):
             if axes != kept:
-                paths[size, _names(axes)].append(p.path)
+                paths[size, axes_of(P(axes))].append(p.path)
     for (size, axes), names in paths.items():
         others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         notes.append(meshes.misfit(f"the size {size} of {names[0]}{others}", size, axes, mesh.shape))
@@ -172,8 +172,9 @@ def _trimmed(entries: Sequence[tuple[str, ...] | None]) -> P:
     return P(*bare)
 
 
-def _names(entry: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else tuple(entry)
+def axes_of(spec: P) -> tuple[str, ...]:
+    """The mesh axes that a spec names."""
+    return tuple(axis for entry in spec if entry for axis in ((entry,) if isinstance(entry, str) else entry))
 
 
 def name_of(path: tuple[Any, ...]) -> str:

@@ -8,8 +8,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.benchmarks import collectives as programs
 from nova_jax.parallel import collectives
 from nova_jax.parallel import mesh as meshes
+from nova_jax.training import optimizer
 
 MESH = {"data": 2, "fsdp": 2, "context": 1, "tensor": 2}
 
@@ -77,6 +79,25 @@ ENTRY %main (x: f32[4]) -> f32[8] {
     assert (permuted.kind, permuted.axes, permuted.sent) == ("collective-permute", ("fsdp",), 8)
 
 
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("tensor",)),
+        ("replica_groups={}", ("data", "fsdp", "tensor")),
+        ("replica_groups=[2,4]<=[8]", ("fsdp", "tensor")),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", ("data",)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}", ("fsdp",)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a','b':(2)2}", ("data", "tensor")),
+        ("replica_groups=mesh['a'=1,'b'=2,'c'=4], device_ids=([2,4]T(1,0)) {'b'}", ("fsdp",)),
+    ],
+)
+def test_groups_of_devices_are_read_in_every_form(groups, axes):
+    hlo = f"ENTRY %main (x: f32[4]) -> f32[4] {{\n  ROOT %y = f32[4] all-reduce(f32[4] %x), {groups}, to_apply=%add\n}}"
+    (found,) = collectives.read(hlo, MESH)
+    assert found.axes == axes
+
+
 def test_an_exchange_in_a_loop_of_unknown_length_is_refused():
     mesh = meshes.MeshConfig(data=8).make()
 
@@ -86,3 +107,25 @@ def test_an_exchange_in_a_loop_of_unknown_length_is_refused():
     mapped = jax.shard_map(search, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
     with pytest.raises(ValueError, match="runs in a loop whose number of turns the compiler does not know"):
         read(mapped, mesh, jnp.ones(8))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sizes", programs.MESHES, ids=str)
+def test_a_training_step_sends_what_the_formulas_say(sizes):
+    for row in programs.compare(optimizer.AdamW(), sizes):
+        assert 0.9 < row["ratio"] < 1.1, row
+
+
+@pytest.mark.long
+def test_a_training_step_of_muon_sends_what_the_formulas_say():
+    for row in programs.compare(optimizer.Muon(), {"data": 2, "fsdp": 2, "tensor": 2}):
+        assert 0.9 < row["ratio"] < 1.1, row
+
+
+@pytest.mark.long
+def test_a_tensor_axis_sums_tokens_six_times_a_layer():
+    mesh = meshes.MeshConfig(data=1, tensor=8).make()
+    program, _ = programs.compile_step(optimizer.AdamW(), mesh)
+    tokens = 4 * programs.BATCH * programs.TOKENS * programs.MODEL.width
+    found = collectives.read(program.as_text(), mesh.shape)
+    assert collectives.sent(found) < 1.1 * collectives.tensor_parallel(tokens, 8, programs.MODEL.depth)
