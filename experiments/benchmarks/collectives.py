@@ -81,16 +81,22 @@ def compare(choice: optimizer.Optimizer, sizes: dict[str, int]) -> list[dict[str
     program, params = compile_step(choice, mesh)
     found = collectives.read(program.as_text(), mesh.shape)
     expected = expected_of(params, mesh.shape, choice)
-    rows, whole = [], collectives.sent(found)
-    for kind in collectives.KINDS:
-        measured = collectives.sent(found, kind)
-        if max(measured, expected[kind]) > whole / 100:
-            rows.append(
-                {"kind": kind, "bytes": measured, "formula": expected[kind], "ratio": measured / expected[kind]}
-            )
-    rows.append({"kind": "all", "bytes": whole, "formula": sum(expected.values())})
-    rows[-1]["ratio"] = rows[-1]["bytes"] / rows[-1]["formula"]
-    return [{"program": f"train step, {type(choice).__name__}", "mesh": sizes, **row} for row in rows]
+    whole = collectives.sent(found)
+    pairs = {kind: (collectives.sent(found, kind), expected[kind]) for kind in collectives.KINDS}
+    pairs = {kind: pair for kind, pair in pairs.items() if max(pair) > whole / 100}
+    pairs["all"] = whole, sum(expected.values())
+    program_name = f"train step, {type(choice).__name__}"
+    return [
+        {
+            "program": program_name,
+            "mesh": sizes,
+            "kind": kind,
+            "bytes": measured,
+            "formula": formula,
+            "ratio": measured / formula if formula else None,
+        }
+        for kind, (measured, formula) in pairs.items()
+    ]
 
 
 def simulate_devices() -> None:
