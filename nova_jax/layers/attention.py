@@ -169,10 +169,12 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Array, "b n d"]:
         """Attends from x to y; `rotation` turns queries and keys (self-attention), `mask` marks the keys that exist."""
         d = x.shape[-1]
-        query, key, value = (
-            checkpoint_name(linear.Dense(d, dtype=self.dtype, name=name)(source), "qkv")
-            for name, source in (("query", x), ("key", y), ("value", y))
-        )
+        layers = [linear.Dense(d, dtype=self.dtype, name=name) for name in ("query", "key", "value")]
+        if y is x:
+            projected = linear.project(x, layers)
+        else:
+            projected = linear.project(x, layers[:1]) + linear.project(y, layers[1:])
+        query, key, value = (checkpoint_name(part, "qkv") for part in projected)
         q, k = self._normalize(query, "query_norm"), self._normalize(key, "key_norm")
         shares_keys = y is x
         # q[B, N_context, K_tensor, Q]; keys and values lie alike in self-attention, and leave after the rotation, once.
@@ -191,7 +193,7 @@ class MultiHeadAttention(nn.Module):
             ulysses_degree=self.ulysses_degree,
         )
         proj = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
-        return checkpoint_name(proj, "proj")
+        return checkpoint_name(constrain(proj, "batch", "tokens", "width"), "proj")
 
     def _split(self, x: Float[Array, "b n d"]) -> Heads:
         return x.reshape(*x.shape[:-1], self.num_heads, -1)

@@ -67,7 +67,8 @@ class MLP(nn.Module):
         up = checkpoint_name(linear.Dense(self.hidden, dtype=self.dtype, name="up")(x), "fc1")
         hidden = jax.nn.gelu(up.astype(jnp.float32), approximate=True).astype(up.dtype)
         hidden = constrain(hidden, "batch", "tokens", "mlp")
-        return checkpoint_name(linear.Dense(x.shape[-1], dtype=self.dtype, name="down")(hidden), "fc2")
+        down = linear.Dense(x.shape[-1], dtype=self.dtype, name="down")(hidden)
+        return checkpoint_name(constrain(down, "batch", "tokens", "width"), "fc2")
 
 
 class Block(nn.Module):
@@ -102,12 +103,14 @@ class Block(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (m[:, :, i] for i in range(6))
 
         h = modulation.modulate(x, shift_1, scale_1, self.eps, context.frames)
+        h = constrain(h, "batch", "tokens", "width")
         h = attend(name="self_attention")(h, h, rotation=context.rotation, mask=context.real)
         x = modulation.add_gated(x, h, gate_1, context.frames)
         if context.text is not None:
             x = x + self._read_text(x, attend(name="cross_attention", out_init=out_init), context)
 
         h = modulation.modulate(x, shift_2, scale_2, self.eps, context.frames)
+        h = constrain(h, "batch", "tokens", "width")
         h = MLP(self.mlp_dim, dtype=self.dtype, name="mlp")(h)
         x = modulation.add_gated(x, h, gate_2, context.frames)
         return constrain(x, "batch", "tokens", "width"), None
@@ -117,7 +120,8 @@ class Block(nn.Module):
         cross_norm = nn.LayerNorm(
             self.eps, dtype=jnp.float32, use_scale=has_affine, use_bias=has_affine, name="cross_norm"
         )
-        return attend(cross_norm(x).astype(x.dtype), context.text, mask=context.mask)
+        h = constrain(cross_norm(x).astype(x.dtype), "batch", "tokens", "width")
+        return attend(h, context.text, mask=context.mask)
 
 
 class DiT(nn.Module):
@@ -201,7 +205,9 @@ class DiT(nn.Module):
         e = self._embed_times(t, extra_times, cond, grid[0])
         shared_init = nn.initializers.zeros if self.gate_init == "zero" else nn.initializers.normal(0.02)
         shared = linear.Dense(6 * self.width, kernel_init=shared_init, name="time_modulation")(jax.nn.silu(e))
+        shared = constrain(shared, "batch", None, "width")
         text, text_mask = self._embed_text(cond, x.shape[0])
+        text = constrain(text, "batch", "text", "width")
         lengths = tuple(count * grid[1] * grid[2] for count in counts)
         rotation, real = self._lay_out(counts, lengths, grid, x.shape[0])
         frames = modulation.token_frames(counts, grid[1] * grid[2]) if shared.shape[1] > 1 else None
@@ -307,7 +313,7 @@ class DiT(nn.Module):
         e = embedders.embed_scalar(self, "time_embed", rows, nn.initializers.normal(0.02))
         for vector in embedders.embed(self, "vector", cond, rows):
             e = e + jnp.broadcast_to(vector, e.shape)
-        return e
+        return constrain(e, "batch", None, "width")
 
     def _embed_text(
         self, cond: Conditioning, batch_size: int

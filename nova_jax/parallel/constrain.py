@@ -5,6 +5,11 @@ Layers write `constrain(x, "batch", "tokens", "width")` and know nothing of mesh
 also runs alone on one device.
 """
 
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator
+
 import jax
 import jax.core
 from jax.sharding import PartitionSpec
@@ -26,6 +31,22 @@ LOGICAL_AXES = {
     "width_px": (),
 }
 
+_noted: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("noted", default=None)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[str]]:
+    """Collects, from what is traced inside, a sentence for each size other than the batch's that its axes do not cut.
+
+    Such a dimension stays whole, and every device along those axes does the same work.
+    """
+    found: list[str] = []
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
+
 
 def constrain(x: Array, *logical_axes: str | None) -> Array:
     """Pins x to the mesh of `jax.set_mesh`, one logical axis (or None) per dimension; no-op without a mesh.
@@ -44,5 +65,14 @@ def constrain(x: Array, *logical_axes: str | None) -> Array:
     if not sizes or not isinstance(x, jax.core.Tracer):
         return x
     wanted = [LOGICAL_AXES[axis] if axis else () for axis in logical_axes]
+    for name, n, axes in zip(logical_axes, x.shape, wanted, strict=True):
+        if name != "batch" and n % math.prod(sizes.get(axis, 1) for axis in axes):
+            _note(meshes.misfit(f"the size {n} of {name}", n, axes, sizes))
     spec = [meshes.fitting_axes(n, axes, sizes) for n, axes in zip(x.shape, wanted, strict=True)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _note(sentence: str) -> None:
+    found = _noted.get()
+    if found is not None and sentence not in found:
+        found.append(sentence)

@@ -107,5 +107,16 @@ def fitting_axes(size: int, axes: Sequence[str], sizes: Mapping[str, int]) -> tu
     return tuple(kept) or None
 
 
+def misfit(what: str, size: int, axes: Sequence[str], sizes: Mapping[str, int]) -> str:
+    """A sentence on a dimension that mesh axes do not divide: what is left whole, and the numbers that would fit."""
+    ways = math.prod(sizes.get(axis, 1) for axis in axes)
+    kept = fitting_axes(size, axes, sizes)
+    names = " x ".join(f"{axis}={sizes[axis]}" for axis in axes if sizes.get(axis, 1) > 1)
+    left = f"only {' x '.join(kept)} cuts it" if kept else "it is whole on every device"
+    fits = [f"a size of {n}" for n in (size - size % ways, size - size % ways + ways) if n]
+    fits += [f"{math.gcd(size, ways)} devices"] if math.gcd(size, ways) > 1 else []
+    return f"{what} does not divide over {names}, so {left}: {' or '.join(fits)} would fit"
+
+
 def _divisors(n: int) -> list[int]:
     return [k for k in range(1, n + 1) if n % k == 0]

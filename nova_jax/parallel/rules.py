@@ -8,6 +8,7 @@ Notation of the comments: W[D_fsdp, F_tensor] is a matrix with D cut over the fs
 Devices that share the tokens of a sample share its parameters as well: fsdp stands for the axes (fsdp, context).
 """
 
+import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -39,9 +40,9 @@ RULES: Rules = (
     (r"(^|/)\w+_embed\w*/in/bias$", P("tensor")),
     (r"(^|/)\w+_embed\w*/out/kernel$", ROW),
     (r"time_modulation\w*/kernel$", COLUMN),
-    # The ends of the DiT.
-    (r"patch_embed\w*/kernel$", WIDTH),
-    (r"(^|/)head/kernel$", P((*FSDP, "tensor"), None)),
+    # The ends of the DiT: too small for the tensor axis, which would exchange tokens for them.
+    (r"patch_embed\w*/kernel$", P(None, FSDP)),
+    (r"(^|/)head/kernel$", P(FSDP, None)),
     (r"relative_bias/embedding$", P(None, "tensor")),
     (r"embedding$", WIDTH),
     # Convolutions of the VAE and its discriminator, [t, h, w, in, out].
@@ -71,13 +72,20 @@ class Placement(NamedTuple):
         return any(axes is not None for axes in self.spec)
 
 
+def specs(tree: Any, sizes: Mapping[str, int], rules: Rules = RULES) -> Any:
+    """The tree of PartitionSpecs, for mesh axes of these sizes."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _place(name_of(path), tuple(leaf.shape), sizes, rules).spec, tree
+    )
+
+
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """The tree of NamedShardings for a tree of arrays or ShapeDtypeStructs (parameters or a whole train state).
 
     Raises:
         ValueError: no rule matches a leaf of one or more dimensions; its path and shape are named.
     """
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(tree, mesh.shape, rules), is_leaf=_is_spec)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh.shape, rules), is_leaf=_is_spec)
 
 
 def constrain_tree(tree: Any, rules: Rules = RULES) -> Any:
@@ -88,7 +96,7 @@ def constrain_tree(tree: Any, rules: Rules = RULES) -> Any:
     sizes = meshes.current_axes()
     if not sizes:
         return tree
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, _specs(tree, sizes, rules))
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs(tree, sizes, rules))
 
 
 def placements(tree: Any, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
@@ -109,6 +117,24 @@ def unsharded(tree: Any, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
     return [p for p in found if p.fell_back or (can_cut and not p.is_sharded and math.prod(p.shape) >= large)]
 
 
+def misfits(params: Any, mesh: Mesh, rules: Rules = RULES) -> list[str]:
+    """Sentences for the start of a run: axes that cut no parameter, and dimensions that their axes do not divide."""
+    found = placements(params, mesh, rules)
+    cutting = {axis for p in found for axis in axes_of(p.spec)}
+    idle = [axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1 and axis not in cutting]
+    notes = [f"mesh.{axis}={mesh.shape[axis]} cuts no parameter of this model: use mesh.{axis}=1" for axis in idle]
+    paths: dict[Any, list[str]] = collections.defaultdict(list)
+    for p in found:
+        wanted, spec = ((*entries, *(None,) * (len(p.shape) - len(entries))) for entries in (p.wanted, p.spec))
+        for size, axes, kept in zip(p.shape, wanted, spec, strict=True):
+            if axes != kept:
+                paths[size, axes_of(P(axes))].append(p.path)
+    for (size, axes), names in paths.items():
+        others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        notes.append(meshes.misfit(f"the size {size} of {names[0]}{others}", size, axes, mesh.shape))
+    return notes
+
+
 def bytes_per_device(tree: Any, mesh: Mesh, rules: Rules = RULES) -> int:
     """Bytes of the tree that one device holds."""
 
@@ -116,12 +142,6 @@ def bytes_per_device(tree: Any, mesh: Mesh, rules: Rules = RULES) -> int:
         return math.prod(sharding.shard_shape(tuple(leaf.shape))) * leaf.dtype.itemsize
 
     return sum(jax.tree.leaves(jax.tree.map(local, tree, shardings(tree, mesh, rules))))
-
-
-def _specs(tree: Any, sizes: Mapping[str, int], rules: Rules) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _place(name_of(path), tuple(leaf.shape), sizes, rules).spec, tree
-    )
 
 
 def _place(name: str, shape: tuple[int, ...], sizes: Mapping[str, int], rules: Rules) -> Placement:
@@ -152,6 +172,11 @@ def _trimmed(entries: Sequence[tuple[str, ...] | None]) -> P:
     while bare and bare[-1] is None:
         bare.pop()
     return P(*bare)
+
+
+def axes_of(spec: P) -> tuple[str, ...]:
+    """The mesh axes that a spec names."""
+    return tuple(axis for entry in spec if entry for axis in ((entry,) if isinstance(entry, str) else entry))
 
 
 def name_of(path: tuple[Any, ...]) -> str:

@@ -13,7 +13,7 @@ from nova_jax import atomic, conditions, distillation, environment, weights
 from nova_jax import config as configs
 from nova_jax.config import ConfigError
 from nova_jax.models import flops
-from nova_jax.parallel import context, distributed, rules
+from nova_jax.parallel import constrain, context, distributed, rules
 from nova_jax.parallel import mesh as meshes
 from nova_jax.runs import build, load, preview
 from nova_jax.runs import record as records
@@ -69,7 +69,10 @@ def _train(
     throughput = logging.Throughput(record["samples_per_step"], record["flops_per_step"], record["peak_flops"])
     folder = config.directory
     with checkpoint.Checkpoints(folder / CHECKPOINTS, keep=config.keep, metadata=metadata) as checkpoints:
-        restored = checkpoints.restore(step.plan(made.make_state, *made.arguments, mesh=devices))
+        with constrain.noting() as misfits:
+            planned = step.plan(made.make_state, *made.arguments, mesh=devices)
+        misfits += rules.misfits(planned.params, devices)
+        restored = checkpoints.restore(planned)
         first = restored.step if restored else 0
         with logging.RunLog(
             folder, throughput, total_steps=config.steps, start_step=first, tensorboard=config.tensorboard
@@ -77,7 +80,7 @@ def _train(
             state = _start(config, restored, made, devices, log)
             denoiser = getattr(config.model, "dit", config.model)
             heads, width = (getattr(denoiser, name, None) for name in ("num_heads", "ulysses_degree"))
-            for note in (*notes, *context.notes(heads, devices, width)):
+            for note in (*notes, *misfits, *context.notes(heads, devices, width)):
                 log.event(note)
             if first >= config.steps:
                 return state

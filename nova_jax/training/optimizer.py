@@ -4,13 +4,8 @@ AdamW (Loshchilov and Hutter 2017, 1711.05101):
 
     p <- p - rate(step) (m / (sqrt(v) + eps) + weight_decay p)
 
-Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"): the momentum of a hidden matrix is
-replaced by the nearest semi-orthogonal matrix, found by Newton-Schulz iteration in matrix products alone,
-
-    X <- a X + (b A + c A A) X,   A = X X^T,   (a, b, c) = (3.4445, -4.7750, 2.0315),   starting from M / |M|_F
-
-and scaled by 0.2 sqrt(max(rows, columns)), which gives updates of AdamW's usual size, so that its learning rate and
-weight decay carry over (Liu et al. 2025, 2502.16982, section 2.2). Everything else is left to AdamW.
+Muon, for hidden matrices: the nearest semi-orthogonal matrix of their momentum, see `training.muon`. Everything else is
+left to AdamW.
 
 Blocks are stacked along a leading depth axis: a kernel [L, in, out] is L matrices, and a bias [L, d] is not a matrix.
 So the name of a parameter, not its rank, decides what it is.
@@ -21,7 +16,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Hashable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +24,13 @@ import optax
 from jaxtyping import Array, Float
 
 from nova_jax.parallel import rules
+from nova_jax.training import muon
 
 DECAYED = r"(^|/)(kernel|embedding)$"  # never biases, norm scales or modulation tables
 MATRICES = {  # what Muon takes, by name
     "blocks": r"(^|/)blocks/.*kernel$",
     "hidden": r"(^|/)(blocks/.*|\w*_embed/(in|out)/|time_modulation/)kernel$",
 }
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,72 +123,40 @@ class Muon(Optimizer):
     Attributes:
         matrices: of "blocks" alone, or all "hidden" ones: those of embedders and of the shared modulation too.
         adam_scale: AdamW's learning rate over Muon's.
+        newton_schulz_dtype: of the products of the iteration; auto: bfloat16, on a CPU float32.
     """
 
     matrices: Literal["blocks", "hidden"] = "blocks"
     adam_scale: float = 1.0
     momentum: float = 0.95
     newton_schulz_steps: int = 5
+    newton_schulz_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.matrices not in MATRICES or not self.adam_scale > 0:
-            raise ValueError(f"{self}: matrices is one of {', '.join(MATRICES)}, and adam_scale above 0")
+        known = self.matrices in MATRICES and self.newton_schulz_dtype in ("auto", "float32", "bfloat16")
+        if not known or not self.adam_scale > 0:
+            raise ValueError(
+                f"{self}: matrices is one of {', '.join(MATRICES)}, and adam_scale above 0; newton_schulz_dtype is "
+                "auto, float32 or bfloat16"
+            )
 
     def make(self) -> optax.GradientTransformation:
         """Clips the global norm, then Muon or AdamW by the name of the parameter."""
-        pattern = MATRICES[self.matrices]
-        muon = optax.chain(
-            scale_by_muon(self.momentum, self.newton_schulz_steps),
+        pattern, dtype = MATRICES[self.matrices], self.newton_schulz_dtype
+        if dtype == "auto":
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        hidden = optax.chain(
+            muon.scale_by_muon(self.momentum, self.newton_schulz_steps, jnp.dtype(dtype)),
             optax.add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(self.learning_rate),
         )
         adam = _adamw(self, self.b1, self.b2, self.eps, self.adam_scale)
-        parts: dict[Hashable, optax.GradientTransformation] = {"muon": muon, "adam": adam}
+        parts: dict[Hashable, optax.GradientTransformation] = {"muon": hidden, "adam": adam}
         return _clipped(self.clip_norm, optax.partition(parts, functools.partial(_label, pattern)))
-
-
-class MuonState(NamedTuple):
-    """The momentum of every matrix."""
-
-    mu: optax.Updates
-
-
-def scale_by_muon(momentum: float = 0.95, num_steps: int = 5) -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalised over the last two axes and scaled to the size of an Adam update."""
-
-    def init(params: optax.Params) -> MuonState:
-        return MuonState(mu=jax.tree.map(jnp.zeros_like, params))
-
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, MuonState]:
-        del params
-        mu = jax.tree.map(lambda m, g: momentum * m + g, state.mu, updates)
-        ahead = jax.tree.map(lambda m, g: momentum * m + g, mu, updates)
-        return jax.tree.map(lambda m: _rms_factor(m) * orthogonalize(m, num_steps), ahead), MuonState(mu)
-
-    return optax.GradientTransformation(init, update)
-
-
-def orthogonalize(matrix: Float[Array, "*l i o"], num_steps: int = 5) -> Float[Array, "*l i o"]:
-    """Moves every singular value of M to about 1 (0.7 .. 1.2 after five steps), keeping its singular vectors."""
-    a, b, c = NEWTON_SCHULZ
-    is_tall = matrix.shape[-2] > matrix.shape[-1]
-    x = jnp.swapaxes(matrix, -1, -2) if is_tall else matrix
-    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
-    for _ in range(num_steps):
-        gram = jnp.einsum("...io,...jo->...ij", x, x)
-        x = a * x + jnp.einsum("...ij,...jo->...io", b * gram + c * jnp.einsum("...ij,...jk->...ik", gram, gram), x)
-    return jnp.swapaxes(x, -1, -2) if is_tall else x
-
-
-def _rms_factor(matrix: Array) -> float:
-    """Turns a semi-orthogonal matrix into one whose elements have a root mean square of 0.2."""
-    return 0.2 * max(matrix.shape[-2:]) ** 0.5
 
 
 def _adamw(config: Optimizer, b1: float, b2: float, eps: float, scale: float = 1.0) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from nova_jax.parallel import constrain as constraints
 from nova_jax.parallel import mesh as meshes
 from nova_jax.parallel.constrain import constrain
 
@@ -33,6 +34,17 @@ def test_activations_are_cut_by_batch_tokens_and_heads(mesh):
 
 def test_an_axis_that_does_not_divide_is_left_out(mesh):
     assert spec_of(mesh, (1, 8, 6), "batch", "tokens", "width") == P(None, "context")
+
+
+def test_what_does_not_divide_is_noted_once_with_what_would(mesh):
+    with constraints.noting() as notes:
+        spec_of(mesh, (1, 8, 9, 4), "batch", "tokens", "heads", "head_dim")
+        spec_of(mesh, (2, 8, 9, 4), "batch", "tokens", "heads", "head_dim")
+        spec_of(mesh, (2, 8, 4), "batch", "tokens", "mlp")
+    assert notes == [
+        "the size 9 of heads does not divide over tensor=2, so it is whole on every device: "
+        "a size of 8 or a size of 10 would fit"
+    ]
 
 
 def test_gradients_pass_through(mesh):

@@ -55,14 +55,21 @@ def test_devices_that_share_tokens_share_parameters():
 
 
 def test_an_axis_that_does_not_divide_is_dropped_and_reported(mesh):
-    tree = {"patch_embed": {"kernel": array(64, 36)}, "head": {"kernel": array(7, 64)}}
-    assert rules.shardings(tree, mesh)["patch_embed"]["kernel"].spec == P(None, "fsdp")
+    tree = {"embed": {"embedding": array(64, 36)}, "decoder": {"conv_out": {"kernel": array(64, 3)}}}
+    assert rules.shardings(tree, mesh)["embed"]["embedding"].spec == P(None, "fsdp")
     reports = rules.unsharded(tree, mesh)
     assert [(r.path, r.wanted, r.spec) for r in reports] == [
-        ("head/kernel", P(("fsdp", "tensor")), P()),
-        ("patch_embed/kernel", P(None, ("fsdp", "tensor")), P(None, "fsdp")),
+        ("decoder/conv_out/kernel", P(None, ("fsdp", "tensor")), P()),
+        ("embed/embedding", P(None, ("fsdp", "tensor")), P(None, "fsdp")),
     ]
     assert all(report.fell_back for report in reports)
+    assert rules.misfits(tree, mesh) == [
+        "mesh.tensor=2 cuts no parameter of this model: use mesh.tensor=1",
+        "the size 3 of decoder/conv_out/kernel does not divide over fsdp=4 x tensor=2, so it is whole on every device: "
+        "a size of 8 would fit",
+        "the size 36 of embed/embedding does not divide over fsdp=4 x tensor=2, so only fsdp cuts it: "
+        "a size of 32 or a size of 40 or 4 devices would fit",
+    ]
 
 
 def test_a_large_array_that_its_rule_keeps_whole_is_reported(mesh):

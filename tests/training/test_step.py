@@ -111,6 +111,28 @@ def test_every_mesh_of_eight_devices_trains_like_one_device(sizes, single_device
     assert train_step._cache_size() == 1, "one compilation serves every step"
 
 
+@pytest.mark.long
+def test_muon_trains_on_a_mesh_like_on_one_device():
+    choice = optimizer.Muon(peak=3e-3, warmup=5, weight_decay=0.01)
+
+    def trained(mesh):
+        state = step.build(lambda params: step.start(params, choice), initial_state().params, mesh=mesh)
+        batches = toy_batches()
+        if mesh is not None:
+            batches = [distributed.global_batch(batch, meshes.batch_sharding(mesh), toy.BATCH) for batch in batches]
+        return train(step.make_step(toy.objective, toy.network, choice), state, batches)
+
+    reference_losses, reference = trained(None)
+    for sizes in [(8, 1, 1, 1), (1, 8, 1, 1), (1, 2, 1, 4), (2, 2, 1, 2), *WITH_CONTEXT]:
+        mesh = make_mesh(sizes)
+        with jax.set_mesh(mesh):
+            losses, state = trained(mesh)
+        np.testing.assert_allclose(losses, reference_losses, rtol=1e-5, err_msg=str(sizes))
+        error = relative_error(state.params, reference.params)
+        print(f"{sizes}: parameters within {error:.2g}")
+        assert error < 1e-5, sizes
+
+
 class Real:
     """The DiT with its byte encoder, at a size that compiles in seconds."""
 
