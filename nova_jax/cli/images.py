@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nova_jax import generation
+from nova_jax.parallel import distributed
 from nova_jax.tasks import InvalidRequest, Limits, Problem, checks, json_form
 from nova_jax.tasks.json_form import CONFIG, SETTINGS, TASK
 from nova_jax.tasks.limits import Range
@@ -163,8 +164,10 @@ def draw(
     upscale: int = 1,
     overwrite: bool = False,
 ) -> list[pathlib.Path]:
-    """Draws a request and saves its images; returns their paths."""
+    """Draws a request and saves its images; returns their paths. The main process alone writes."""
     pictures = generation.images.draw(trained, request, settings)
+    if not distributed.is_main():
+        return []
     said = {"request": json.dumps(describe(request)), "run": str(run), "step": str(trained.step)}
     if settings is not None:
         said["sampling"] = json.dumps(dataclasses.asdict(settings))

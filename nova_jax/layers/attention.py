@@ -98,40 +98,20 @@ def _weigh_values(
     return (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
 
 
-class MultiHeadAttention(nn.Module):
-    """Self-attention with `x = y`, or cross-attention from tokens x to a context y."""
+class _Projections(nn.Module):
+    """What `KeysAndValues` and `MultiHeadAttention` share; its methods are called inside compact ones."""
 
     num_heads: int
     qk_norm: QKNorm = "per_head"
     eps: float = 1e-6
-    out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-    implementation: Implementation | None = None
     dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        y: Float[Array, "b l e"],
-        *,
-        rotation: rope.Rotation | None = None,
-        mask: KeyMask = None,
-    ) -> Float[Array, "b n d"]:
-        """Attends from x to y; `rotation` turns queries and keys (self-attention), `mask` marks the keys that exist."""
-        d = x.shape[-1]
-        query, key, value = (
-            checkpoint_name(linear.Dense(d, dtype=self.dtype, name=name)(source), "qkv")
-            for name, source in (("query", x), ("key", y), ("value", y))
+    def keys_and_values(self, y: Float[Array, "b l e"], width: int) -> tuple[Keys, Keys]:
+        """What attention of this width reads of y, before any rotation."""
+        key, value = (
+            checkpoint_name(linear.Dense(width, dtype=self.dtype, name=name)(y), "qkv") for name in ("key", "value")
         )
-        q, k = self._normalize(query, "query_norm"), self._normalize(key, "key_norm")
-        # q[B, N_context, K_tensor, Q] stays on its tokens' shard; keys and values are gathered over the context axis.
-        q = constrain(self._split(q), "batch", "tokens", "heads", "head_dim")
-        k, v = (constrain(self._split(a), "batch", None, "heads", "head_dim") for a in (k, value))
-        if rotation is not None:
-            q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
-        out = attend(q, k, v, mask=mask, implementation=self.implementation)
-        proj = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
-        return checkpoint_name(proj, "proj")
+        return self._split(self._normalize(key, "key_norm")), self._split(value)
 
     def _split(self, x: Float[Array, "b n d"]) -> Heads:
         return x.reshape(*x.shape[:-1], self.num_heads, -1)
@@ -141,3 +121,45 @@ class MultiHeadAttention(nn.Module):
         grouped = self._split(x) if self.qk_norm == "per_head" else x
         norm = nn.RMSNorm(epsilon=self.eps, dtype=jnp.float32, name=name)
         return norm(grouped).astype(x.dtype).reshape(x.shape)
+
+
+class KeysAndValues(_Projections):
+    """The keys and values alone, of a context that many evaluations share: with parameters of `MultiHeadAttention`."""
+
+    @nn.compact
+    def __call__(self, y: Float[Array, "b l d"]) -> tuple[Keys, Keys]:
+        """Keys and values for attention of the width of y."""
+        return self.keys_and_values(y, y.shape[-1])
+
+
+class MultiHeadAttention(_Projections):
+    """Self-attention with `x = y`, or cross-attention from tokens x to a context y."""
+
+    out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    implementation: Implementation | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        y: Float[Array, "b l e"] | None,
+        *,
+        rotation: rope.Rotation | None = None,
+        mask: KeyMask = None,
+        keys: tuple[Keys, Keys] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """Attends from x to y; `rotation` turns queries and keys (self-attention), `mask` marks the keys that exist.
+
+        `keys` are the keys and values of y where `KeysAndValues` has made them before; y may then be None.
+        """
+        d = x.shape[-1]
+        query = checkpoint_name(linear.Dense(d, dtype=self.dtype, name="query")(x), "qkv")
+        k, v = self.keys_and_values(y, d) if keys is None else keys
+        # q[B, N_context, K_tensor, Q] stays on its tokens' shard; keys and values are gathered over the context axis.
+        q = constrain(self._split(self._normalize(query, "query_norm")), "batch", "tokens", "heads", "head_dim")
+        k, v = (constrain(a, "batch", None, "heads", "head_dim") for a in (k, v))
+        if rotation is not None:
+            q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
+        out = attend(q, k, v, mask=mask, implementation=self.implementation)
+        proj = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
+        return checkpoint_name(proj, "proj")

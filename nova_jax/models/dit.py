@@ -47,9 +47,12 @@ class Context(NamedTuple):
     """What every block reads beside its tokens."""
 
     shared: Float[Array, "b m s"]  # s = 6 d; m = 1, or one row per frame
-    text: Float[Array, "b l d"] | None  # None: among the tokens
+    text: Float[Array, "b l d"] | None  # None: among the tokens, or its keys are there already
     mask: Bool[Array, "b l"] | None  # of the text, or of the tokens where it is among them
     rotation: rope.Rotation
+
+
+LayerKeys = tuple[attention.Keys, attention.Keys]
 
 
 class MLP(nn.Module):
@@ -80,8 +83,10 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], context: Context) -> tuple[Float[Array, "b n d"], None]:
-        """One layer, in the form `stack.scan_blocks` wants."""
+    def __call__(
+        self, x: Float[Array, "b n d"], context: Context, keys: LayerKeys | None = None
+    ) -> tuple[Float[Array, "b n d"], None]:
+        """One layer, in the form `stack.scan_blocks` wants; `keys` are this layer's of the text, made before."""
         width = x.shape[-1]
         attend = functools.partial(
             attention.MultiHeadAttention,
@@ -97,23 +102,26 @@ class Block(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (m[:, :, i] for i in range(6))
 
         h = modulation.modulate(x, shift_1, scale_1, self.eps)
-        mask = context.mask if context.text is None else None
+        reads_text = keys is not None or context.text is not None
+        mask = None if reads_text else context.mask
         h = attend(name="self_attention")(h, h, rotation=context.rotation, mask=mask)
         x = modulation.add_gated(x, h, gate_1)
-        if context.text is not None:
-            x = x + self._read_text(x, attend(name="cross_attention", out_init=out_init), context)
+        if reads_text:
+            x = x + self._read_text(x, attend(name="cross_attention", out_init=out_init), context, keys)
 
         h = modulation.modulate(x, shift_2, scale_2, self.eps)
         h = MLP(self.mlp_dim, dtype=self.dtype, name="mlp")(h)
         x = modulation.add_gated(x, h, gate_2)
         return constrain(x, "batch", "tokens", "width"), None
 
-    def _read_text(self, x: Float[Array, "b n d"], attend: Any, context: Context) -> Float[Array, "b n d"]:
+    def _read_text(
+        self, x: Float[Array, "b n d"], attend: Any, context: Context, keys: LayerKeys | None
+    ) -> Float[Array, "b n d"]:
         has_affine = self.cross_norm_affine
         cross_norm = nn.LayerNorm(
             self.eps, dtype=jnp.float32, use_scale=has_affine, use_bias=has_affine, name="cross_norm"
         )
-        return attend(cross_norm(x).astype(x.dtype), context.text, mask=context.mask)
+        return attend(cross_norm(x).astype(x.dtype), context.text, mask=context.mask, keys=keys)
 
 
 class DiT(nn.Module):
@@ -173,7 +181,8 @@ class DiT(nn.Module):
             t: time of each sample, or of each frame.
             cond: what is None takes its neutral value: `text` the null caption (one state, all zeros), `pooled` and
                 `aligned` zeros, `r` t, `guidance_scale` 1, `frame_roles` and `frame_times` 0. Extra `frames` lie at
-                -1, -2, .. in time. Without `palette` or `task` their tokens are left out, at no cost.
+                -1, -2, .. in time. Without `palette` or `task` their tokens are left out, at no cost. `text_keys` take
+                the place of all that joins as tokens (`models.text_keys`).
 
         Raises:
             ValueError: `cond` holds what this network has no input for.
@@ -196,10 +205,12 @@ class DiT(nn.Module):
         e = self._embed_times(t, extra_times, cond, grid[0])
         shared_init = nn.initializers.zeros if self.gate_init == "zero" else nn.initializers.normal(0.02)
         shared = linear.Dense(6 * self.width, kernel_init=shared_init, name="time_modulation")(jax.nn.silu(e))
-        text, text_mask = self._embed_text(cond, x.shape[0])
+        keys = cond.text_keys
+        text, text_mask = embedders.join_tokens(self, cond, x.shape[0]) if keys is None else (None, keys.mask)
         rotation = rope.grid_rotation(positions, grid[1], grid[2], self.width // self.num_heads, self.rope_theta)
 
-        blocks = stack.scan_blocks(Block, self.depth, remat=self.remat, unroll=self.scan_unroll)(
+        in_axes = nn.broadcast, 1  # the context, and keys[B, layers, L, K, Q]
+        blocks = stack.scan_blocks(Block, self.depth, remat=self.remat, unroll=self.scan_unroll, in_axes=in_axes)(
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim or 4 * self.width,
             qk_norm=self.qk_norm,
@@ -211,14 +222,15 @@ class DiT(nn.Module):
             name="blocks",
         )
         if self.text_attention == "cross":
-            tokens, _ = blocks(tokens, Context(shared, text, text_mask, rotation))
+            layers = None if keys is None else (keys.keys, keys.values)
+            tokens, _ = blocks(tokens, Context(shared, text, text_mask, rotation), layers)
             return tokens, self._predict(tokens, e, grid)
         if shared.shape[1] > 1:
             raise ValueError(
                 "text tokens have no frame whose time they share: use text_attention='cross' with times per frame"
             )
         joined, context = _join_text(tokens, text, text_mask, Context(shared, None, None, rotation))
-        tokens = blocks(joined, context)[0][:, : tokens.shape[1]]
+        tokens = blocks(joined, context, None)[0][:, : tokens.shape[1]]
         return tokens, self._predict(tokens, e, grid)
 
     @nn.nowrap
@@ -281,17 +293,6 @@ class DiT(nn.Module):
         for vector in embedders.embed(self, "vector", cond, rows):
             e = e + jnp.broadcast_to(vector, e.shape)
         return e
-
-    def _embed_text(
-        self, cond: Conditioning, batch_size: int
-    ) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"] | None]:
-        """The text and the conditions that are read like words of it, and the mask that attention applies."""
-        text, *others = embedders.embed(self, "tokens", cond, batch_size)
-        parts = [text, *(part for part in others if part[0].shape[1])]
-        if len(parts) == 1:
-            return text
-        masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in parts]
-        return jnp.concatenate([tokens for tokens, _ in parts], axis=1), jnp.concatenate(masks, axis=1)
 
     def _predict(
         self, tokens: Float[Array, "b n d"], e: Float[Array, "b m d"], grid: tuple[int, ...]

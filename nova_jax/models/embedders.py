@@ -77,6 +77,18 @@ def embed(network: Any, joins: conditions.Joins, cond: Conditioning, *arguments:
     return [EMBEDDERS[c.name].embed(network, cond, *arguments) for c in read_by(network, joins)]
 
 
+def join_tokens(
+    network: Any, cond: Conditioning, batch_size: int
+) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"] | None]:
+    """The text and the conditions that are read like words of it, and the mask that attention applies."""
+    text, *others = embed(network, "tokens", cond, batch_size)
+    parts = [text, *(part for part in others if part[0].shape[1])]
+    if len(parts) == 1:
+        return text
+    masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in parts]
+    return jnp.concatenate([tokens for tokens, _ in parts], axis=1), jnp.concatenate(masks, axis=1)
+
+
 def cost(network: Any, tokens: int, rows: int) -> int:
     """Forward FLOPs of the embedders of a network, beside those of its text, for one sample."""
     return sum(EMBEDDERS[c.name].cost(network, tokens, rows) for c in read_by(network))
