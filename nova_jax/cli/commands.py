@@ -131,7 +131,7 @@ class Generate:
 
         options = images.given(self, "seed", "count") | images.given(self.options)
         images.check_source(self.prompts, self.request, self.task, options)
-        images.check_numbers(self.upscale, *((self.seed, self.count) if self.prompts else ()))
+        images.check_numbers(self.upscale, *((self.seed, self.count) if self.prompts else (None, None)), self.tile)
         sampling = images.given(self, "sampler", "num_steps", "time_grid", "guidance_scale", "guidance_interval")
         trained = generation.load_run(self.run, text_path=self.text_encoder, mesh=self.mesh.make(self.run))
         trained = trained._replace(tiles=self._tiles())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from nova_jax.models.dit import DiT
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.parallel import distributed, rules
 from nova_jax.parallel.mesh import MeshConfig
+from nova_jax.runs import record
 from nova_jax.types import Conditioning
 from tests import tiny_run
 
@@ -115,6 +117,20 @@ def test_rows_grow_until_the_mesh_divides_what_is_evaluated():
     assert generation.rows_per_call(image, mesh_of(data=3, fsdp=2)) == 18
     assert generation.rows_per_call(image, mesh_of(context=8, data=1)) == 16
     assert [generation.rows_per_call(image, mesh_of(data=8), wanted=n) for n in (127, 128, 900)] == [16, 128, 128]
+
+
+def test_the_mesh_that_is_chosen_gives_every_device_a_part(tmp_path):
+    for shape, axes, batch_size in (
+        ((1, 4, 4, 4), (8, 1, 1, 1), None),
+        ((37, 90, 160, 16), (2, 1, 4, 1), None),
+        ((1, 4, 4, 4), (4, 1, 2, 1), 12),
+    ):
+        (tmp_path / record.FILE).write_text(json.dumps({"config": {"model": {}}, "data": {"latent_shape": shape}}))
+        chosen = generation.mesh_for(tmp_path, batch_size=batch_size)
+        assert tuple(chosen.shape.values()) == axes
+    assert dict(generation.mesh_for(tmp_path, MeshConfig(fsdp=4)).shape)["fsdp"] == 4
+    with pytest.raises(ValueError, match="3 does not divide 8 devices"):
+        generation.mesh_for(tmp_path, MeshConfig(fsdp=3))
 
 
 @pytest.mark.long

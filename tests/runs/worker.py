@@ -1,4 +1,4 @@
-"""Runs the configs of JSON files, then commands of `nova`, in one program: what the tests start as several processes."""
+"""Runs the configs of JSON files, then commands of `nova`, in one program: what tests start as several processes."""
 
 import json
 import pathlib
