@@ -1,7 +1,8 @@
 """From prompts and seeds to pixels, in batches of a fixed size: encode, sample, decode.
 
 An image depends on its own prompt and seed alone, not on how many there are: its noise comes from the seed, and the
-compiled program always sees batches of one size.
+compiled program always sees batches of one size; on a mesh of one size for few and one for many (`placement`), so that
+there the last bits of float32 may differ.
 """
 
 import functools

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nova_jax.parallel import distributed
 from nova_jax.parallel import mesh as meshes
-from nova_jax.parallel.constrain import constrain
 from nova_jax.runs import record
 from nova_jax.runs.load import TrainedRun
 
@@ -97,8 +97,17 @@ def put(trained: TrainedRun, tree: Any) -> Any:
 
 
 def constrain_rows(tree: Any) -> Any:
-    """Pins the first axis of every array to data and fsdp, in a function compiled on a mesh."""
-    return jax.tree.map(lambda leaf: constrain(leaf, "batch", *[None] * (leaf.ndim - 1)), tree)
+    """Pins the first axis of every array to data and fsdp in a function compiled on a mesh; the others stay free."""
+    sizes = meshes.current_axes()
+
+    def pin(leaf: Any) -> Any:
+        if not sizes or not isinstance(leaf, jax.core.Tracer):
+            return leaf
+        rows = meshes.fitting_axes(leaf.shape[0], meshes.BATCH_AXES, sizes)
+        free = [PartitionSpec.UNCONSTRAINED] * (leaf.ndim - 1)
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(rows, *free))
+
+    return jax.tree.map(pin, tree)
 
 
 def on_host(array: Any) -> np.ndarray:

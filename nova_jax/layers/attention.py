@@ -106,11 +106,11 @@ class _Projections(nn.Module):
     eps: float = 1e-6
     dtype: Any = jnp.float32
 
-    def keys_and_values(self, y: Float[Array, "b l e"], width: int) -> tuple[Keys, Keys]:
-        """What attention of this width reads of y, before any rotation."""
-        key, value = (
-            checkpoint_name(linear.Dense(width, dtype=self.dtype, name=name)(y), "qkv") for name in ("key", "value")
-        )
+    def _project(self, x: Float[Array, "b n e"], width: int, *names: str) -> list[Float[Array, "b n d"]]:
+        return [checkpoint_name(linear.Dense(width, dtype=self.dtype, name=name)(x), "qkv") for name in names]
+
+    def _as_keys(self, key: Float[Array, "b l d"], value: Float[Array, "b l d"]) -> tuple[Keys, Keys]:
+        """Keys and values as attention reads them, before any rotation."""
         return self._split(self._normalize(key, "key_norm")), self._split(value)
 
     def _split(self, x: Float[Array, "b n d"]) -> Heads:
@@ -129,7 +129,7 @@ class KeysAndValues(_Projections):
     @nn.compact
     def __call__(self, y: Float[Array, "b l d"]) -> tuple[Keys, Keys]:
         """Keys and values for attention of the width of y."""
-        return self.keys_and_values(y, y.shape[-1])
+        return self._as_keys(*self._project(y, y.shape[-1], "key", "value"))
 
 
 class MultiHeadAttention(_Projections):
@@ -153,11 +153,15 @@ class MultiHeadAttention(_Projections):
         `keys` are the keys and values of y where `KeysAndValues` has made them before; y may then be None.
         """
         d = x.shape[-1]
-        query = checkpoint_name(linear.Dense(d, dtype=self.dtype, name="query")(x), "qkv")
-        k, v = self.keys_and_values(y, d) if keys is None else keys
+        if y is x:
+            query, *rest = self._project(x, d, "query", "key", "value")
+            keys = self._as_keys(*rest)
+        else:
+            (query,) = self._project(x, d, "query")
+            keys = self._as_keys(*self._project(y, d, "key", "value")) if keys is None else keys
         # q[B, N_context, K_tensor, Q] stays on its tokens' shard; keys and values are gathered over the context axis.
         q = constrain(self._split(self._normalize(query, "query_norm")), "batch", "tokens", "heads", "head_dim")
-        k, v = (constrain(a, "batch", None, "heads", "head_dim") for a in (k, v))
+        k, v = (constrain(a, "batch", None, "heads", "head_dim") for a in keys)
         if rotation is not None:
             q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
         out = attend(q, k, v, mask=mask, implementation=self.implementation)

@@ -26,7 +26,7 @@ NETWORK = TextToLatent(
     text_encoder=tiny_run.ENCODER,
 )
 SHAPE = (1, 4, 4, 4)
-SETTINGS = generation.SamplingSettings(sampler="heun", num_steps=2, guidance_scale=3.0)
+SETTINGS = generation.SamplingSettings(sampler="euler", num_steps=3, guidance_scale=3.0)
 PROMPTS, SEEDS = ["a red circle", "a blue square"], [3, 4]
 MESHES = [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "context": 4}]
 
