@@ -32,6 +32,14 @@ Keys = Key[Array, " b"] | None  # one per sample, where something is random
 Mask = Bool[Array | np.ndarray, "b l"] | Integer[Array | np.ndarray, "b l"]  # True or 1: real; see `as_mask`
 
 
+class TextKeys(NamedTuple):
+    """What cross-attention reads of the text and of all that joins as tokens: keys and values of every layer."""
+
+    keys: Float[Array, "b m l k q"]  # of m layers
+    values: Float[Array, "b m l k q"]
+    mask: Bool[Array, "b l"] | None
+
+
 class Conditioning(NamedTuple):
     """What a network reads besides x and t; parts that are absent are None. `nova_jax.conditions` lists them.
 
@@ -39,7 +47,8 @@ class Conditioning(NamedTuple):
     network (`text_ids`, one number or several a position); `text_mask` marks the real positions of either. What lies
     pixel on pixel with the target is `aligned`; what does not joins as extra `frames`, each with a role and its own
     time (0 = clean). The colours of a `palette` and the `task` are read like words of the text. Conditions that you
-    register yourself lie in `extra`, a dict of arrays by name.
+    register yourself lie in `extra`, a dict of arrays by name. `text_keys` stand for all that joins as tokens, made
+    once for all evaluations of a sample (`models.text_keys`).
     """
 
     text: Float[Array, "b l d"] | None = None
@@ -56,6 +65,7 @@ class Conditioning(NamedTuple):
     r: Float[Array, " b"] | None = None  # target time of a flow map, r <= t
     guidance_scale: Float[Array, " b"] | None = None  # as a network input
     extra: dict[str, Array] | None = None
+    text_keys: TextKeys | None = None
 
     def get(self, name: str) -> Any:
         """The array of this name, a field or in `extra`; None where it is absent."""
@@ -68,7 +78,7 @@ class Conditioning(NamedTuple):
         return self._replace(**fields, **({"extra": {**(self.extra or {}), **own}} if own else {}))
 
 
-_FIELDS = frozenset(Conditioning._fields) - {"extra"}
+_FIELDS = frozenset(Conditioning._fields) - {"extra", "text_keys"}
 
 
 class Batch(NamedTuple):

@@ -36,8 +36,9 @@ MAY_IMPORT = {
     "media": {"git_lfs"},
     "distillation": SAMPLING | {"sampling", "training"},
     "evaluation": SAMPLING
-    | {"sampling", "tasks", "distillation", "generation", "config", "environment", "models", "runs", "atomic"},
-    "generation": SAMPLING | {"sampling", "tasks", "distillation", "models", "weights", "runs"},
+    | {"sampling", "tasks", "distillation", "generation", "config", "environment", "models", "runs", "atomic"}
+    | {"parallel"},
+    "generation": SAMPLING | {"sampling", "tasks", "distillation", "models", "weights", "runs", "parallel"},
     "training": {"types", "config", "parallel", "atomic"},
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}

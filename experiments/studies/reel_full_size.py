@@ -109,7 +109,7 @@ def decode(plan: Decode) -> dict[str, Any]:
             seconds.append(time.perf_counter() - began)
             resident.append(peaks()["peak_resident_bytes"] or 0)
             print(f"{frames} frames: {len(seconds)} chunks after {sum(seconds):.0f} s", file=sys.stderr, flush=True)
-            yield np.round((pixels[0] + 1) * 127.5).astype(np.uint8)
+            yield np.round((np.asarray(pixels[0]) + 1) * 127.5).astype(np.uint8)
             began = time.perf_counter()
 
     path = pathlib.Path(plan.out) / f"{frames}_frames.mp4"

@@ -19,6 +19,27 @@ VideoTask = Literal["text-to-video", "multi-shot"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """The devices to sample on. Default: all of them over data, as far as there are images or clips for them."""
+
+    data: int = -1
+    """Over how many the images or clips of a call are cut; -1: all that the others leave."""
+    fsdp: int = 1
+    """The same, and the parameters as well."""
+    context: int = 1
+    """Over how many the tokens of each image or clip are cut."""
+    tensor: int = 1
+    """Over how many heads and MLP features are cut."""
+
+    def make(self, run: pathlib.Path, **rows: Any) -> Any:
+        """The mesh for a run; None: one device."""
+        from nova_jax import generation
+        from nova_jax.parallel import MeshConfig
+
+        return generation.mesh_for(run, MeshConfig(**dataclasses.asdict(self)), **rows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskOptions:
     """What --task is told: docs/canvas.md has a line for each task of images."""
 
@@ -99,6 +120,9 @@ class Generate:
     """Replace files of the same name; else what is there stays, and another drawing gets a number behind its name."""
     text_encoder: pathlib.Path | None = None
     """Folder of the run's frozen text encoder (T5, umT5), if it has moved since the run was trained."""
+    tile: int | None = None
+    """Decode in overlapping tiles of so many latents a side, shared out over the devices; for what is too big whole."""
+    mesh: Mesh = Mesh()
 
     def execute(self) -> None:
         """Loads the run, samples, writes PNG or MP4 files and prints their paths."""
@@ -107,9 +131,10 @@ class Generate:
 
         options = images.given(self, "seed", "count") | images.given(self.options)
         images.check_source(self.prompts, self.request, self.task, options)
-        images.check_numbers(self.upscale, *((self.seed, self.count) if self.prompts else ()))
+        images.check_numbers(self.upscale, *((self.seed, self.count) if self.prompts else (None, None)), self.tile)
         sampling = images.given(self, "sampler", "num_steps", "time_grid", "guidance_scale", "guidance_interval")
-        trained = generation.load_run(self.run, text_path=self.text_encoder)
+        trained = generation.load_run(self.run, text_path=self.text_encoder, mesh=self.mesh.make(self.run))
+        trained = trained._replace(tiles=self._tiles())
         out = self.out or self.run / "generated"
         images.check_folder(out)
         if videos.draws_videos(trained):
@@ -125,7 +150,13 @@ class Generate:
             settings = images.settings_of(request, sampling)
             saving = {"out": out, "run": self.run, "upscale": self.upscale, "overwrite": self.overwrite}
             paths = images.draw(trained, request, settings, **saving)
-        print("\n".join(map(str, paths)))
+        for path in paths:
+            print(path)
+
+    def _tiles(self) -> Any:
+        from nova_jax.models import tiling
+
+        return None if self.tile is None else tiling.Tiles(size=(self.tile, self.tile), overlap=self.tile // 4)
 
     def _draw_videos(self, trained: Any, out: pathlib.Path, options: dict[str, Any], sampling: dict[str, Any]) -> None:
         from nova_jax import generation
@@ -141,12 +172,15 @@ class Generate:
 
     def _draw_prompts(self, trained: Any, out: pathlib.Path, sampling: dict[str, Any]) -> list[pathlib.Path]:
         from nova_jax import generation
+        from nova_jax.parallel import distributed
 
         count = 1 if self.count is None else self.count
         prompts = [prompt for prompt in self.prompts for _ in range(count)]
         seeds = [(self.seed or 0) + i for _ in self.prompts for i in range(count)]
         settings = dataclasses.replace(generation.settings_for(trained), **sampling)
         pixels = generation.generate(trained, prompts, seeds, settings)
+        if not distributed.is_main():
+            return []
         return generation.save_pngs(out, pixels, prompts, seeds, settings, self.upscale, overwrite=self.overwrite)
 
 
@@ -164,10 +198,12 @@ class Evaluate:
     """Questions in each part of the exam, 2 or more."""
     guidance: float = 2.0
     """Classifier-free guidance scale, 1.1 to 10."""
+    mesh: Mesh = Mesh()
 
     def execute(self) -> None:
         """Draws, scores, writes both files, and prints the table and the report's path."""
         from nova_jax.evaluation import task_evaluation, task_report
+        from nova_jax.parallel import distributed
 
         command = " ".join(["nova", *sys.argv[1:]])
         found = task_evaluation.run(
@@ -177,9 +213,11 @@ class Evaluate:
             folder=self.out,
             overwrite=self.overwrite,
             command=command,
+            mesh=self.mesh.make(self.run),
         )
-        print(task_evaluation.table(found))
-        print(task_report.write(found))
+        if distributed.is_main():
+            print(task_evaluation.table(found))
+            print(task_report.write(found))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,15 +246,19 @@ class Bench:
     """Run folders of few-step students of the run, to hold against it."""
     student_steps: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of steps of the students, as far as they have learnt them."""
+    mesh: Mesh = Mesh()
 
     def execute(self) -> None:
         """Measures what is not measured yet, writes the report and prints its path."""
         from nova_jax.evaluation import step_benchmark, step_report
+        from nova_jax.parallel import distributed
 
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ("run", "out")]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("run", "out", "mesh")]
         grid = step_benchmark.Grid(**{name: getattr(self, name) for name in names})
-        folder = step_benchmark.run(self.run, grid, self.out, command=" ".join(["nova", *sys.argv[1:]]))
-        print(step_report.write(folder))
+        mesh = self.mesh.make(self.run, batch_size=self.batch_size)
+        folder = step_benchmark.run(self.run, grid, self.out, command=" ".join(["nova", *sys.argv[1:]]), mesh=mesh)
+        if distributed.is_main():
+            print(step_report.write(folder))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -313,6 +355,7 @@ def _execute(command: Any) -> None:
 
     try:
         if not isinstance(command, Compare):
+            distributed.initialize()
             distributed.check_devices()
         config.expand_home(command).execute()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:

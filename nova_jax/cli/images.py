@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nova_jax import generation
+from nova_jax.parallel import distributed
 from nova_jax.tasks import InvalidRequest, Limits, Problem, checks, json_form
 from nova_jax.tasks.json_form import CONFIG, SETTINGS, TASK
 from nova_jax.tasks.limits import Range
@@ -33,6 +34,7 @@ TASKS = {
 }
 STANDARD_INPUT = pathlib.Path("-")
 UPSCALE = Range(1, 64)
+TILE = Range(2, 4096)  # latents a side
 COUNT = Range(1, 10_000)  # images of a prompt in one call
 
 Options = Mapping[str, Any]  # by the field of the request or of its settings
@@ -63,8 +65,8 @@ def check_source(prompts: Sequence[str], request: Any, task: str | None, options
         raise ValueError(f"{', '.join(idle)} beside --request: write it into the request, which holds everything")
 
 
-def check_numbers(upscale: int, seed: int | None = None, count: int | None = None) -> None:
-    """Refuses an enlargement, and a seed and number of images of prompts, that cannot be drawn.
+def check_numbers(upscale: int, seed: int | None = None, count: int | None = None, tile: int | None = None) -> None:
+    """Refuses an enlargement or a tile, and a seed and number of images of prompts, that cannot be drawn.
 
     Raises:
         InvalidRequest: with every number out of range.
@@ -73,6 +75,7 @@ def check_numbers(upscale: int, seed: int | None = None, count: int | None = Non
     problems += [] if count is None else checks.whole("--count", count, COUNT)
     last = generation.SEEDS.high - max(0, (count or 1) - 1)  # of the first image; the others count up
     problems += [] if seed is None else checks.whole("--seed", seed, Range(0, max(0, last)))
+    problems += [] if tile is None else checks.whole("--tile", tile, TILE)
     refuse(problems)
 
 
@@ -163,8 +166,10 @@ def draw(
     upscale: int = 1,
     overwrite: bool = False,
 ) -> list[pathlib.Path]:
-    """Draws a request and saves its images; returns their paths."""
+    """Draws a request and saves its images; returns their paths. The main process alone writes."""
     pictures = generation.images.draw(trained, request, settings)
+    if not distributed.is_main():
+        return []
     said = {"request": json.dumps(describe(request)), "run": str(run), "step": str(trained.step)}
     if settings is not None:
         said["sampling"] = json.dumps(dataclasses.asdict(settings))

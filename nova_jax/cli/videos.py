@@ -4,6 +4,7 @@ A video of one shot is one file. A film is a folder: `shot_0001.mp4` and so on, 
 Frames go to the file as they are drawn.
 """
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -18,6 +19,7 @@ from jaxtyping import UInt8
 from nova_jax import generation, media
 from nova_jax.cli import images
 from nova_jax.cli.images import Options, flag
+from nova_jax.parallel import distributed
 from nova_jax.tasks import (
     InvalidRequest,
     MultiShot,
@@ -137,7 +139,7 @@ def draw(
     upscale: int = 1,
     overwrite: bool = False,
 ) -> list[media.Written]:
-    """Draws a request into MP4 files, which know their prompt, seed and request.
+    """Draws a request into MP4 files, which know their prompt, seed and request. The main process alone writes.
 
     Args:
         trained: the run.
@@ -157,6 +159,9 @@ def draw(
         _text(request), request.seed, kind="multi-shot" if is_film else "text-to-video", facts=said
     )
     frames = _frames(generation.videos.draw_stream(trained, request, settings), upscale)
+    if not distributed.is_main():
+        collections.deque(frames, maxlen=0)  # samples with the others
+        return []
     said = {"seed": str(request.seed)} | said
     if is_film:
         with generation.files.folder(output or out / name, overwrite=overwrite or output is not None) as folder:

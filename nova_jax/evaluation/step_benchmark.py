@@ -32,6 +32,8 @@ from nova_jax.evaluation import geneval
 from nova_jax.evaluation.step_drawing import REFERENCE, Bench
 from nova_jax.evaluation.step_grid import TEACHER, Cell, Grid, cells, student_cells, student_name
 from nova_jax.models.text import encoder as text_encoders
+from nova_jax.parallel import distributed
+from nova_jax.parallel import mesh as meshes
 from nova_jax.runs import record as records
 
 __all__ = [
@@ -59,8 +61,9 @@ def run(
     *,
     command: str = "",
     console: rich.console.Console | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> pathlib.Path:
-    """Measures every cell of the grid that has not been measured yet.
+    """Measures every cell of the grid that has not been measured yet. Several processes sample together, one writes.
 
     Args:
         run_dir: a trained text-to-image run.
@@ -68,6 +71,7 @@ def run(
         folder: where results go; RUN/bench when not given.
         command: what the user typed, for the record.
         console: where progress is shown, a bar on a terminal and lines elsewhere; None: standard output.
+        mesh: what to sample on, see `generation.mesh_for`; None: one device.
 
     Returns:
         The folder, with results.jsonl.
@@ -75,16 +79,18 @@ def run(
     Raises:
         FileNotFoundError: no such run.
         CheckpointError: no checkpoint in it.
-        ValueError: results of another grid or model are already there; nothing to draw; a student that is none, or not
-            of this run, or that has learnt none of the steps.
+        ValueError: results of another grid, model or mesh are already there; nothing to draw; a student that is none,
+            or not of this run, or that has learnt none of the steps; a batch that does not divide over the mesh.
         FloatingPointError: sampling ended in NaN or infinity: sampler, step and time.
     """
     run_dir = pathlib.Path(run_dir)
     folder = pathlib.Path(folder) if folder else run_dir / "bench"
-    models = _load(run_dir, grid)
+    if mesh is not None:
+        meshes.check_batch_size(mesh, grid.batch_size)
+    models = _load(run_dir, grid, mesh)
     points = [*cells(grid), *(cell for name in list(models)[1:] for cell in student_cells(name, models[name], grid))]
     saved = records.read(run_dir)["config"]
-    console = console or rich.console.Console()
+    console = console or rich.console.Console(quiet=not distributed.is_main())
     scorer = _scorer(saved["data"], grid.pictures, console)
     if not grid.prompts and saved.get("preview"):
         grid = dataclasses.replace(grid, prompts=tuple(saved["preview"]["prompts"]))
@@ -118,6 +124,7 @@ def _header(
         "flops_per_evaluation": _flops(trained),
         "environment": environment.describe(),
         "command": command,
+        "mesh": dict(trained.mesh.shape) if trained.mesh else {},
     }
 
 
@@ -135,12 +142,12 @@ def _measure(bench: Bench, todo: list[Cell], path: pathlib.Path, console: rich.c
     _append(path, {"kind": "programs"} | programs)
 
 
-def _load(run_dir: pathlib.Path, grid: Grid) -> dict[str, generation.TrainedRun]:
+def _load(run_dir: pathlib.Path, grid: Grid, mesh: jax.sharding.Mesh | None) -> dict[str, generation.TrainedRun]:
     """The run and its students, by name."""
-    trained = generation.load_run(run_dir)
+    trained = generation.load_run(run_dir, mesh=mesh)
     models = {TEACHER: trained}
     for folder in grid.students:
-        student = generation.load_run(folder)
+        student = generation.load_run(folder, mesh=mesh)
         check_student(folder, student, trained)
         models[student_name(folder)] = student
     return models
@@ -252,17 +259,19 @@ def _lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def _append(path: pathlib.Path, record: dict[str, Any]) -> None:
+    if not distributed.is_main():
+        return
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def _resume(path: pathlib.Path, header: dict[str, Any]) -> set[str]:
     """Models and cells that are done; starts the file if there is none and mends its end if it was cut short."""
-    if not path.is_file():
+    if not distributed.agree(path.is_file()):
         _append(path, header)
         return set()
     found, lines = read(path.parent)
-    kinds = {"digest": "another model", "students": "other students", "grid": "another grid"}
+    kinds = {"digest": "another model", "students": "other students", "grid": "another grid", "mesh": "another mesh"}
     for part, what in (kinds | {"is_scored": "other prompts, drawn with or without scores"}).items():
         there = found.get(part, header[part] if part == "is_scored" else {})
         if part == "grid":  # fields that older results lack, and the class that they name
@@ -273,7 +282,9 @@ def _resume(path: pathlib.Path, header: dict[str, Any]) -> set[str]:
                 f"{path} holds results of {what}: choose another folder, or delete it\n  there: {there}\n"
                 f"  now:   {header[part]}"
             )
-    path.write_text("".join(json.dumps(line) + "\n" for line in (found, *lines)), encoding="utf-8")
+    distributed.barrier("nova_jax results are read")
+    if distributed.is_main():
+        path.write_text("".join(json.dumps(line) + "\n" for line in (found, *lines)), encoding="utf-8")
     models = {line["name"] for line in lines if line["kind"] == "model"}
     return models | {cell_of(line).key for line in lines if line["kind"] == "cell"}
 
@@ -309,5 +320,7 @@ def _size(params: Any) -> int:
 
 def _digest(params: Any) -> str:
     """Tells models apart: the sums of the parameters' absolute values."""
-    total = sum(float(np.abs(np.asarray(leaf, np.float64)).sum()) for leaf in jax.tree.leaves(params))
+    total = sum(
+        float(np.abs(generation.placement.on_host(leaf).astype(np.float64)).sum()) for leaf in jax.tree.leaves(params)
+    )
     return f"{total:.10e}"

@@ -19,7 +19,8 @@ import numpy as np
 from nova_jax import atomic, generation, sampling
 from nova_jax.evaluation import geneval, intervals, step_grid, timing
 from nova_jax.evaluation.step_grid import Cell, Grid
-from nova_jax.generation import program
+from nova_jax.generation import placement, program
+from nova_jax.parallel import distributed
 from nova_jax.sampling import time_grids
 from nova_jax.types import Conditioning, Sampled
 
@@ -101,7 +102,8 @@ class Bench:
         if key not in self.programs:
             draw = program.make_draw(trained.network, asked, sampler, kind, interval, trained.latent_shape)
             start = time.perf_counter()
-            self.programs[key] = draw.lower(*self.arguments(0, np.ones(room + 1), guidance, model)).compile()
+            with placement.scope(trained):
+                self.programs[key] = draw.lower(*self.arguments(0, np.ones(room + 1), guidance, model)).compile()
             self.compile_seconds += time.perf_counter() - start
             warm = np.zeros(room + 1)
             warm[0] = 1.0  # one step: what the first call of a program pays is not the cell's
@@ -111,8 +113,8 @@ class Bench:
     def arguments(self, batch: int, times: Any, guidance: float, model: str = step_grid.TEACHER) -> tuple:
         """What a program of this model is called with."""
         cond, null, seeds = self.batches[model][batch]
-        times = jnp.asarray(times, jnp.float32)
-        return self.models[model].params, cond, null, seeds, times, jnp.float32(guidance)
+        trained, times = self.models[model], np.asarray(times, np.float32)
+        return placement.put(trained, (trained.params, cond, null, seeds, times, np.float32(guidance)))
 
     def target(self, cell: Cell) -> tuple[float, Interval]:
         """Guidance of the teacher's path that the cell aims at: its own, or what is distilled into the student."""
@@ -126,12 +128,14 @@ class Bench:
         """Where the teacher's fine path of the first batch ends; kept in the folder."""
         within = f"-in-{interval[0]:g}-{interval[1]:g}" if interval else ""
         path = self.folder / f"reference-g{guidance:g}{within}.npy"
-        if not path.is_file():
+        if not distributed.agree(path.is_file()):
             steps = self.grid.reference_steps
             program = self.program(REFERENCE, guidance, steps, interval=interval)
-            latents = program(*self.arguments(0, time_grids.uniform(steps), guidance)).x
-            with atomic.replacing(path) as partial, partial.open("wb") as file:
-                np.save(file, np.asarray(latents))
+            latents = placement.on_host(program(*self.arguments(0, time_grids.uniform(steps), guidance)).x)
+            if distributed.is_main():
+                with atomic.replacing(path) as partial, partial.open("wb") as file:
+                    np.save(file, latents)
+            distributed.barrier("nova_jax reference is there")
         return np.load(path)
 
     def evaluation(self, batch: int, guidance: float, model: str = step_grid.TEACHER) -> float:
@@ -140,7 +144,8 @@ class Bench:
         asked = Asked(trained.objective.schedule, trained.objective.prediction)
         walk = program.make_draw(trained.network, asked, timing.Stay(), kind, None, trained.latent_shape)
         arguments = self.arguments(batch, time_grids.uniform(CALLS), guidance, model)
-        seconds, sampled = timing.seconds(lambda: walk(*arguments))
+        with placement.scope(trained):
+            seconds, sampled = timing.seconds(lambda: walk(*arguments))
         return seconds / int(sampled.nfe)
 
     def prepare(self, cells: list[Cell]) -> None:
@@ -161,7 +166,7 @@ class Bench:
         padded = time_grids.pad(time_grids.named(cell.time_grid, cell.steps, schedule), self.room)
         arguments = self.arguments(batch, padded, cell.guidance, cell.model)
         spent, sampled = timing.seconds(lambda: program(*arguments))
-        if not np.all(np.isfinite(sampled.x)):
+        if not jnp.all(jnp.isfinite(sampled.x)):
             settings = generation.SamplingSettings(
                 sampler=cell.sampler, num_steps=cell.steps, guidance_scale=cell.guidance, time_grid=cell.time_grid
             )
@@ -177,7 +182,7 @@ class Bench:
             one = self.evaluation(batch, cell.guidance, cell.model)
             spent, sampled = self.walk(cell, batch)
             seconds.append(spent)
-            latents.append(np.asarray(sampled.x))
+            latents.append(placement.on_host(sampled.x))
             nfe = int(sampled.nfe)
             overheads.append(spent / (nfe * one))
         squares = np.square(latents[0] - self.reference(*self.target(cell)))
@@ -194,15 +199,14 @@ class Bench:
     def variances(self, cell: Cell) -> np.ndarray:
         """Of the latents over seeds, a mean over elements: one number for each prompt."""
         later = range(self.judged, len(self.batches[cell.model]))
-        latents = np.concatenate([np.asarray(self.walk(cell, batch)[1].x) for batch in later])
+        latents = np.concatenate([placement.on_host(self.walk(cell, batch)[1].x) for batch in later])
         prompts, seeds = len(self.varied), self.grid.diversity_seeds
         by_prompt = latents[: prompts * seeds].reshape(prompts, seeds, -1)
         return by_prompt.var(axis=1, ddof=1, dtype=np.float64).mean(axis=1)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents as uint8 images."""
-        trained = self.models[step_grid.TEACHER]
-        return np.asarray(generation.make_decode(trained.codec)(trained.codec_params, latents))
+        return generation.decode(self.models[step_grid.TEACHER], latents)
 
     def _scores(self, pictures: np.ndarray) -> dict[str, Any]:
         """Task scores, with the overall rate over all images (the tasks have equally many)."""
@@ -218,6 +222,8 @@ class Bench:
         return {"scores": tasks, "overall": {"rate": right / self.count, "low": low, "high": high, "n": self.count}}
 
     def _keep(self, cell: Cell, pictures: np.ndarray) -> None:
+        if not distributed.is_main():
+            return
         path = self.folder / "pictures" / f"{cell.key.replace('/', '_')}.npy"
         path.parent.mkdir(exist_ok=True)
         np.save(path, pictures[:SHOWN, 0])

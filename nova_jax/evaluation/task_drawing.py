@@ -89,10 +89,9 @@ def rebuild(trained: generation.TrainedRun, questions: Sequence[Question]) -> Pi
 
 
 def _rebuild(trained: generation.TrainedRun, q: Question) -> Picture:
-    decode = generation.make_decode(trained.codec)
     shots = np.stack(np.split(q.truth, num_shots(q.ask)))
     latents = generation.to_latents(trained, shots)
-    picture = np.concatenate([np.asarray(decode(trained.codec_params, each[None]))[0] for each in latents])
+    picture = np.concatenate([generation.decode(trained, each[None])[0] for each in latents])
     return generation.images.plan(q.ask, trained).finish(picture) if isinstance(q.ask, (Inpaint, Outpaint)) else picture
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import rich.console
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from nova_jax import config, environment, generation
 from nova_jax.evaluation import intervals, pictures, task_drawing
 from nova_jax.evaluation.exam import Bar, Comparison, Exam, Judged, Level, Part, Pictures, Question
 from nova_jax.evaluation.intervals import Estimate
+from nova_jax.parallel import distributed
 from nova_jax.runs import record as records
 from nova_jax.tasks import checks
 from nova_jax.tasks.limits import CFG_SCALE, Range
@@ -106,8 +108,11 @@ def run(
     overwrite: bool = False,
     command: str = "",
     console: rich.console.Console | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Evaluation:
     """Examines a run and writes scores.json; `task_report.write` makes the page.
+
+    Several processes sample together; the main one writes.
 
     Args:
         run_dir: A trained run.
@@ -117,6 +122,7 @@ def run(
         overwrite: Whether to write into a folder that is there, over its results.
         command: What the user typed, for the record.
         console: Where progress is shown; None: standard output.
+        mesh: What to sample on, see `generation.mesh_for`; None: one device.
 
     Raises:
         FileNotFoundError: No such run.
@@ -125,12 +131,13 @@ def run(
     """
     refuse([*checks.whole("per_task", per_task, PER_TASK), *checks.number("guidance", guidance, CFG_SCALE)])
     run_dir = pathlib.Path(run_dir)
-    trained = generation.load_run(run_dir)
+    trained = generation.load_run(run_dir, mesh=mesh)
     saved = records.read(run_dir)["config"]
     exam = find_exam(run_dir, saved["data"], per_task)
     parts = exam.parts(task_drawing.limits_of(trained), guidance)
     task_drawing.check(trained, [q.ask for part in parts for q in part.questions])
     start = time.perf_counter()
+    console = console or rich.console.Console(quiet=not distributed.is_main())
     answered = {}
     for part in parts:
         found = sit(
@@ -140,7 +147,7 @@ def run(
         )
         answered[part.name] = found
         line = f"{len(answered)}/{len(parts)}  {part.name:24} {len(found.drawn):4} images in {found.seconds:.1f} s"
-        (console or rich.console.Console()).print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     facts = {
         "run": str(run_dir),
         "model": saved["name"],
@@ -150,9 +157,12 @@ def run(
         "sampler": task_drawing.SAMPLER,
         "command": command,
         "seconds": round(time.perf_counter() - start, 1),
+        "mesh": dict(mesh.shape) if mesh else {},
         "environment": environment.describe(),
     }
     place = pathlib.Path(folder) if folder else run_dir / "evaluation"
+    if not distributed.is_main():
+        return Evaluation(*grade(exam, answered), answered, facts, place)
     with generation.files.folder(place, overwrite=overwrite) as where:
         evaluation = Evaluation(*grade(exam, answered), answered, facts, where)
         (where / SCORES).write_text(json.dumps(record(evaluation), indent=1) + "\n", encoding="utf-8")

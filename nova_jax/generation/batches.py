@@ -1,7 +1,8 @@
 """From prompts and seeds to pixels, in batches of a fixed size: encode, sample, decode.
 
 An image depends on its own prompt and seed alone, not on how many there are: its noise comes from the seed, and the
-compiled program always sees batches of one size.
+compiled program always sees batches of one size; on a mesh of one size for few and one for many (`placement`), so that
+there the last bits of float32 may differ.
 """
 
 import functools
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from nova_jax import sampling
-from nova_jax.generation import codec, program
+from nova_jax.generation import codec, placement, program
 from nova_jax.generation import settings as sampling_settings
 from nova_jax.generation.prompts import check_prompts, encode, join
 from nova_jax.generation.settings import SamplingSettings
@@ -23,8 +24,6 @@ from nova_jax.sampling import noise, time_grids
 from nova_jax.tasks.limits import Range
 from nova_jax.types import Conditioning
 
-CHUNK = 16  # images per call: a fixed size, so that an image does not depend on how many there are
-CHUNK_LATENTS = 4096  # of clips, as many per call as have so many latents (places, not channels), but at least one
 ROOM = 32  # steps that a compiled program has room for, at least; fewer cost nothing more
 SEEDS = Range(0, 2**32 - 1)
 
@@ -64,9 +63,8 @@ def generate(
             unknown time grid, settings that a student has not learnt.
         FloatingPointError: sampling ended in NaN or infinity; at which step.
     """
-    decode = codec.make_decode(trained.codec)
     chunks = _draw_chunks(trained, prompts, seeds, settings, conditions, negative_prompts, given)
-    return np.concatenate([np.asarray(decode(trained.codec_params, x))[:count] for x, count in chunks])
+    return np.concatenate([codec.decode(trained, x)[:count] for x, count in chunks])
 
 
 def generate_latents(
@@ -81,13 +79,7 @@ def generate_latents(
 ) -> Float32[np.ndarray, "b f h w c"]:
     """As `generate`, but returns the normalised latents."""
     chunks = _draw_chunks(trained, prompts, seeds, settings, conditions, negative_prompts, given)
-    return np.concatenate([np.asarray(x)[:count] for x, count in chunks])
-
-
-def rows_per_call(latent_shape: tuple[int, ...]) -> int:
-    """The fixed number of images, or of clips of this shape (f, h, w, c), that are sampled together."""
-    f, h, w, _ = latent_shape
-    return CHUNK if f == 1 else min(CHUNK, max(1, CHUNK_LATENTS // (f * h * w)))
+    return np.concatenate([placement.on_host(x)[:count] for x, count in chunks])
 
 
 def _draw_chunks(
@@ -108,26 +100,31 @@ def _draw_chunks(
     settings = sampling_settings.settings_for(trained) if settings is None else settings
     sampling_settings.check_settings(trained, settings)
     times = time_grids.pad(sampling_settings.time_grid(trained, settings), max(settings.num_steps, ROOM))
+    kind = program.kind_of(settings.guidance_scale)
     draw = program.make_draw(
         trained.network,
         trained.objective,
         sampling.named(settings.sampler),
-        program.kind_of(settings.guidance_scale),
+        kind,
         settings.guidance_interval,
         trained.latent_shape,
     )
-    size = rows_per_call(trained.latent_shape)
-    for start in range(0, len(prompts), size):
+    answers = 2 if kind == "guided" and not program.reads_guidance(trained.network) else 1
+    start = 0
+    while (left := len(prompts) - start) > 0:
+        size = placement.rows_per_call(trained.latent_shape, trained.mesh, answers=answers, wanted=left)
         rows = functools.partial(_rows, start=start, size=size)
         negative = None if negative_prompts is None else encode(trained, rows(list(negative_prompts)))[0]
         extra = jax.tree.map(rows, conditions or Conditioning())
         pair = join(encode(trained, rows(list(prompts))), extra, negative)
         frames = None if given is None else (*map(rows, given), np.float32(settings.given_noise))
         chosen = np.asarray(rows(np.asarray(seeds, np.uint32)))
-        latents = draw(trained.params, *pair, chosen, times, jnp.float32(settings.guidance_scale), frames).x
-        if not np.all(np.isfinite(latents)):
+        arguments = (*pair, chosen, times, np.float32(settings.guidance_scale), frames)
+        latents = placement.call(trained, draw, trained.params, *arguments).x
+        if not jnp.all(jnp.isfinite(latents)):
             explain_nonfinite(trained, settings, pair, chosen.tolist(), frames)
-        yield latents, min(size, len(prompts) - start)
+        yield latents, min(size, left)
+        start += size
 
 
 def _rows(values: Any, *, start: int, size: int) -> Any:
@@ -147,19 +144,22 @@ def explain_nonfinite(
     given: Any = None,
 ) -> None:
     """Raises FloatingPointError: where sampling left the finite numbers, or that the guided network is not at fault."""
+    if jax.process_count() > 1:
+        raise FloatingPointError(f"{settings.sampler} ended in numbers that are not finite; one process can say where")
     cond, null = pair
     schedule, times = trained.objective.schedule, sampling_settings.time_grid(trained, settings)
     kind = program.kind_of(settings.guidance_scale)
     scale, interval = settings.guidance_scale, settings.guidance_interval
     denoise = program.make_denoiser(trained.network, trained.params, trained.objective, null, kind, scale, interval)
     eps = noise.initial_noise(np.asarray(seeds, np.uint32), trained.latent_shape)
-    sampling.check_finite(
-        program.holding(denoise, given, schedule, eps),
-        noise.start(eps, times[0], schedule),
-        sampler=sampling.named(settings.sampler),
-        times=times,
-        schedule=schedule,
-        cond=cond,
-        key=noise.keys_from_seeds(np.asarray(seeds, np.uint32)),
-    )
+    with placement.scope(trained):
+        sampling.check_finite(
+            program.holding(denoise, given, schedule, eps),
+            noise.start(eps, times[0], schedule),
+            sampler=sampling.named(settings.sampler),
+            times=times,
+            schedule=schedule,
+            cond=cond,
+            key=noise.keys_from_seeds(np.asarray(seeds, np.uint32)),
+        )
     raise FloatingPointError(f"{settings.sampler} ended in numbers that are not finite, but not when walked again")

@@ -1,4 +1,8 @@
-"""A trained network as the jitted sampling from noise to latents: guided, and holding the frames that are known."""
+"""A trained network as the jitted sampling from noise to latents: guided, and holding the frames that are known.
+
+On a mesh every evaluation is cut over data and fsdp by its rows. Guidance evaluates both of its answers as one batch of
+twice as many rows, so two devices share even a single sample.
+"""
 
 import functools
 from typing import Any, Literal
@@ -8,6 +12,8 @@ import jax.numpy as jnp
 
 from nova_jax import sampling
 from nova_jax.diffusion import denoiser, given_frames, guidance, schedules
+from nova_jax.generation import placement
+from nova_jax.models import text_keys
 from nova_jax.sampling import noise
 from nova_jax.types import Conditioning, Denoised, Denoiser, Params, Sampled
 
@@ -25,7 +31,7 @@ def make_denoiser(
     """The network as a guided denoiser of encoded prompts; one that reads the scale is evaluated once."""
 
     def apply(params: Params, x: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
-        return network.apply({"params": params}, x, t, cond)
+        return network.apply({"params": params}, *placement.constrain_rows((x, t, cond)))
 
     plain = denoiser.make_denoiser(apply, params, objective.schedule, objective.prediction)
     if reads_guidance(network):
@@ -71,7 +77,8 @@ def make_draw(
         scale: jax.Array,
         given: Any = None,
     ) -> Sampled:
-        schedule, eps = objective.schedule, noise.initial_noise(seeds, latent_shape)
+        cond, null = (text_keys.with_text_keys(network, params, c) for c in (cond, null))
+        schedule, eps = objective.schedule, placement.constrain_rows(noise.initial_noise(seeds, latent_shape))
         guided_denoiser = make_denoiser(network, params, objective, null, kind, scale, interval)
         result = sampling.sample(
             holding(guided_denoiser, given, schedule, eps),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from nova_jax import conditions, weights
 from nova_jax.diffusion import conditioning
+from nova_jax.generation import placement
 from nova_jax.runs.load import TrainedRun
 from nova_jax.tasks import checks
 from nova_jax.types import Conditioning, Params
@@ -36,8 +37,9 @@ def encode(trained: TrainedRun, prompts: Sequence[str]) -> tuple[Conditioning, C
     """
     ids, mask = trained.text_encoder.tokenize(list(prompts))
     if not trained.text_encoder.is_frozen:
-        return _make_encode(trained.network)(trained.params, ids, mask)
-    states, mask = weights.encode_text(trained.text_encoder, ids, mask)
+        return placement.call(trained, _make_encode(trained.network), trained.params, ids, mask)
+    encode = functools.partial(weights.encode_text, trained.text_encoder, mesh=trained.mesh)
+    states, mask = placement.call(trained, encode, ids, mask)
     cond = Conditioning(text=states, text_mask=mask)
     return cond, conditioning.null(jax.tree.map(lambda leaf: leaf[:1], cond), parts=("text",))
 
@@ -47,6 +49,7 @@ def _make_encode(network: Any) -> Any:
     def encode(params: Params, ids: jax.Array, mask: jax.Array) -> tuple[Conditioning, Conditioning]:
         cond = Conditioning(text_ids=ids, text_mask=mask)
         nothing = conditioning.null(jax.tree.map(lambda leaf: leaf[:1], cond), parts=("text",))
+        cond = placement.constrain_rows(cond)
         return tuple(network.apply({"params": params}, c, method="encode_text") for c in (cond, nothing))  # pyright: ignore[reportReturnType]
 
     return jax.jit(encode)

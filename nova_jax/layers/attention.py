@@ -147,40 +147,73 @@ def _weigh_values(
     return (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
 
 
-class MultiHeadAttention(nn.Module):
-    """Self-attention with `x = y`, or cross-attention from tokens x to a context y."""
+class _Projections(nn.Module):
+    """What `KeysAndValues` and `MultiHeadAttention` share; its methods are called inside compact ones."""
 
     num_heads: int
     qk_norm: QKNorm = "per_head"
     eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+    def _project(self, x: Float[Array, "b n e"], width: int, *names: str) -> list[Float[Array, "b n d"]]:
+        layers = [linear.Dense(width, dtype=self.dtype, name=name) for name in names]
+        return [checkpoint_name(part, "qkv") for part in linear.project(x, layers)]
+
+    def _as_keys(self, key: Float[Array, "b l d"], value: Float[Array, "b l d"]) -> tuple[Keys, Keys]:
+        """Keys and values as attention reads them, before any rotation."""
+        return self._split(self._normalize(key, "key_norm")), self._split(value)
+
+    def _split(self, x: Float[Array, "b n d"]) -> Heads:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+    def _normalize(self, x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
+        """RMS norm of each head, or of all heads together (Wan), in float32."""
+        grouped = self._split(x) if self.qk_norm == "per_head" else x
+        norm = nn.RMSNorm(epsilon=self.eps, dtype=jnp.float32, name=name)
+        return norm(grouped).astype(x.dtype).reshape(x.shape)
+
+
+class KeysAndValues(_Projections):
+    """The keys and values alone, of a context that many evaluations share: with parameters of `MultiHeadAttention`."""
+
+    @nn.compact
+    def __call__(self, y: Float[Array, "b l d"]) -> tuple[Keys, Keys]:
+        """Keys and values for attention of the width of y."""
+        return self._as_keys(*self._project(y, y.shape[-1], "key", "value"))
+
+
+class MultiHeadAttention(_Projections):
+    """Self-attention with `x = y`, or cross-attention from tokens x to a context y."""
+
     out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     implementation: Implementation | None = None
     ulysses_degree: int | None = None
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        y: Float[Array, "b l e"],
+        y: Float[Array, "b l e"] | None,
         *,
         rotation: rope.Rotation | None = None,
         mask: KeyMask = None,
+        keys: tuple[Keys, Keys] | None = None,
     ) -> Float[Array, "b n d"]:
-        """Attends from x to y; `rotation` turns queries and keys (self-attention), `mask` marks the keys that exist."""
+        """Attends from x to y; `rotation` turns queries and keys (self-attention), `mask` marks the keys that exist.
+
+        `keys` are the keys and values of y where `KeysAndValues` has made them before; y may then be None.
+        """
         d = x.shape[-1]
-        layers = [linear.Dense(d, dtype=self.dtype, name=name) for name in ("query", "key", "value")]
         if y is x:
-            projected = linear.project(x, layers)
+            query, *rest = self._project(x, d, "query", "key", "value")
+            keys = self._as_keys(*rest)
         else:
-            projected = linear.project(x, layers[:1]) + linear.project(y, layers[1:])
-        query, key, value = (checkpoint_name(part, "qkv") for part in projected)
-        q, k = self._normalize(query, "query_norm"), self._normalize(key, "key_norm")
+            (query,) = self._project(x, d, "query")
+            keys = self._as_keys(*self._project(y, d, "key", "value")) if keys is None else keys
         shares_keys = y is x
         # q[B, N_context, K_tensor, Q]; keys and values lie alike in self-attention, and leave after the rotation, once.
-        q = constrain(self._split(q), "batch", "tokens", "heads", "head_dim")
-        keys = "tokens" if shares_keys else "text"
-        k, v = (constrain(self._split(a), "batch", keys, "heads", "head_dim") for a in (k, value))
+        q = constrain(self._split(self._normalize(query, "query_norm")), "batch", "tokens", "heads", "head_dim")
+        k, v = (constrain(a, "batch", "tokens" if shares_keys else "text", "heads", "head_dim") for a in keys)
         if rotation is not None:
             q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
         out = attend_cut(
@@ -194,12 +227,3 @@ class MultiHeadAttention(nn.Module):
         )
         proj = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
         return checkpoint_name(constrain(proj, "batch", "tokens", "width"), "proj")
-
-    def _split(self, x: Float[Array, "b n d"]) -> Heads:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
-
-    def _normalize(self, x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
-        """RMS norm of each head, or of all heads together (Wan), in float32."""
-        grouped = self._split(x) if self.qk_norm == "per_head" else x
-        norm = nn.RMSNorm(epsilon=self.eps, dtype=jnp.float32, name=name)
-        return norm(grouped).astype(x.dtype).reshape(x.shape)

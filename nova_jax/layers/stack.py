@@ -36,7 +36,9 @@ SAVED_NAMES = {
 FLASH_FORWARD = "dot_product_attention_fwd_wrapper"
 
 
-def scan_blocks(block: type[nn.Module], depth: int, *, remat: Remat = "none", unroll: int = 1) -> Callable[..., Any]:
+def scan_blocks(
+    block: type[nn.Module], depth: int, *, remat: Remat = "none", unroll: int = 1, in_axes: Any = nn.broadcast
+) -> Callable[..., Any]:
     """The module class that applies `depth` copies of `block` in turn.
 
     Use it as `scan_blocks(Block, 12)(name="blocks", **fields_of_a_block)(x, context)`, which returns `(x, None)`.
@@ -46,6 +48,7 @@ def scan_blocks(block: type[nn.Module], depth: int, *, remat: Remat = "none", un
         depth: number of layers.
         remat: what the backward pass finds stored.
         unroll: layers per turn of the compiled loop; `depth` leaves no loop.
+        in_axes: for each argument after x the axis that holds one part for each layer, or `nn.broadcast`.
 
     Raises:
         ValueError: an unknown policy.
@@ -59,7 +62,7 @@ def scan_blocks(block: type[nn.Module], depth: int, *, remat: Remat = "none", un
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+        in_axes=in_axes,
         length=depth,
         unroll=unroll,
     )

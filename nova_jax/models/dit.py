@@ -48,11 +48,14 @@ class Context(NamedTuple):
     """What every block reads beside its tokens."""
 
     shared: Float[Array, "b m s"]  # s = 6 d; m = 1, or one row per frame
-    text: Float[Array, "b l d"] | None  # None: among the tokens
+    text: Float[Array, "b l d"] | None  # None: among the tokens, or its keys are there already
     mask: Bool[Array, "b l"] | None  # of the text
     rotation: rope.Rotation
     real: Bool[Array, "b n"] | None = None  # tokens that may be attended to; None: all
     frames: modulation.Membership = None  # of the tokens, where they are not equal parts in order
+
+
+LayerKeys = tuple[attention.Keys, attention.Keys]
 
 
 class MLP(nn.Module):
@@ -85,8 +88,10 @@ class Block(nn.Module):
     ulysses_degree: int | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], context: Context) -> tuple[Float[Array, "b n d"], None]:
-        """One layer, in the form `stack.scan_blocks` wants."""
+    def __call__(
+        self, x: Float[Array, "b n d"], context: Context, keys: LayerKeys | None = None
+    ) -> tuple[Float[Array, "b n d"], None]:
+        """One layer, in the form `stack.scan_blocks` wants; `keys` are this layer's of the text, made before."""
         width = x.shape[-1]
         attend = functools.partial(
             attention.MultiHeadAttention,
@@ -102,12 +107,13 @@ class Block(nn.Module):
         m = context.shared.reshape(*context.shared.shape[:2], 6, width) + table[None, None]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (m[:, :, i] for i in range(6))
 
+        reads_text = keys is not None or context.text is not None
         h = modulation.modulate(x, shift_1, scale_1, self.eps, context.frames)
         h = constrain(h, "batch", "tokens", "width")
         h = attend(name="self_attention")(h, h, rotation=context.rotation, mask=context.real)
         x = modulation.add_gated(x, h, gate_1, context.frames)
-        if context.text is not None:
-            x = x + self._read_text(x, attend(name="cross_attention", out_init=out_init), context)
+        if reads_text:
+            x = x + self._read_text(x, attend(name="cross_attention", out_init=out_init), context, keys)
 
         h = modulation.modulate(x, shift_2, scale_2, self.eps, context.frames)
         h = constrain(h, "batch", "tokens", "width")
@@ -115,13 +121,15 @@ class Block(nn.Module):
         x = modulation.add_gated(x, h, gate_2, context.frames)
         return constrain(x, "batch", "tokens", "width"), None
 
-    def _read_text(self, x: Float[Array, "b n d"], attend: Any, context: Context) -> Float[Array, "b n d"]:
+    def _read_text(
+        self, x: Float[Array, "b n d"], attend: Any, context: Context, keys: LayerKeys | None
+    ) -> Float[Array, "b n d"]:
         has_affine = self.cross_norm_affine
         cross_norm = nn.LayerNorm(
             self.eps, dtype=jnp.float32, use_scale=has_affine, use_bias=has_affine, name="cross_norm"
         )
         h = constrain(cross_norm(x).astype(x.dtype), "batch", "tokens", "width")
-        return attend(h, context.text, mask=context.mask)
+        return attend(h, context.text, mask=context.mask, keys=keys)
 
 
 class DiT(nn.Module):
@@ -182,7 +190,8 @@ class DiT(nn.Module):
             t: time of each sample, or of each frame.
             cond: what is None takes its neutral value: `text` the null caption (one state, all zeros), `pooled` and
                 `aligned` zeros, `r` t, `guidance_scale` 1, `frame_roles` and `frame_times` 0. Extra `frames` lie at
-                -1, -2, .. in time. Without `palette` or `task` their tokens are left out, at no cost.
+                -1, -2, .. in time. Without `palette` or `task` their tokens are left out, at no cost. `text_keys` take
+                the place of all that joins as tokens (`models.text_keys`).
 
         Raises:
             ValueError: `cond` holds what this network has no input for.
@@ -206,8 +215,8 @@ class DiT(nn.Module):
         shared_init = nn.initializers.zeros if self.gate_init == "zero" else nn.initializers.normal(0.02)
         shared = linear.Dense(6 * self.width, kernel_init=shared_init, name="time_modulation")(jax.nn.silu(e))
         shared = constrain(shared, "batch", None, "width")
-        text, text_mask = self._embed_text(cond, x.shape[0])
-        text = constrain(text, "batch", "text", "width")
+        keys = cond.text_keys
+        text, text_mask = embedders.join_tokens(self, cond, x.shape[0]) if keys is None else (None, keys.mask)
         lengths = tuple(count * grid[1] * grid[2] for count in counts)
         rotation, real = self._lay_out(counts, lengths, grid, x.shape[0])
         frames = modulation.token_frames(counts, grid[1] * grid[2]) if shared.shape[1] > 1 else None
@@ -216,7 +225,8 @@ class DiT(nn.Module):
             tokens, context = _join_text(tokens, context)
             lengths += text.shape[1:2]
 
-        blocks = stack.scan_blocks(Block, self.depth, remat=self.remat, unroll=self.scan_unroll)(
+        in_axes = nn.broadcast, 1  # the context, and keys[B, layers, L, K, Q]
+        blocks = stack.scan_blocks(Block, self.depth, remat=self.remat, unroll=self.scan_unroll, in_axes=in_axes)(
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim or 4 * self.width,
             qk_norm=self.qk_norm,
@@ -228,7 +238,7 @@ class DiT(nn.Module):
             dtype=self.dtype,
             name="blocks",
         )
-        tokens, _ = blocks(tokens, context)
+        tokens, _ = blocks(tokens, context, None if keys is None else (keys.keys, keys.values))
         hidden = [contexts.part(tokens, lengths, i) for i in range(len(counts))]
         return jnp.concatenate(hidden, axis=1), self._predict(tokens, e, grid, lengths, frames)
 
@@ -314,17 +324,6 @@ class DiT(nn.Module):
         for vector in embedders.embed(self, "vector", cond, rows):
             e = e + jnp.broadcast_to(vector, e.shape)
         return constrain(e, "batch", None, "width")
-
-    def _embed_text(
-        self, cond: Conditioning, batch_size: int
-    ) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"] | None]:
-        """The text and the conditions that are read like words of it, and the mask that attention applies."""
-        text, *others = embedders.embed(self, "tokens", cond, batch_size)
-        parts = [text, *(part for part in others if part[0].shape[1])]
-        if len(parts) == 1:
-            return text
-        masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in parts]
-        return jnp.concatenate([tokens for tokens, _ in parts], axis=1), jnp.concatenate(masks, axis=1)
 
     def _predict(
         self,

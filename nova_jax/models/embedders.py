@@ -27,6 +27,7 @@ from nova_jax import conditions
 from nova_jax.conditions import Condition
 from nova_jax.layers import embeddings, linear, modulation
 from nova_jax.models import flops
+from nova_jax.parallel.constrain import constrain
 from nova_jax.types import Conditioning, Latents, as_mask
 
 Tokens = tuple[Float[Array, "b p d"], Bool[Array, "b p"] | None]
@@ -76,6 +77,19 @@ def read_by(network: Any, joins: conditions.Joins | None = None) -> list[Conditi
 def embed(network: Any, joins: conditions.Joins, cond: Conditioning, *arguments: Any) -> list[Any]:
     """What the embedders of the conditions that join in this way return, for every one that the network reads."""
     return [EMBEDDERS[c.name].embed(network, cond, *arguments) for c in read_by(network, joins)]
+
+
+def join_tokens(
+    network: Any, cond: Conditioning, batch_size: int
+) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"] | None]:
+    """The text and the conditions that are read like words of it, and the mask that attention applies."""
+    text, *others = embed(network, "tokens", cond, batch_size)
+    tokens, mask = text
+    if parts := [part for part in others if part[0].shape[1]]:
+        masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in (text, *parts)]
+        tokens = jnp.concatenate([tokens for tokens, _ in (text, *parts)], axis=1)
+        mask = jnp.concatenate(masks, axis=1)
+    return constrain(tokens, "batch", "text", "width"), mask
 
 
 def cost(network: Any, tokens: int, rows: int) -> int:

@@ -76,7 +76,7 @@ class TextToLatent(nn.Module):
 
     def _with_ids(self, cond: Conditioning, batch_size: int) -> Conditioning:
         """Fills in the null caption where there is no text."""
-        if cond.text is not None or cond.text_ids is not None:
+        if cond.text is not None or cond.text_ids is not None or cond.text_keys is not None:
             return cond
         ids, mask = map(jnp.asarray, self.text_encoder.null(batch_size))
         return cond._replace(text_ids=ids, text_mask=mask)

@@ -6,7 +6,8 @@ Neighbouring tiles overlap, and where they do their results are blended with wei
 
 All tiles of an image have one size and are spread evenly, so one compiled program serves all of them. Each has a cache
 of its own (see `vae`), so a video of any length is processed chunk by chunk in constant memory. With a mesh, as many
-tiles are processed at a time as its axis has devices, and every device keeps the caches of its own tiles.
+tiles are processed at a time as its axis has devices, and every device keeps the caches of its own tiles. The blended
+image lies on all devices.
 
 One tile that covers the image gives the result of the whole image, to the bit. Otherwise a tile does not see beyond
 its edges, and results differ near the seams by what lies there; the overlap hides it.
@@ -14,19 +15,21 @@ its edges, and results differ near the seams by what lies there; the overlap hid
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nova_jax.models.vae import VAE
+from nova_jax.parallel import distributed
 from nova_jax.types import Params
 
 Video = Float[Array, "b f h w c"] | Float[np.ndarray, "b f h w c"]
-HostVideo = Float[np.ndarray, "b g i j d"]
+Result = Float[Array, "b g i j d"]
 
 
 class Placed(NamedTuple):
@@ -65,16 +68,16 @@ class Tiles:
 
 def decode(
     vae: VAE, params: Params, latents: Video, tiles: Tiles, *, mesh: Mesh | None = None, axis: str = "data"
-) -> HostVideo:
-    """Pixels of a whole image or video in [-1, 1], on the host. See `decode_stream`."""
+) -> Result:
+    """Pixels of a whole image or video in [-1, 1]. See `decode_stream`."""
     (pixels,) = decode_stream(vae, params, [latents], tiles, mesh=mesh, axis=axis)
     return pixels
 
 
 def encode(
     vae: VAE, params: Params, pixels: Video, tiles: Tiles, *, mesh: Mesh | None = None, axis: str = "data"
-) -> tuple[HostVideo, HostVideo]:
-    """Mean and log-variance of q(z | x) of a whole image or video, on the host. See `encode_stream`."""
+) -> tuple[Result, Result]:
+    """Mean and log-variance of q(z | x) of a whole image or video. See `encode_stream`."""
     (moments,) = encode_stream(vae, params, [pixels], tiles, mesh=mesh, axis=axis)
     return moments
 
@@ -87,7 +90,7 @@ def decode_stream(
     *,
     mesh: Mesh | None = None,
     axis: str = "data",
-) -> Iterator[HostVideo]:
+) -> Iterator[Result]:
     """Yields the pixels of each chunk of one video's latents, in memory that does not grow with their number.
 
     Not to be compiled: it runs one program per tile.
@@ -113,7 +116,7 @@ def encode_stream(
     *,
     mesh: Mesh | None = None,
     axis: str = "data",
-) -> Iterator[tuple[HostVideo, HostVideo]]:
+) -> Iterator[tuple[Result, Result]]:
     """Yields mean and log-variance of each chunk of one video's pixels; otherwise as `decode_stream`.
 
     Raises:
@@ -127,11 +130,13 @@ def encode_stream(
 
 
 class Program(NamedTuple):
-    """A compiled step for `width` tiles at a time: (params, tiles, caches) -> (results, caches)."""
+    """Compiled for `width` tiles at a time: read them, (params, tiles, caches) -> (results, caches), blend them."""
 
     width: int
-    put_params: Callable[[Params], Params]
-    run: Callable[[Params, np.ndarray, Any], tuple[Any, Any]]
+    put: Callable[[Any], Any]  # onto all devices
+    read: Callable[..., Array]
+    run: Callable[[Params, Array, Any], tuple[Any, Any]]
+    blend: Callable[..., tuple[Array, ...]]
 
 
 @functools.lru_cache(maxsize=16)
@@ -149,7 +154,9 @@ def _program(vae: VAE, what: Literal["decode", "encode"], cache_dtype: Any, mesh
         return jax.tree.map(lambda a: a[None], (tuple(results), cache))
 
     if mesh is None:
-        return Program(1, lambda params: params, jax.jit(step, donate_argnums=2))
+        blend = jax.jit(_blend, static_argnames="size", donate_argnums=0)
+        read = jax.jit(_read, static_argnames="size")
+        return Program(1, lambda tree: tree, read, jax.jit(step, donate_argnums=2), blend)
     if axis not in mesh.shape:
         raise ValueError(f"axis {axis!r} is not one of the mesh: {', '.join(mesh.axis_names)}")
     spec, everywhere = PartitionSpec(axis), NamedSharding(mesh, PartitionSpec())
@@ -157,47 +164,76 @@ def _program(vae: VAE, what: Literal["decode", "encode"], cache_dtype: Any, mesh
         step, mesh=mesh, in_specs=(PartitionSpec(), spec, spec), out_specs=(spec, spec), check_vma=False
     )
     return Program(
-        mesh.shape[axis], lambda params: jax.device_put(params, everywhere), jax.jit(mapped, donate_argnums=2)
+        mesh.shape[axis],
+        functools.partial(jax.tree.map, lambda leaf: _put(leaf, everywhere)),
+        jax.jit(_read, static_argnames="size", out_shardings=NamedSharding(mesh, spec)),
+        jax.jit(mapped, donate_argnums=2),
+        jax.jit(_blend, static_argnames="size", donate_argnums=0, out_shardings=everywhere),
     )
 
 
 def _stream(
     program: Program, params: Params, chunks: Iterable[Array | np.ndarray], tiles: Tiles, scales: tuple[int, int]
-) -> Iterator[tuple[HostVideo, ...]]:
+) -> Iterator[tuple[Array, ...]]:
     """Results of every chunk, blended; `scales` are rows per latent of what goes in and of what comes out."""
-    params = program.put_params(params)
+    params = program.put(params)
     caches: dict[int, Any] = {}
     for chunk in chunks:
-        chunk = np.asarray(chunk)
         if chunk.shape[2] % scales[0] or chunk.shape[3] % scales[0]:
             raise ValueError(f"height and width must be multiples of {scales[0]}; got {chunk.shape[2:4]}")
         height, width = (size // scales[0] for size in chunk.shape[2:4])
-        sources = tiles.place(height, width, scales[0])
-        places = tiles.place(height, width, scales[1])
-        canvases: list[np.ndarray] = []
+        sources, places = (tiles.place(height, width, scale) for scale in scales)
+        video, canvases = program.put(chunk), None
         for first in range(0, len(sources), program.width):
-            numbers = range(first, min(first + program.width, len(sources)))
-            group = [_read(chunk, sources[k]) for k in numbers]
-            group += group[-1:] * (program.width - len(group))  # devices without a tile repeat the last one
-            results, caches[first] = program.run(params, np.stack(group), caches.get(first))
-            found = [np.asarray(result) for result in results]
-            if not canvases:
-                size = (height * scales[1], width * scales[1])
-                canvases = [np.zeros((*r.shape[1:3], *size, r.shape[-1]), np.float32) for r in found]
-            for canvas, result in zip(canvases, found, strict=True):
-                for k, tile in zip(numbers, result, strict=False):
-                    _add(canvas, tile, places[k])
-        yield tuple(canvases)
+            # Devices without a tile repeat the last one, with weights of zero.
+            numbers = [min(first + k, len(sources) - 1) for k in range(program.width)]
+            group = program.read(video, _corners(sources, numbers), size=_size(sources[0]))
+            results, caches[first] = program.run(params, group, caches.get(first))
+            weights = np.stack([np.outer(places[k].row_weights, places[k].column_weights) for k in numbers])
+            weights[len(sources) - first :] = 0
+            size = (height * scales[1], width * scales[1])
+            canvases = program.blend(canvases, results, _corners(places, numbers), weights, size=size)
+        assert canvases is not None
+        yield canvases
 
 
-def _read(video: np.ndarray, at: Placed) -> np.ndarray:
-    return video[:, :, at.row : at.row + len(at.row_weights), at.column : at.column + len(at.column_weights)]
+def _read(video: Array, corners: Int[Array, "k 2"], size: tuple[int, int]) -> Float[Array, "k b f i j c"]:
+    b, f, _, _, c = video.shape
+    parts = [jax.lax.dynamic_slice(video, (0, 0, at[0], at[1], 0), (b, f, *size, c)) for at in corners]
+    return jnp.stack(parts)
 
 
-def _add(canvas: np.ndarray, tile: np.ndarray, at: Placed) -> None:
-    weights = at.row_weights[:, None, None] * at.column_weights[None, :, None]
-    part = canvas[:, :, at.row : at.row + tile.shape[2], at.column : at.column + tile.shape[3]]
-    part += tile * weights[None, None]
+def _blend(
+    canvases: tuple[Array, ...] | None,
+    results: tuple[Array, ...],
+    corners: Int[Array, "k 2"],
+    weights: Float[Array, "k i j"],
+    size: tuple[int, int],
+) -> tuple[Array, ...]:
+    """Adds weighted tiles to the images of this size that they are parts of; None: to black ones."""
+    if canvases is None:
+        canvases = tuple(jnp.zeros((*r.shape[1:3], *size, r.shape[-1])) for r in results)
+    blended = []
+    for canvas, tiles in zip(canvases, results, strict=True):
+        for tile, at, weight in zip(tiles, corners, weights, strict=True):
+            place = (0, 0, at[0], at[1], 0)
+            part = jax.lax.dynamic_slice(canvas, place, tile.shape) + tile * weight[None, None, :, :, None]
+            canvas = jax.lax.dynamic_update_slice(canvas, part, place)
+        blended.append(canvas)
+    return tuple(blended)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    is_there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == sharding.device_set
+    return jax.device_put(leaf, sharding) if is_there else distributed.place(leaf, sharding)
+
+
+def _corners(tiles: Sequence[Placed], numbers: Sequence[int]) -> Int[np.ndarray, "k 2"]:
+    return np.array([(tiles[k].row, tiles[k].column) for k in numbers], np.int32)
+
+
+def _size(tile: Placed) -> tuple[int, int]:
+    return len(tile.row_weights), len(tile.column_weights)
 
 
 def _cut(extent: int, size: int, overlap: int, scale: int) -> list[tuple[int, np.ndarray]]:

@@ -20,8 +20,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from nova_jax.parallel import mesh as meshes
-
 
 class NoDevice(OSError):
     """JAX finds nothing to compute on; the message says what was asked for and what to do."""
@@ -127,22 +125,13 @@ def spread(tree: Any, shardings: Any) -> Any:
 
     Changes nothing when there is one process.
     """
-
-    def place(array: Any, sharding: NamedSharding) -> jax.Array:
-        host = np.asarray(array)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-
     return tree if jax.process_count() == 1 else jax.tree.map(place, tree, shardings)
 
 
-def alone() -> contextlib.AbstractContextManager[Any]:
-    """A block in which this process computes by itself, on a mesh of its own devices; all others may go on.
-
-    Changes nothing when there is one process.
-    """
-    if jax.process_count() == 1:
-        return contextlib.nullcontext()
-    return jax.set_mesh(meshes.MeshConfig().make(jax.local_devices()))
+def place(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds whole, as a global one of which each keeps its part: nothing is sent."""
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def data_shard(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:

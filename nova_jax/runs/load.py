@@ -9,7 +9,10 @@ import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
+
 from nova_jax import config, weights
+from nova_jax.models import tiling
 from nova_jax.models.text import encoder as text_encoders
 from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.runs import record
@@ -23,7 +26,8 @@ class TrainedRun(NamedTuple):
     """All that is needed to draw: the network with its parameters, the codec with its own, and the shapes.
 
     `objective` is what the network was trained with; a distillation method makes it a few-step student. `text_encoder`
-    reads the prompts; its parameters are among the network's, unless it is frozen.
+    reads the prompts; its parameters are among the network's, unless it is frozen. With a `mesh` the parameters lie on
+    it, and whatever is sampled is one program on all of its devices; `tiles` cut what the codec decodes.
     """
 
     network: Any
@@ -34,10 +38,16 @@ class TrainedRun(NamedTuple):
     latent_shape: tuple[int, int, int, int]  # f h w c
     text_encoder: TextEncoder
     step: int = 0  # training steps behind the parameters
+    mesh: jax.sharding.Mesh | None = None  # None: one device
+    tiles: tiling.Tiles | None = None  # None: images and clips are decoded whole
 
 
 def load_run(
-    run_dir: str | pathlib.Path, step: int | None = None, *, text_path: str | pathlib.Path | None = None
+    run_dir: str | pathlib.Path,
+    step: int | None = None,
+    *,
+    text_path: str | pathlib.Path | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> TrainedRun:
     """Loads the EMA parameters of a run's newest good checkpoint (or of `step`).
 
@@ -45,6 +55,8 @@ def load_run(
         run_dir: the run folder.
         step: of a checkpoint.
         text_path: folder of the run's frozen text encoder where it has moved; None: as the run's config names it.
+        mesh: where to put the parameters, by `parallel.rules`: every part is read to where it stays. None: on one
+            device.
 
     Raises:
         FileNotFoundError: the folder is not a run folder, or holds no checkpoint yet.
@@ -55,8 +67,8 @@ def load_run(
     saved = record.read(run_dir)
     if "text_length" not in saved["data"]:
         raise ValueError(f"{run_dir} trained {saved['config']['name']!r}, which is no run that draws from a text")
-    step, params = checkpoint.read_ema(run_dir / "checkpoints", step=step)
-    codec, codec_params = weights.load(run_dir / CODEC_FOLDER)
+    step, params = checkpoint.read_ema(run_dir / "checkpoints", step=step, mesh=mesh)
+    codec, codec_params = weights.load(run_dir / CODEC_FOLDER, mesh=mesh)
     network = config.from_dict(saved["config"]["model"])
     if text_path is not None and text_encoders.find(network):
         raise ValueError(f"{run_dir} trains its own text encoder: leave the folder of a frozen one out")
@@ -69,6 +81,7 @@ def load_run(
         latent_shape=tuple(saved["data"]["latent_shape"]),
         text_encoder=text_encoders.find(network) or _frozen_encoder(saved, text_path),
         step=step,
+        mesh=mesh,
     )
 
 

@@ -22,7 +22,7 @@ from nova_jax.models.text import ByteTextEncoder, WordTextEncoder
 from nova_jax.models.text.t5 import T5Encoder
 from nova_jax.models.text_to_latent import TextToLatent
 from nova_jax.models.vae import VAE
-from nova_jax.parallel import rules
+from nova_jax.parallel import distributed, rules
 from nova_jax.types import Conditioning, Params
 from nova_jax.weights import safetensors, t5, tables, wan_dit, wan_vae
 from nova_jax.weights.safetensors import WeightsError
@@ -142,7 +142,7 @@ def _placer(expected: Any, mesh: jax.sharding.Mesh | None) -> Callable[[str, np.
     if mesh is None:
         return lambda path, array: jnp.asarray(array)
     shardings = tables.flatten(rules.shardings(expected, mesh))
-    return lambda path, array: jax.device_put(array, shardings[path])
+    return lambda path, array: distributed.place(array, shardings[path])
 
 
 def _read_config(directory: pathlib.Path) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def generate(trained, tmp_path, monkeypatch, capsys):
     """Runs `nova generate` in an empty folder; the (path, frames, seconds) that it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(generation, "load_run", lambda run, **options: trained)
+    monkeypatch.setattr(generation, "mesh_for", lambda run, mesh: None)
     monkeypatch.setattr(generation.videos, "draw_stream", shades)
 
     def run(line):

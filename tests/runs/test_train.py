@@ -13,6 +13,7 @@ from PIL import Image
 from nova_jax import config as configs
 from nova_jax import experiment, generation, weights
 from nova_jax.models.text import encoder
+from nova_jax.parallel import rules
 from nova_jax.parallel.mesh import MeshConfig
 from nova_jax.runs import main
 from nova_jax.training import loop
@@ -82,6 +83,18 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(finished):
     np.testing.assert_array_equal(alone[0], together[-1])
     other_seed = generation.generate(trained, ["a blue square"], [8], settings)
     assert (alone != other_seed).any()
+
+
+@pytest.mark.long
+def test_a_run_is_read_to_where_its_parts_stay_and_samples_there_what_it_samples_alone(finished):
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).make()
+    alone, spread = (generation.load_run(finished.directory, mesh=each) for each in (None, mesh))
+    for params in (spread.params, spread.codec_params):
+        assert jax.tree.map(lambda leaf: leaf.sharding, params) == rules.shardings(params, mesh)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(spread.params))
+    settings = generation.SamplingSettings(num_steps=2)
+    one, many = (generation.generate(run, ["a red circle"], [3], settings).astype(int) for run in (alone, spread))
+    assert np.abs(one - many).max() <= 1
 
 
 @pytest.mark.long

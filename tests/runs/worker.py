@@ -1,11 +1,16 @@
-"""Runs the configs of JSON files, one after the other in one program: what the tests start as several processes."""
+"""Runs the configs of JSON files, then commands of `nova`, in one program: what tests start as several processes."""
 
 import json
 import pathlib
+import shlex
 import sys
 
+from nova_jax import cli, experiment
 from nova_jax import config as configs
-from nova_jax import experiment
 
-for path in sys.argv[1:]:
-    experiment.run(configs.from_dict(json.loads(pathlib.Path(path).read_text()), ("nova_jax", "data_pipelines")))
+for argument in sys.argv[1:]:
+    if argument.endswith(".json"):
+        saved = json.loads(pathlib.Path(argument).read_text())
+        experiment.run(configs.from_dict(saved, ("nova_jax", "data_pipelines", "experiments")))
+    else:
+        cli.main(shlex.split(argument))

@@ -1,0 +1,90 @@
+"""What it saves to make the keys and values of the text once a sample, and not once an evaluation.
+
+    python -m experiments.benchmarks.text_keys experiments/results/text_keys_cpu.json
+
+A guided sample of 256 tokens is taken with texts of several lengths, keys made once and in every evaluation, in turn.
+FLOPs of an evaluation are XLA's count of the network without a loop over depth; seconds are those of the whole sample.
+"""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nova_jax import environment, sampling
+from nova_jax.diffusion import FlowMatching
+from nova_jax.evaluation import timing
+from nova_jax.generation import program
+from nova_jax.models import presets
+from nova_jax.models.text_keys import with_text_keys
+from nova_jax.sampling import noise, time_grids
+from nova_jax.types import Conditioning
+
+MODEL, SHAPE = "S/2", (1, 32, 32, 16)
+LENGTHS = (32, 128, 512)  # of the text: our own encoder, T5 as our runs read it, T5 as Wan reads it
+STEPS, TURNS = 2, 7
+
+
+def measure(length: int) -> dict[str, Any]:
+    """FLOPs of an evaluation and seconds of a sample, both ways, at one length of the text."""
+    network = presets.dit(MODEL)
+    rng = np.random.default_rng(0)
+    cond = Conditioning(text=jnp.asarray(rng.standard_normal((1, length, network.text_dim), np.float32)))
+    null = Conditioning(text=jnp.zeros_like(cond.text))
+    x, t = jnp.zeros((1, *SHAPE)), jnp.ones(1)
+    forms = jax.eval_shape(network.init, jax.random.key(0), x, t, cond)["params"]
+    params = jax.tree.map(lambda a: jnp.asarray(0.05 * rng.standard_normal(a.shape, np.float32)), forms)
+    once = jax.jit(lambda p, c: with_text_keys(network, p, c))(params, cond)
+    flops = [_flops(network.clone(scan_unroll=network.depth), params, x, t, c) for c in (cond, once)]
+    programs = [jax.jit(_sample(network, is_once)) for is_once in (False, True)]
+    outputs = [np.asarray(run(params, cond, null)) for run in programs]  # compiles
+    np.testing.assert_array_equal(*outputs)
+    seconds: list[list[float]] = [[], []]
+    for turn in range(TURNS):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            spent, _ = timing.seconds(lambda which=which: programs[which](params, cond, null))
+            seconds[which].append(spent)
+    return {
+        "text_length": length,
+        "gflops_per_evaluation": [round(f / 1e9, 3) for f in flops],
+        "flops_ratio": round(flops[1] / flops[0], 4),
+        "seconds": [timing.spread(s) for s in seconds],
+        "time_ratio": timing.spread(np.divide(seconds[1], seconds[0]).tolist()),
+    }
+
+
+def _sample(network: Any, is_once: bool) -> Any:
+    objective = FlowMatching()
+
+    def run(params: Any, cond: Conditioning, null: Conditioning) -> jax.Array:
+        if is_once:
+            cond, null = (with_text_keys(network, params, c) for c in (cond, null))
+        return sampling.sample(
+            program.make_denoiser(network, params, objective, null, "guided", jnp.float32(4), None),
+            noise.initial_noise(jnp.zeros(1, jnp.uint32), SHAPE),
+            sampler=sampling.Euler(),
+            times=time_grids.uniform(STEPS),
+            schedule=objective.schedule,
+            cond=cond,
+        ).x
+
+    return run
+
+
+def _flops(network: Any, params: Any, x: jax.Array, t: jax.Array, cond: Conditioning) -> float:
+    analysis: Any = jax.jit(network.apply).lower({"params": params}, x, t, cond).compile().cost_analysis()
+    return float(analysis["flops"])
+
+
+if __name__ == "__main__":
+    found = [measure(length) for length in LENGTHS]
+    facts = {"model": MODEL, "latents": SHAPE, "steps": STEPS, "order": ["every evaluation", "once"]}
+    command = " ".join(["python -m experiments.benchmarks.text_keys", *sys.argv[1:]])
+    record = {"command": command, **facts, "texts": found, "environment": environment.describe()}
+    print(json.dumps(record, indent=1))
+    if len(sys.argv) > 1:
+        pathlib.Path(sys.argv[1]).write_text(json.dumps(record, indent=1) + "\n")
