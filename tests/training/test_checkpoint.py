@@ -150,13 +150,13 @@ def test_a_file_that_the_manifest_does_not_name_is_no_damage(tmp_path, name, pla
 
 
 def test_what_a_file_browser_left_before_the_commit_may_change_and_vanish(tmp_path, monkeypatch):
-    write = checkpoint._write_manifest
+    hash_files = checkpoint._hash
 
-    def visited(path):
+    def visited(path, is_mine):
         (path / "state" / ".DS_Store").write_text("seen")
-        write(path)
+        return hash_files(path, is_mine)
 
-    monkeypatch.setattr(checkpoint, "_write_manifest", visited)
+    monkeypatch.setattr(checkpoint, "_hash", visited)
     save(tmp_path, 1)
     (tmp_path / "00000001" / "state" / ".DS_Store").unlink()
     assert checkpoint.differences(tmp_path / "00000001") == []
@@ -295,7 +295,7 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
 
 
 def test_a_failure_in_the_background_is_raised_by_the_next_call(tmp_path, monkeypatch):
-    def fail(path):
+    def fail(path, digests):
         raise OSError(28, "No space left on device")
 
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
