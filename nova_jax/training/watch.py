@@ -161,6 +161,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         _running.append(self)
+        self._post(self._now)  # of a process that dies at once the others know at least this
         self._thread.start()
         return self
 
@@ -206,7 +207,7 @@ class Watch:
         if self._count == 1:
             return judge({0: status}, {0: 0.0}, 1, float(self._limits.heartbeat))
         try:
-            distributed.post(self._key(self._index), json.dumps(status))
+            self._post(status)
             found = distributed.posted(f"{self._folder}/head")
             found |= {} if self._index else distributed.posted(f"{self._folder}/rest")
         except jax.errors.JaxRuntimeError:
@@ -244,7 +245,7 @@ class Watch:
         self._thread.join(LINGER * self._limits.interval)
         if self._count > 1:
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is nobody left to hear it
-                distributed.post(self._key(self._index), json.dumps(last))
+                self._post(last)
             if last.failure:
                 self._tell(judge({self._index: last}, {}, self._count, float(self._limits.heartbeat)))
                 time.sleep(LINGER * self._limits.interval)
@@ -253,8 +254,9 @@ class Watch:
         if self._index == 0 and self._count > 1:
             distributed.post(f"{self._folder}/head/verdict", json.dumps(verdict))
 
-    def _key(self, index: int) -> str:
-        return f"{self._folder}/{'rest' if index else 'head'}/{index}"
+    def _post(self, status: Status) -> None:
+        if self._count > 1:
+            distributed.post(f"{self._folder}/{'rest' if self._index else 'head'}/{self._index}", json.dumps(status))
 
 
 _running: list[Watch] = []  # the innermost last
