@@ -121,8 +121,7 @@ def _check_count(number: int, index: int, seconds: int) -> None:
         return
     post(f"count/{index}", str(number))
     for other in range(1, number) if index == 0 else (0,):
-        count = runtime.global_state.client.blocking_key_value_get(f"{PREFIX}count/{other}", 1000 * seconds)
-        if int(count) != number:
+        if int(count := wait_for(f"count/{other}", seconds)) != number:
             raise ValueError(
                 f"process {index} was told NOVA_NUM_PROCESSES={number} and process {other} {count}: start all with the "
                 "same number"
@@ -133,6 +132,16 @@ def place() -> tuple[int, int]:
     """The number of this process, and of all; asks no device."""
     state = runtime.global_state
     return (state.process_id, state.num_processes) if jax.distributed.is_initialized() else (0, 1)
+
+
+def coordinator_answers() -> bool:
+    """Whether process 0 still takes connections."""
+    host, _, port = str(runtime.global_state.coordinator_address).rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def post(key: str, text: str) -> None:
@@ -146,6 +155,15 @@ def posted(folder: str) -> dict[str, str]:
     return {key.rpartition("/")[2]: text for key, text in found}
 
 
+def wait_for(key: str, seconds: float = 86400.0) -> str:
+    """The text under a key, once it is posted.
+
+    Raises:
+        JaxRuntimeError: it is not within so many seconds, or process 0 has ended.
+    """
+    return runtime.global_state.client.blocking_key_value_get(PREFIX + key, int(1000 * seconds))
+
+
 def gather(name: str, text: str, seconds: float = 86400.0) -> list[str]:
     """The text of every process, in their order, on every process.
 
@@ -157,12 +175,11 @@ def gather(name: str, text: str, seconds: float = 86400.0) -> list[str]:
     index, count = place()
     if count == 1:
         return [text]
-    client, number = runtime.global_state.client, serial(name)
+    number = serial(name)
     post(f"{name}/{number}/{index}", text)
     if number > 2:  # every process has read what is two back, or it would not have posted what is one back
-        client.key_value_delete(f"{PREFIX}{name}/{number - 2}/{index}")
-    keys = [f"{PREFIX}{name}/{number}/{other}" for other in range(count)]
-    return [client.blocking_key_value_get(key, int(1000 * seconds)) for key in keys]
+        runtime.global_state.client.key_value_delete(f"{PREFIX}{name}/{number - 2}/{index}")
+    return [wait_for(f"{name}/{number}/{other}", seconds) for other in range(count)]
 
 
 def serial(name: str) -> int:

@@ -13,12 +13,14 @@ took too long with the stacks of all their threads. Heartbeats of JAX itself do 
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import json
 import math
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
@@ -34,6 +36,10 @@ EXIT_HUNG = os.EX_PROTOCOL  # 76: some process died or hung, and the others were
 TICK = 0.25  # seconds between looks at the clock
 LINGER = 3  # exchanges that process 0 stays for, so that all read its verdict
 BROKEN = ("Gloo", "NCCL", "coordination service")  # in the error of an exchange whose other side is gone
+
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_signal = ctypes.CDLL(None).signal  # of C: handlers of Python run in the main thread, for which an abort does not wait
+_signal.argtypes, _signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,7 +150,7 @@ class Watch:
         name: of what is done before the first phase, which may take as long as it likes.
 
     Attributes:
-        report: gets the verdict before the process ends, such as the log.
+        report: gets the verdict before the process ends; a log may take the place of standard error.
     """
 
     def __init__(self, limits: Limits, name: str = "starting") -> None:
@@ -155,14 +161,18 @@ class Watch:
         self._now = Status(socket.gethostname(), phase=name)  # replaced as a whole: the thread reads it at any time
         self._moved = 0  # signs of progress
         self._entered: set[str] = set()
-        self._heard = dict.fromkeys(range(self._count), ("", 0.0))  # by process: its last post, and when it came
+        unheard = json.dumps(Status("an unknown host", count=-1))
+        self._heard = dict.fromkeys(range(self._count), (unheard, 0.0))  # by process: its last post, and when it came
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._on_abort = _HANDLER(lambda number: self._judge(self._lost))
 
     def __enter__(self) -> "Watch":
         _running.append(self)
         self._post(self._now)  # of a process that dies at once the others know at least this
         self._thread.start()
+        if self._index:  # JAX aborts a process whose coordinator is gone, in most cases before the thread has noticed
+            self._before = _signal(signal.SIGABRT, ctypes.cast(self._on_abort, ctypes.c_void_p))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -173,7 +183,7 @@ class Watch:
         failed = self._now._replace(failure=_first_line(error))
         if isinstance(error, jax.errors.JaxRuntimeError) or any(word in str(error) for word in BROKEN):
             self._now = failed
-            self._thread.join(self._limits.heartbeat + 2 * LINGER * self._limits.interval)  # the verdict ends us
+            self._stop.wait(self._limits.heartbeat + 2 * LINGER * self._limits.interval)  # for the verdict
         self._leave(failed._replace(is_own=True))
         distributed.exit_alone()
 
@@ -199,27 +209,40 @@ class Watch:
                 moved, age = self._moved, 0.0
             if now - posted >= self._limits.interval:
                 posted, beat = now, beat + 1
-                if verdict := self._exchange(self._now._replace(age=age, beat=beat), now):
-                    self._end(verdict)
+                self._judge(self._exchange, self._now._replace(age=age, beat=beat), now)
+
+    def _judge(self, judging: Callable[..., Verdict | None], *arguments: Any) -> None:
+        """Ends the process if there is a verdict."""
+        try:
+            verdict = judging(*arguments)
+        except jax.errors.JaxRuntimeError:
+            verdict = self._lost()
+        if verdict:
+            self._end(verdict)
+
+    def _lost(self) -> Verdict | None:
+        """The verdict when process 0 is gone, and with it the coordinator."""
+        if distributed.coordinator_answers():
+            return None
+        last = Status(*json.loads(self._heard[0][0]))
+        return Verdict(
+            f"process 0 of {self._count} on {last.host} was killed, or its machine is gone; it was last in {last.phase}"
+        )
 
     def _exchange(self, status: Status, now: float) -> Verdict | None:
         """Posts what this process does; the verdict of process 0, or as process 0."""
         if self._count == 1:
             return judge({0: status}, {0: 0.0}, 1, float(self._limits.heartbeat))
-        try:
-            self._post(status)
-            found = distributed.posted(f"{self._folder}/head")
-            found |= {} if self._index else distributed.posted(f"{self._folder}/rest")
-        except jax.errors.JaxRuntimeError:
-            found = {}  # process 0 does not answer: it is silent
-        if "verdict" in found and self._index:
+        self._post(status)
+        found = distributed.posted(f"{self._folder}/{'head' if self._index else 'all'}")
+        if "verdict" in found:
             sentence, slow = json.loads(found["verdict"])
             return Verdict(sentence, tuple(slow))
-        for k, (heard, _) in list(self._heard.items()):
-            if (text := found.get(str(k), heard)) != heard:
-                self._heard[k] = (text, now)
-        known = {k: Status(*json.loads(text)) if text else Status("?", -1) for k, (text, _) in self._heard.items()}
-        silent = {k: now - since if text else 0.0 for k, (text, since) in self._heard.items()}
+        for key, text in found.items():
+            if text != self._heard[int(key)][0]:
+                self._heard[int(key)] = (text, now)
+        known = {k: Status(*json.loads(text)) for k, (text, _) in self._heard.items()}
+        silent = {k: now - since if known[k].count >= 0 else 0.0 for k, (_, since) in self._heard.items()}
         if self._index:  # process 0 judges all, and the others its silence
             known = {0: known[0]._replace(limit=math.inf)}
         return judge(known, silent, self._count, float(self._limits.heartbeat))
@@ -242,13 +265,15 @@ class Watch:
     def _leave(self, last: Status) -> None:
         """Ends the thread; the others hear the last word."""
         self._stop.set()
-        self._thread.join(LINGER * self._limits.interval)
-        if self._count > 1:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is nobody left to hear it
-                self._post(last)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
+            self._post(last)
             if last.failure:
-                self._tell(judge({self._index: last}, {}, self._count, float(self._limits.heartbeat)))
-                time.sleep(LINGER * self._limits.interval)
+                self._tell(judge({self._index: last}, {self._index: 0.0}, self._count, math.inf))
+        if self._count > 1 and last.failure:
+            time.sleep(LINGER * self._limits.interval)  # until the others have heard it
+        self._thread.join(LINGER * self._limits.interval)
+        if self._index:
+            _signal(signal.SIGABRT, self._before)
 
     def _tell(self, verdict: Verdict | None) -> None:
         if self._index == 0 and self._count > 1:
@@ -256,7 +281,8 @@ class Watch:
 
     def _post(self, status: Status) -> None:
         if self._count > 1:
-            distributed.post(f"{self._folder}/{'rest' if self._index else 'head'}/{self._index}", json.dumps(status))
+            for folder in ("all", "head")[: 1 if self._index else 2]:  # the others read that of process 0 alone
+                distributed.post(f"{self._folder}/{folder}/{self._index}", json.dumps(status))
 
 
 _running: list[Watch] = []  # the innermost last

@@ -162,7 +162,7 @@ def test_a_process_that_dies_or_is_stopped_ends_the_others_within_a_heartbeat(nu
     processes = start("works,hangs,works", heartbeat=4)
     for process in processes:
         wait_for(process, "at work")
-    time.sleep(1)  # what it does is posted twice in this time
+    time.sleep(2)  # until it has posted what it does
     processes[1].send_signal(number)
     codes, errors = ends([processes[0], processes[2]], 4 + 5)
     processes[1].kill()
@@ -171,6 +171,19 @@ def test_a_process_that_dies_or_is_stopped_ends_the_others_within_a_heartbeat(nu
         (sentence,) = sentences(error)
         assert f"process 1 of 3 on {HOST} gave no sign of life for 4 s (limits.heartbeat)" in sentence
         assert sentence.endswith("it was last in step 3, waiting for a batch")
+
+
+@pytest.mark.long
+def test_without_process_0_and_its_coordinator_the_others_end_at_once_and_name_it():
+    processes = start("hangs,works")
+    for process in processes:
+        wait_for(process, "at work")
+    time.sleep(3)
+    processes[0].kill()
+    (code,), (error,) = ends(processes[1:], 5 + 5)
+    assert code == 76
+    (sentence,) = sentences(error)
+    assert f"process 0 of 2 on {HOST} was killed, or its machine is gone; it was last in step 3, waiting" in sentence
 
 
 @pytest.mark.long
