@@ -38,6 +38,7 @@ class NoDevice(OSError):
 
 EXPLICIT = ("NOVA_COORDINATOR", "NOVA_NUM_PROCESSES", "NOVA_PROCESS_ID")
 PREFIX = "nova_jax/"  # of our keys in the store
+DAY = 86400  # seconds: a barrier waits so long, since a `watch` knows better when to give up
 
 _calls: collections.Counter[str] = collections.Counter()  # see `serial`
 
@@ -121,14 +122,15 @@ def _check_count(number: int, index: int, seconds: int) -> None:
         return
     post(f"count/{index}", str(number))
     for other in range(1, number) if index == 0 else (0,):
-        if int(count := wait_for(f"count/{other}", seconds)) != number:
+        count = runtime.global_state.client.blocking_key_value_get(f"{PREFIX}count/{other}", 1000 * seconds)
+        if int(count) != number:
             raise ValueError(
                 f"process {index} was told NOVA_NUM_PROCESSES={number} and process {other} {count}: start all with the "
                 "same number"
             )
 
 
-def place() -> tuple[int, int]:
+def process_place() -> tuple[int, int]:
     """The number of this process, and of all; asks no device."""
     state = runtime.global_state
     return (state.process_id, state.num_processes) if jax.distributed.is_initialized() else (0, 1)
@@ -155,31 +157,21 @@ def posted(folder: str) -> dict[str, str]:
     return {key.rpartition("/")[2]: text for key, text in found}
 
 
-def wait_for(key: str, seconds: float = 86400.0) -> str:
-    """The text under a key, once it is posted.
-
-    Raises:
-        JaxRuntimeError: it is not within so many seconds, or process 0 has ended.
-    """
-    return runtime.global_state.client.blocking_key_value_get(PREFIX + key, int(1000 * seconds))
-
-
-def gather(name: str, text: str, seconds: float = 86400.0) -> list[str]:
+def gather(name: str, text: str) -> list[str]:
     """The text of every process, in their order, on every process.
 
     It needs no device, so a background thread may call it: all processes must, as often, under the same name.
-
-    Raises:
-        RuntimeError: some process did not come within so many seconds.
     """
-    index, count = place()
+    index, count = process_place()
     if count == 1:
         return [text]
     number = serial(name)
     post(f"{name}/{number}/{index}", text)
-    if number > 2:  # every process has read what is two back, or it would not have posted what is one back
-        runtime.global_state.client.key_value_delete(f"{PREFIX}{name}/{number - 2}/{index}")
-    return [wait_for(f"{name}/{number}/{other}", seconds) for other in range(count)]
+    barrier(name)
+    if number > 1:  # every process has read the texts before these, or it would not have posted again
+        runtime.global_state.client.key_value_delete(f"{PREFIX}{name}/{number - 1}/{index}")
+    found = posted(f"{name}/{number}")
+    return [found[str(other)] for other in range(count)]
 
 
 def serial(name: str) -> int:
@@ -230,9 +222,10 @@ def is_main() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here; all of them must call it in the same order as other collectives."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    """Waits until every process is here, under the same name; it needs no device, and may take a day."""
+    if process_place()[1] > 1:
+        key = f"{PREFIX}{name}/{serial(f'{name} barrier')}"
+        runtime.global_state.client.wait_at_barrier(key, int(1000 * DAY))
 
 
 def agree(value: int) -> int:

@@ -118,6 +118,7 @@ def _train(
         ) as log:
             if distributed.is_main():
                 watching.report = log.event
+            checkpoints.metadata["origins"] = restored.metadata.get("origins", {}) if restored else _origins(config)
             state = _start(config, restored, made, devices, log)
             for note in notes:
                 log.event(note)
@@ -149,6 +150,13 @@ def _recipe(config: TrainConfig) -> build.Recipe:
         return build.plain(config.model, config.objective, config.optimizer, example, **settings)
     teacher = load.load_run(config.teacher) if config.teacher else None
     return build.distilled(config.model, config.objective, config.optimizer, example, teacher, **settings)
+
+
+def _origins(config: TrainConfig) -> dict[str, Any]:
+    """The checkpoints of other runs that this one begins with, to be kept with its own."""
+    runs = {"start_from": config.start_from, "teacher": config.teacher} if distributed.is_main() else {}
+    found = {name: checkpoint.origin(pathlib.Path(run_dir) / CHECKPOINTS) for name, run_dir in runs.items() if run_dir}
+    return json.loads(distributed.gather("origins", json.dumps(found))[0])
 
 
 def _start(

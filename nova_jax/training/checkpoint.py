@@ -71,6 +71,9 @@ class Checkpoints:
         keep: how many of the newest to keep.
         keep_every: also keep every checkpoint whose step is a multiple of this.
         metadata: JSON-able values stored with every checkpoint, such as a fingerprint of the config.
+
+    Attributes:
+        metadata: the same; what is changed here is stored with the checkpoints that follow.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class Checkpoints:
             raise ValueError(f"keep and keep_every must be at least 1, got {keep} and {keep_every}")
         self.directory = pathlib.Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._keep, self._keep_every, self._metadata = keep, keep_every, dict(metadata or {})
+        self._keep, self._keep_every, self.metadata = keep, keep_every, dict(metadata or {})
         self._background = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future | None = None
 
@@ -110,7 +113,7 @@ class Checkpoints:
         path = self._path(step)
         if (path / MANIFEST).is_file():
             raise CheckpointError(f"{path} exists already: a run continues from its newest checkpoint, not behind it")
-        response = ocp.save_async(str(path), state, overwrite=True, custom_metadata={**self._metadata, **metadata})
+        response = ocp.save_async(str(path), state, overwrite=True, custom_metadata={**self.metadata, **metadata})
         self._pending = self._background.submit(self._commit, response, step)
 
     def wait(self) -> None:
@@ -234,6 +237,12 @@ def read_ema(
     return int(path.name), ocp.load(str(path), target)["ema"]
 
 
+def origin(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The newest intact checkpoint as a later one remembers it: its path, and the digest of its manifest."""
+    path = _choose(pathlib.Path(directory).absolute(), None)
+    return {"checkpoint": str(path), "sha256": _digest(path / MANIFEST)}
+
+
 def _choose(directory: pathlib.Path, step: int | None) -> pathlib.Path:
     """The folder of the newest intact checkpoint, or of `step`; logs why newer ones were passed over."""
     found = sorted(path.parent for path in directory.glob(f"*/{MANIFEST}") if COMMITTED.fullmatch(path.parent.name))
@@ -292,7 +301,7 @@ def differences(path: pathlib.Path, is_mine: Callable[[str], bool] = lambda name
 
 def _is_mine(name: str) -> bool:
     """Whether this process hashes a file: what it, or one of its number modulo the processes there are, wrote."""
-    index, count = distributed.place()
+    index, count = distributed.process_place()
     writer = WRITER.search(name)
     return (int(writer[1]) if writer else 0) % count == index
 

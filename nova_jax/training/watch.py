@@ -156,11 +156,12 @@ class Watch:
     def __init__(self, limits: Limits, name: str = "starting") -> None:
         self.report: Callable[[str], None] = _print
         self._limits = limits
-        self._index, self._count = distributed.place()
+        self._index, self._count = distributed.process_place()
         self._folder = f"watch/{distributed.serial('watch')}"
         self._now = Status(socket.gethostname(), phase=name)  # replaced as a whole: the thread reads it at any time
         self._moved = 0  # signs of progress
         self._entered: set[str] = set()
+        self._answered = time.monotonic()  # when the coordinator last did
         unheard = json.dumps(Status("an unknown host", count=-1))
         self._heard = dict.fromkeys(range(self._count), (unheard, 0.0))  # by process: its last post, and when it came
         self._stop = threading.Event()
@@ -221,12 +222,13 @@ class Watch:
             self._end(verdict)
 
     def _lost(self) -> Verdict | None:
-        """The verdict when process 0 is gone, and with it the coordinator."""
-        if distributed.coordinator_answers():
+        """The verdict when process 0 is gone or silent, and with it the coordinator."""
+        if time.monotonic() - self._answered < self._limits.heartbeat and distributed.coordinator_answers():
             return None
         last = Status(*json.loads(self._heard[0][0]))
         return Verdict(
-            f"process 0 of {self._count} on {last.host} was killed, or its machine is gone; it was last in {last.phase}"
+            f"process 0 of {self._count} on {last.host} does not answer: it was killed or stopped, or its machine is "
+            f"gone; it was last in {last.phase}"
         )
 
     def _exchange(self, status: Status, now: float) -> Verdict | None:
@@ -235,6 +237,7 @@ class Watch:
             return judge({0: status}, {0: 0.0}, 1, float(self._limits.heartbeat))
         self._post(status)
         found = distributed.posted(f"{self._folder}/{'head' if self._index else 'all'}")
+        self._answered = time.monotonic()
         if "verdict" in found:
             sentence, slow = json.loads(found["verdict"])
             return Verdict(sentence, tuple(slow))

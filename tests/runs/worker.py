@@ -23,7 +23,7 @@ def kill_at(index, step):
     """A callback that ends a process as `kill -9` does."""
 
     def run(at, state):
-        if (at, distributed.place()[0]) == (step, index):
+        if (at, distributed.process_place()[0]) == (step, index):
             os.kill(os.getpid(), signal.SIGKILL)
 
     return [loop.Callback(1, run)]
@@ -35,7 +35,7 @@ def hang_after(index, reads):
 
     def blocking(self, at):
         done.append(at)
-        if len(done) > reads and distributed.place()[0] == index:
+        if len(done) > reads and distributed.process_place()[0] == index:
             time.sleep(3600)
         return read(self, at)
 

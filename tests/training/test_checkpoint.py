@@ -1,5 +1,6 @@
 """A checkpoint is either right or refused: every kind of damage is found, and older ones take over."""
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -315,3 +316,12 @@ def test_metadata_is_plain_json(tmp_path):
     save(tmp_path, 1, metadata={"fingerprint": "abc"})
     found = [json.loads(path.read_text()) for path in pathlib.Path(tmp_path).rglob("_CHECKPOINT_METADATA")]
     assert found[0]["custom_metadata"] == {"fingerprint": "abc", "position": 8}
+
+
+def test_a_checkpoint_is_remembered_by_the_digest_of_its_manifest(tmp_path):
+    save(tmp_path, 1, 2)
+    flip(tmp_path / "00000002" / "state" / "_METADATA", 99)
+    found = checkpoint.origin(tmp_path)
+    assert found["checkpoint"] == str(tmp_path / "00000001")
+    text = (tmp_path / "00000001" / checkpoint.MANIFEST).read_bytes()
+    assert found["sha256"] == hashlib.sha256(text).hexdigest()

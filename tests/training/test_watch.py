@@ -183,7 +183,8 @@ def test_without_process_0_and_its_coordinator_the_others_end_at_once_and_name_i
     (code,), (error,) = ends(processes[1:], 5 + 5)
     assert code == 76
     (sentence,) = sentences(error)
-    assert f"process 0 of 2 on {HOST} was killed, or its machine is gone; it was last in step 3, waiting" in sentence
+    assert f"process 0 of 2 on {HOST} does not answer: it was killed or stopped" in sentence
+    assert sentence.endswith("it was last in step 3, waiting for a batch")
 
 
 @pytest.mark.long

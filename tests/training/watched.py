@@ -11,7 +11,7 @@ HANGS = 3600.0
 
 def main(heartbeat, step, program):
     """The program is a word for each process: what it does in its third step."""
-    index, _ = (distributed.initialize(heartbeat_seconds=60, join_seconds=60), distributed.place())[1]
+    index, _ = (distributed.initialize(heartbeat_seconds=60, join_seconds=60), distributed.process_place())[1]
     words = program.split(",")
     print("started", flush=True)
     with watch.Watch(watch.Limits(heartbeat=heartbeat, step=step, start=step)):
@@ -22,7 +22,7 @@ def main(heartbeat, step, program):
             if number == 3 and words[index] == "fails":
                 raise ValueError("the data is not good\nin many ways")
             watch.phase("computing", number)
-            distributed.gather("step", "", HANGS)
+            distributed.gather("step", "")
             if number == 2:
                 print("at work", flush=True)
     print("done", flush=True)
