@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipelines import datasets, encoding, images, loader
+from data_pipelines import autoencoders, datasets, encoding, images, loader
 from data_pipelines.conditioned import ConditionedLatents
 from data_pipelines.mixture import Mixture
 from data_pipelines.sources import InMemory, WebDataset, cutouts
@@ -34,7 +34,7 @@ from data_pipelines.sources.cutouts import CutoutPictures, Cutouts
 from experiments import canvas, image_vae
 from nova_jax import experiment, generation, tasks
 from nova_jax.diffusion import DropRates, FlowMatching
-from nova_jax.evaluation import intervals, pictures, task_report
+from nova_jax.evaluation import image_metrics, intervals, task_report
 from nova_jax.tasks import color
 
 STEPS = 8000
@@ -107,7 +107,7 @@ def train_codec(data: CutoutTar, run_dir: str, steps: int = 4000) -> str:
     pixels = datasets.Pixels(source=InMemory(shown), max_corrupt=limit)
     config = image_vae.make_config(pixels, name="emoji_canvas_vae", steps=steps, kl=0.005, vae=canvas.VAE)
     held_out = CutoutPictures(data.source, data.size, seed=1, held_out=True)
-    return image_vae.train(dataclasses.replace(config, run_dir=run_dir), held_out)
+    return autoencoders.train(dataclasses.replace(config, run_dir=run_dir), held_out)
 
 
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
@@ -150,13 +150,13 @@ def score_mattes(trained: generation.TrainedRun, elements: Sequence[cutouts.Samp
     )
     cut = [of_one[0] for of_one in drawn]
     true = np.stack([element["pixels"] for element in elements])
-    rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, true)
+    rebuilt = autoencoders.reconstruct(trained.codec, trained.codec_params, true)
 
     exact = true[:, 0, ..., 0] / 255
     model = np.stack([picture[..., 3] for picture in cut]) / 255
     sets = {"ceiling": rebuilt[:, 0].mean(axis=-1) / 255, "model": model, "chance": np.roll(model, 1, axis=0)}
     scores = {
-        name: intervals.mean([pictures.alpha_error(a, b) for a, b in zip(alphas, exact, strict=True)])
+        name: intervals.mean([image_metrics.alpha_error(a, b) for a, b in zip(alphas, exact, strict=True)])
         for name, alphas in sets.items()
     }
     strips = [
@@ -182,7 +182,7 @@ def score_colors(trained: generation.TrainedRun, elements: Sequence[cutouts.Samp
     ]
     drawn = np.stack([of_one[:1] for of_one in generation.images.draw_all(trained, requests)])
     true = np.stack([element["pixels"] for element in elements])
-    rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, true)
+    rebuilt = autoencoders.reconstruct(trained.codec, trained.codec_params, true)
 
     sets = {"truth": true, "ceiling": rebuilt, "model": drawn, "chance": np.roll(drawn, 1, axis=0)}
     scores = {name: intervals.mean(palette_errors(shown[:, 0], palettes)) for name, shown in sets.items()}
@@ -196,7 +196,7 @@ def score_colors(trained: generation.TrainedRun, elements: Sequence[cutouts.Samp
 def palette_errors(shown: UInt8[np.ndarray, "n h w 3"], palettes: Sequence[UInt8[np.ndarray, "p 3"]]) -> list[float]:
     """The palette error of each image."""
     pairs = zip(shown, palettes, strict=True)
-    return [pictures.palette_error(color.to_lab(picture), color.to_lab(asked)) for picture, asked in pairs]
+    return [image_metrics.palette_error(color.to_lab(picture), color.to_lab(asked)) for picture, asked in pairs]
 
 
 def print_scores(scores: dict[str, Scores]) -> None:

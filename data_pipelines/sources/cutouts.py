@@ -25,7 +25,7 @@ from jaxtyping import Float, Int, UInt8
 
 from data_pipelines import images, loader
 from data_pipelines.sources import base
-from nova_jax.evaluation import pictures
+from nova_jax.evaluation import image_metrics
 from nova_jax.tasks import color, conditions
 
 TASKS = ("generate", "matte", "colors")  # a task's place enters the random numbers of its elements
@@ -285,14 +285,14 @@ def gray_levels(picture: Picture) -> Picture:
 def dominant_colors(cutout: Cutout) -> UInt8[np.ndarray, "n 3"]:
     """1 to `MAX_DOMINANT` colours of a cut-out laid on white, sRGB, that of most pixels first.
 
-    Opaque pixels inside an area of one colour count (`pictures.is_flat`); all opaque ones, where nothing is flat.
+    Opaque pixels inside an area of one colour count (`image_metrics.is_flat`); all opaque ones, where nothing is flat.
     Groups of pixels are cut in two until they are uniform, as in median cut (Heckbert 1982, "Color image quantization
     for frame buffer display"), but at the mean and in Lab: the median would cut through the larger of two flat colours.
     A group gives the pixel nearest to its median, so every colour is one that the image has.
     """
     picture = over(cutout, WHITE)
     is_opaque = cutout[..., 3] == cutout[..., 3].max()
-    is_inside = is_opaque & pictures.is_flat(color.to_lab(picture))
+    is_inside = is_opaque & image_metrics.is_flat(color.to_lab(picture))
     pixels = picture[is_inside if is_inside.any() else is_opaque]
     lab = color.to_lab(pixels)
     groups = sorted(cut(lab), key=len, reverse=True)

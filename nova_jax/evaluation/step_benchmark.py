@@ -289,7 +289,7 @@ def _scorer(data: dict[str, Any], pictures: int, console: rich.console.Console) 
     The data is the one that the run's own config names.
     """
     try:
-        source = config.from_dict(data, packages=("nova_jax", "data_pipelines"))
+        source = records.build(data)
     except config.NotInstalled as error:
         console.print(f"The images are not scored: {error}", highlight=False, soft_wrap=True)
         return None

@@ -21,8 +21,8 @@ import numpy as np
 import rich.console
 from jaxtyping import Float
 
-from nova_jax import config, environment, generation
-from nova_jax.evaluation import intervals, pictures, task_drawing
+from nova_jax import environment, generation
+from nova_jax.evaluation import image_metrics, intervals, task_drawing
 from nova_jax.evaluation.exam import Bar, Comparison, Exam, Judged, Level, Part, Pictures, Question
 from nova_jax.evaluation.intervals import Estimate
 from nova_jax.runs import record as records
@@ -165,7 +165,7 @@ def find_exam(run_dir: pathlib.Path, data: dict[str, Any], per_task: int) -> Exa
     Raises:
         ValueError: It sets none.
     """
-    source = config.from_dict(data, packages=("nova_jax", "data_pipelines"))
+    source = records.build(data)
     found = source.exam(per_task)
     if found is None:
         raise ValueError(
@@ -224,7 +224,7 @@ def correlate(settings: Sequence[float], values: Float[np.ndarray, "n k"]) -> Es
     """
 
     def correlation(rows: Float[np.ndarray, "n k"]) -> float:
-        return pictures.rank_correlation(np.tile(np.asarray(settings, np.float64), len(rows)), rows.ravel())
+        return image_metrics.rank_correlation(np.tile(np.asarray(settings, np.float64), len(rows)), rows.ravel())
 
     rng = np.random.default_rng(0)
     again = [correlation(values[rng.integers(0, len(values), len(values))]) for _ in range(RESAMPLES)]

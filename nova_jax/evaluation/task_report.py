@@ -12,6 +12,8 @@ from PIL import Image
 from nova_jax import atomic
 from nova_jax.evaluation import exam, plots, report, task_evaluation
 from nova_jax.evaluation.task_evaluation import Answered, Curve, Evaluation, Row
+from nova_jax.runs.config import TrainConfig
+from nova_jax.runs.train import Result
 from nova_jax.tasks import ColorGuided, Inpaint, Outpaint, RemoveBackground, TextToImage, Vary, VideoRequest, conditions
 from nova_jax.tasks.pictures import Picture
 
@@ -45,6 +47,22 @@ def write(evaluation: Evaluation) -> pathlib.Path:
     evaluation.folder.mkdir(parents=True, exist_ok=True)
     atomic.write(evaluation.folder / REPORT, document)
     return evaluation.folder / REPORT
+
+
+def finish(config: TrainConfig, result: Result, *, sheet: tuple[str, ...]) -> None:
+    """Examines a run on every task, prints the table, and writes its report; `nova evaluate` does it again.
+
+    Args:
+        config: of the run.
+        result: of the run.
+        sheet: the parts of the exam that sheet.png shows.
+    """
+    del config
+    command = f"nova evaluate --run {result.directory}"
+    found = task_evaluation.run(result.directory, overwrite=True, command=command)
+    print(task_evaluation.table(found))
+    save_sheet(found, found.folder / "sheet.png", sheet)
+    print(f"\nreport: {write(found)}")
 
 
 def _table(rows: Sequence[Row]) -> plots.Markup:

@@ -42,7 +42,7 @@ from data_pipelines.scenes.editing.truth import Truth
 from data_pipelines.scenes.exams import editing_scores
 from data_pipelines.scenes.world import Scene, World
 from nova_jax import tasks
-from nova_jax.evaluation import exam, geneval, pictures
+from nova_jax.evaluation import exam, geneval, image_metrics
 from nova_jax.evaluation.exam import Bar, Comparison, Judged, Part, Pictures, Question
 
 SEED = 2001  # training has 0, autoencoders 1 and 1001
@@ -258,7 +258,7 @@ def _judge_likeness(references: Sequence[Scene], of: World, drawn: Pictures) -> 
         found = collections.Counter(d[:2] for d in parser.parse(picture, of))
         cast = collections.Counter(o[:2] for o in scene.objects)
         return {
-            "iou": pictures.mask_iou(parser.foreground(picture, of), layout),
+            "iou": image_metrics.mask_iou(parser.foreground(picture, of), layout),
             "content": (found & cast).total() / max(found.total(), cast.total()),
         }
 

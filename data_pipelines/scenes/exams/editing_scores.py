@@ -31,7 +31,7 @@ from data_pipelines.scenes.editing import drawing
 from data_pipelines.scenes.editing.elements import Elements
 from data_pipelines.scenes.editing.truth import Truth
 from data_pipelines.scenes.world import Object, Scene, World
-from nova_jax.evaluation import geneval, intervals, pictures
+from nova_jax.evaluation import geneval, image_metrics, intervals
 from nova_jax.evaluation.geneval import Detected
 
 NEAR = 0.06  # how far from its place an object that stays may be found; less than the smallest radius
@@ -117,7 +117,7 @@ def judge_remove(truth: Truth, picture: Picture, world: World) -> Judged:
         "correct": not inside and _same(outside, others, 2) and _are_kept(outside, others),
         "absent": not inside,
         "kept": _are_kept(outside, others) if others else None,
-        "psnr": min(pictures.psnr(picture, true, truth.mask), MAX_PSNR),
+        "psnr": min(image_metrics.psnr(picture, true, truth.mask), MAX_PSNR),
         "outside": _change(truth, picture),
     }
 
@@ -129,7 +129,7 @@ def judge_outpaint(truth: Truth, picture: Picture, world: World) -> Judged:
     return {
         "correct": _is_true(truth.said, truth.after, picture, world),
         "kept": _are_kept(parser.parse(picture, world), [truth.after.objects[i] for i in truth.chosen]),
-        "seam": pictures.seam(picture, truth.mask) - pictures.seam(true, truth.mask),
+        "seam": image_metrics.seam(picture, truth.mask) - image_metrics.seam(true, truth.mask),
     }
 
 
@@ -138,7 +138,7 @@ def judge_segment(truth: Truth, picture: Picture, world: World) -> Judged:
     drawn = picture[0].mean(axis=-1) > 127.5
     if not truth.chosen:
         return {"iou": None, "hit": None, "empty": bool(drawn.mean() < EMPTY)}
-    iou = pictures.mask_iou(drawn, drawing.meant(truth, world.image_size))
+    iou = image_metrics.mask_iou(drawn, drawing.meant(truth, world.image_size))
     return {"iou": iou, "hit": iou >= 0.5, "empty": None}
 
 
@@ -149,7 +149,7 @@ def judge_matte(truth: Truth, picture: Picture, world: World) -> Judged:
     true = render.coverage(truth.after.objects, world.image_size)
     kept = all(drawn[mask].mean() > 0.5 for mask in masks)
     return {
-        "error": pictures.alpha_error(drawn, true),
+        "error": image_metrics.alpha_error(drawn, true),
         "kept": kept,
         "clear": kept and bool(drawn[true == 0].mean() < 0.1),
     }
@@ -174,14 +174,14 @@ def judge_structure(truth: Truth, picture: Picture, world: World) -> Judged:
     layout = np.logical_or.reduce(render.masks(truth.after, world.image_size), axis=0)
     return {
         "correct": _is_true(truth.said, truth.after, picture, world),
-        "edge_f1": pictures.edge_f1(rims, render.edges(truth.after, world.image_size)),
-        "iou": pictures.mask_iou(shown, layout),
+        "edge_f1": image_metrics.edge_f1(rims, render.edges(truth.after, world.image_size)),
+        "iou": image_metrics.mask_iou(shown, layout),
     }
 
 
 def judge_colors(truth: Truth, picture: Picture, world: World) -> Judged:
     """The palette and the shapes."""
-    error = pictures.palette_error(palette.to_lab(picture[0]), palette.table(truth.palette))
+    error = image_metrics.palette_error(palette.to_lab(picture[0]), palette.table(truth.palette))
     return {
         "palette_error": error,
         "correct": _same(parser.parse_banded(picture, world), truth.after.objects, 1),

@@ -47,7 +47,7 @@ class Scored(NamedTuple):
 
     summary: geneval.Summary
     prompts: list[geneval.Prompt]
-    pictures: np.ndarray
+    images: np.ndarray
     judged: list[geneval.Judged]
 
 
@@ -86,6 +86,7 @@ class Scorer:
 
     def score(self, generate: Generate) -> Scored:
         """Samples the images of all prompts, each from a seed of its own, and scores them."""
-        images = generate([prompt.text for prompt in self.prompts], range(self.seed, self.seed + len(self.prompts)))
+        seeds = list(range(self.seed, self.seed + len(self.prompts)))
+        images = generate([prompt.text for prompt in self.prompts], seeds)
         judged = self.judge(list(images))
         return Scored(geneval.summarize(judged, self.chance), self.prompts, images, judged)

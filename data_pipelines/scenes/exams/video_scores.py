@@ -34,7 +34,7 @@ from data_pipelines.scenes.video import world as video_world
 from data_pipelines.scenes.video.camera_motion import Drift
 from data_pipelines.scenes.video.world import BACKDROP, CAMERA_MOTIONS, Actor, Camera, Film, ReelWorld, Shot
 from data_pipelines.scenes.world import Object
-from nova_jax.evaluation import pictures
+from nova_jax.evaluation import image_metrics
 from nova_jax.evaluation.geneval import Detected
 
 MAX_PSNR = 60.0  # that of images which agree
@@ -203,7 +203,7 @@ def flicker(clip: Clip, true: Clip) -> float | None:
 
 def start_psnr(clip: Clip, given: UInt8[np.ndarray, "h w 3"]) -> float:
     """Peak signal to noise ratio of the first frame and an image, at most `MAX_PSNR`."""
-    return min(pictures.psnr(clip[0], given, np.ones(given.shape[:2], bool)), MAX_PSNR)
+    return min(image_metrics.psnr(clip[0], given, np.ones(given.shape[:2], bool)), MAX_PSNR)
 
 
 def _cast(names: Sequence[Name], what: Said) -> collections.Counter[str]:
