@@ -112,9 +112,9 @@ def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
 def train_codec(data: Moving, run_dir: str, steps: int = video_vae.CLIP_STEPS) -> str:
     """The autoencoder of clips of this world; returns its folder."""
     clips = InMemory(Reels(data.world, "video", seed=1, length=data.length), processes=None)
-    pictures = InMemory(Reels(data.world, "image", seed=1, length=5 * data.length), processes=None)
+    images = InMemory(Reels(data.world, "image", seed=1, length=5 * data.length), processes=None)
     config = video_vae.make_video_config(
-        datasets.Pixels(source=clips), datasets.Pixels(source=pictures), name="reel_vae", steps=steps
+        datasets.Pixels(source=clips), datasets.Pixels(source=images), name="reel_vae", steps=steps
     )
     return video_vae.train(dataclasses.replace(config, run_dir=run_dir), autoencoders.under_another_seed(clips))
 

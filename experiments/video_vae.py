@@ -39,7 +39,7 @@ PICTURES = InMemory(Reels(task="image", seed=1, length=30_000), processes=None)
 
 
 def make_image_config(
-    pictures: datasets.Pixels,
+    images: datasets.Pixels,
     *,
     name: str,
     steps: int = IMAGE_STEPS,
@@ -52,7 +52,7 @@ def make_image_config(
         name=name,
         model=vae,
         objective=reconstruction.Reconstruction(l2=2.0, ssim=0.0, levels=2, kl=kl),
-        data=pictures,
+        data=images,
         optimizer=_optimizer(2.5e-3),
         steps=steps,
         batch_size=batch_size,
@@ -64,7 +64,7 @@ def make_image_config(
 
 def make_video_config(
     clips: datasets.Pixels,
-    pictures: datasets.Pixels | None = None,
+    images: datasets.Pixels | None = None,
     *,
     name: str,
     steps: int,
@@ -76,19 +76,19 @@ def make_video_config(
 
     Args:
         clips: of 1 + n t frames for t frames per latent.
-        pictures: every fourth batch is of these; None: a frame of each clip.
+        images: every fourth batch is of these; None: a frame of each clip.
         name: of the run.
         steps: batches of either kind.
         batch_size: clips, or images.
         kl: weight of the divergence, as in the first stage.
         vae: causal.
     """
-    pictures = pictures or dataclasses.replace(clips, source=Frames(clips.source))
+    images = images or dataclasses.replace(clips, source=Frames(clips.source))
     return experiment.TrainConfig(
         name=name,
         model=vae,
         objective=reconstruction.Reconstruction(l2=2.0, ssim=0.0, motion=1.0, levels=2, kl=kl),
-        data=Mixture(parts=((clips, 3), (pictures, 1))),
+        data=Mixture(parts=((clips, 3), (images, 1))),
         optimizer=_optimizer(3e-4),
         steps=steps,
         batch_size=batch_size,
@@ -109,9 +109,9 @@ CONFIG = make_video_config(
 
 def first_stage(config: experiment.TrainConfig) -> experiment.TrainConfig:
     """The run on images that a run on clips starts from: its images, its loss, its mesh, its dtype."""
-    _, (pictures, _) = config.data.parts
+    _, (images, _) = config.data.parts
     first = make_image_config(
-        pictures,
+        images,
         name=f"{config.name}_images",
         steps=round(config.steps * IMAGE_STEPS / CLIP_STEPS),
         batch_size=8 * config.batch_size,
