@@ -25,6 +25,7 @@ from nova_jax import environment, experiment, generation, weights
 from nova_jax.diffusion import reconstruction
 from nova_jax.evaluation import image_metrics
 from nova_jax.models.vae import VAE
+from nova_jax.parallel import distributed
 from nova_jax.runs import record
 
 Clips = UInt8[np.ndarray, "n f h w 3"]
@@ -34,7 +35,7 @@ def train(config: experiment.TrainConfig, held_out: Any) -> str:
     """Runs an autoencoder's experiment and exports it; returns its folder. Does nothing twice."""
     result = experiment.run(config)
     folder = result.directory / generation.CODEC_FOLDER
-    if not (folder / "card.json").is_file():
+    if not distributed.agree(int((folder / "card.json").is_file())):
         export(config, result, held_out)
     return str(folder)
 
@@ -71,7 +72,8 @@ def export(
 ) -> pathlib.Path:
     """Measures the latents, writes the run's `codec/` folder, and says what it reaches on held-out data.
 
-    The codec computes in float32, whatever it was trained in.
+    The codec computes in float32, whatever it was trained in. Of several processes, which all call it, the main one
+    does this alone.
 
     Args:
         config: of the run, on pixels; of a mixture the first part counts.
@@ -80,13 +82,28 @@ def export(
         samples: to measure latents on (training data) and reconstructions (held out); None: 2,000 images, 200 clips.
         batch_size: at a time; None: 100 images, 10 clips.
     """
+    ema, folder = distributed.whole(result.state.ema), result.directory / generation.CODEC_FOLDER
+    if distributed.is_main():
+        result = result._replace(state=result.state._replace(ema=ema))
+        _export(config, result, held_out, folder, samples, batch_size)
+    distributed.barrier("nova_jax codec")
+    return folder
+
+
+def _export(
+    config: experiment.TrainConfig,
+    result: experiment.Result,
+    held_out: Any,
+    folder: pathlib.Path,
+    samples: int | None,
+    batch_size: int | None,
+) -> None:
     data = config.data.parts[0][0] if isinstance(config.data, Mixture) else config.data
     vae = dataclasses.replace(config.model, dtype=jnp.float32)
     samples, batch_size = samples or (200 if vae.is_temporal else 2000), batch_size or (10 if vae.is_temporal else 100)
     batches = itertools.islice(data.batches(0, batch_size), max(1, samples // batch_size))
     pixels = (jnp.asarray(batch.x0) for batch in batches)
     mean, std = reconstruction.latent_statistics(vae, result.state.ema, pixels)
-    folder = result.directory / generation.CODEC_FOLDER
     weights.save(
         dataclasses.replace(vae, latents_mean=mean, latents_std=std), result.state.ema, folder, dtype="float16"
     )
@@ -106,7 +123,6 @@ def export(
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps({key: value for key, value in card.items() if key != "environment"}, indent=1))
-    return folder
 
 
 def measure(vae: VAE, params: Any, truth: Clips, held_out: Any, batch_size: int = 100) -> dict[str, Any]:

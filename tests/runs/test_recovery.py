@@ -1,4 +1,4 @@
-"""What comes to grief while real processes train: a kill, a read that never returns, a start that does not fit together."""
+"""What comes to grief while real processes train: a kill, a read that never returns, a start that does not fit."""
 
 import dataclasses
 import json
