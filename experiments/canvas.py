@@ -21,15 +21,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from data_pipelines import datasets
+from data_pipelines import autoencoders, datasets
 from data_pipelines.conditioned import ConditionedLatents
 from data_pipelines.mixture import Mixture
 from data_pipelines.scenes import world
 from data_pipelines.scenes.editing.source import CanvasPictures, CanvasScenes
 from data_pipelines.scenes.world import World
-from experiments import image_vae, reports
+from experiments import image_vae
 from nova_jax import experiment, generation
 from nova_jax.diffusion import DropRates, FlowMatching
+from nova_jax.evaluation import task_report
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import WordTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
@@ -173,11 +174,11 @@ def prepare(
 
 def train_codec(config: experiment.TrainConfig, run_dir: str) -> str:
     """The autoencoder of `make_codec_config`; returns its folder."""
-    held_out = image_vae.under_another_seed(config.data.source)
-    return image_vae.train(dataclasses.replace(config, run_dir=run_dir), held_out)
+    held_out = autoencoders.under_another_seed(config.data.source)
+    return autoencoders.train(dataclasses.replace(config, run_dir=run_dir), held_out)
 
 
-finish = functools.partial(reports.finish_exam, sheet=SHEET)
+finish = functools.partial(task_report.finish, sheet=SHEET)
 
 if __name__ == "__main__":
     experiment.main(CONFIG, then=finish, prepare=prepare)

@@ -47,10 +47,10 @@ CONFIG = dataclasses.replace(
 
 def make_codec_config(data: canvas.SceneTasks, steps: int = 3000) -> experiment.TrainConfig:
     """The autoencoder, on images drawn once, for it learns from 17,000 a second."""
-    pictures = InMemory(CanvasPictures(data.world, seed=1, length=100_000), data.processes or 1)
+    images = InMemory(CanvasPictures(data.world, seed=1, length=100_000), data.processes or 1)
     vae = dataclasses.replace(VAE, dtype=jnp.bfloat16)
     config = image_vae.make_config(
-        datasets.Pixels(source=pictures), name="canvas_vae", steps=steps, batch_size=256, kl=0.01, vae=vae
+        datasets.Pixels(source=images), name="canvas_vae", steps=steps, batch_size=256, kl=0.01, vae=vae
     )
     return dataclasses.replace(config, optimizer=optimizer.AdamW(peak=2e-3, warmup=200, b2=0.99, schedule="linear"))
 

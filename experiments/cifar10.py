@@ -15,8 +15,9 @@ import dataclasses
 
 from data_pipelines import datasets
 from data_pipelines.sources import Parquet
-from experiments import emoji, reports
+from experiments import emoji
 from nova_jax import experiment
+from nova_jax.evaluation import run_report
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PROMPTS = tuple(f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in CLASSES)
@@ -29,4 +30,4 @@ CONFIG = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    experiment.main(CONFIG, reports.finish_captioned, prepare=emoji.prepare)
+    experiment.main(CONFIG, run_report.write, prepare=emoji.prepare)

@@ -17,11 +17,11 @@ import dataclasses
 import sys
 from typing import Any
 
-from experiments import reports
 from nova_jax import config as configs
-from nova_jax import distillation, experiment, generation
+from nova_jax import distillation, experiment
 from nova_jax.diffusion import time_sampling
-from nova_jax.runs import record as records
+from nova_jax.evaluation import student_report
+from nova_jax.runs import student
 from nova_jax.training import optimizer as optimizers
 
 GUIDANCE = distillation.Guidance(scale=2.0)
@@ -80,32 +80,8 @@ def make_config(teacher: str, method: str) -> experiment.TrainConfig:
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    saved = records.read(teacher)["config"]
-    packages = ("nova_jax", "data_pipelines")
-    model, data, preview = (configs.from_dict(saved[key], packages) for key in ("model", "data", "preview"))
     preset = METHODS[method]
-    student = generation.SamplingSettings(
-        sampler=preset.method.sampler, num_steps=_steps(preset.method), guidance_scale=1.0
-    )
-    return experiment.TrainConfig(
-        name="distill",
-        model=dataclasses.replace(model, dit=dataclasses.replace(model.dit, has_second_time=True)),
-        objective=preset.method,
-        data=data,
-        optimizer=dataclasses.replace(preset.optimizer, schedule="linear"),
-        steps=preset.steps,
-        batch_size=saved["batch_size"],
-        ema_decay=0.99,
-        log_every=20,
-        checkpoint_every=500,
-        preview=preview and dataclasses.replace(preview, settings=student),
-        run_dir=f"{teacher.rstrip('/')}_{method}",
-        teacher=teacher,
-    )
-
-
-def _steps(method: distillation.Method) -> int:
-    return 4 if method.trained_steps is None or 4 in method.trained_steps else min(method.trained_steps)
+    return student.make_config(teacher, preset.method, name=method, optimizer=preset.optimizer, steps=preset.steps)
 
 
 def split_arguments(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -127,4 +103,4 @@ if __name__ == "__main__":
         config = make_config(**chosen)
     except (ValueError, OSError) as error:
         sys.exit(f"distill: {error}")
-    experiment.main(config, reports.finish_student)
+    experiment.main(config, student_report.write)

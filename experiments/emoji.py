@@ -11,15 +11,14 @@ of eight prompts are recognised at once, pizza half. With one caption and one im
 is learnt, not that it generalises.
 """
 
-import dataclasses
 import functools
-from typing import Any
 
-from data_pipelines import datasets
+from data_pipelines import autoencoders, datasets
 from data_pipelines.sources import WebDataset
-from experiments import image_vae, reports
+from experiments import image_vae
 from nova_jax import experiment
 from nova_jax.diffusion import FlowMatching
+from nova_jax.evaluation import run_report
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import WordTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
@@ -64,31 +63,9 @@ CONFIG = experiment.TrainConfig(
 )
 
 
-def with_codec(
-    config: experiment.TrainConfig, source: Any = None, held_out: Any = None, **fields: Any
-) -> experiment.TrainConfig:
-    """Trains the autoencoder unless a codec is given by `data.codec_path`.
-
-    Args:
-        config: of the text-to-image run.
-        source: images that the autoencoder learns from; None: those of the run.
-        held_out: images to measure the autoencoder on; None: those it was trained on.
-        fields: of `image_vae.make_config`.
-    """
-    data = config.data
-    if data.codec_path:
-        return config
-    source = source or data.source
-    pixels = data.pixels_of(source)
-    vae_config = dataclasses.replace(
-        image_vae.make_config(pixels, name=f"{config.name}_vae", **fields), run_dir=f"{config.directory}_vae"
-    )
-    folder = image_vae.train(vae_config, held_out or source)
-    return dataclasses.replace(config, data=dataclasses.replace(data, codec_path=folder))
-
-
 # Images need more of their detail than scenes do, hence the weaker KL.
-prepare = functools.partial(with_codec, steps=4000, kl=0.005)
+VAE_CONFIG = functools.partial(image_vae.make_config, steps=4000, kl=0.005)
+prepare = functools.partial(autoencoders.with_codec, make_config=VAE_CONFIG)
 
 if __name__ == "__main__":
-    experiment.main(CONFIG, reports.finish_captioned, prepare=prepare)
+    experiment.main(CONFIG, run_report.write, prepare=prepare)

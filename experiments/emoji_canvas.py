@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipelines import datasets, encoding, images, loader
+from data_pipelines import autoencoders, datasets, encoding, images, loader
 from data_pipelines.conditioned import ConditionedLatents
 from data_pipelines.mixture import Mixture
 from data_pipelines.sources import InMemory, WebDataset, cutouts
-from data_pipelines.sources.cutouts import CutoutPictures, Cutouts
+from data_pipelines.sources.cutouts import CutoutImages, Cutouts
 from experiments import canvas, image_vae
 from nova_jax import experiment, generation, tasks
 from nova_jax.diffusion import DropRates, FlowMatching
-from nova_jax.evaluation import intervals, pictures, task_report
+from nova_jax.evaluation import image_metrics, intervals, task_report
 from nova_jax.tasks import color
 
 STEPS = 8000
@@ -44,7 +44,7 @@ MAX_SCORED = 200  # held-out elements of each task
 SHOWN = 24  # of each task in tasks.png
 ACROSS = 4  # of them side by side
 
-Picture = UInt8[np.ndarray, "h w 3"]
+RGBImage = UInt8[np.ndarray, "h w 3"]
 Scores = dict[str, dict[str, float]]  # whose answers -> {value, low, high, n}
 
 
@@ -102,12 +102,12 @@ def make_mixture(data: CutoutTar, codec_path: str) -> Mixture:
 
 def train_codec(data: CutoutTar, run_dir: str, steps: int = 4000) -> str:
     """The autoencoder of all images that the tasks show or ask for; returns its folder."""
-    shown = CutoutPictures(data.source, data.size, seed=1)
+    shown = CutoutImages(data.source, data.size, seed=1)
     limit = encoding.max_corrupt_of_all(shown, data.max_corrupt)
     pixels = datasets.Pixels(source=InMemory(shown), max_corrupt=limit)
     config = image_vae.make_config(pixels, name="emoji_canvas_vae", steps=steps, kl=0.005, vae=canvas.VAE)
-    held_out = CutoutPictures(data.source, data.size, seed=1, held_out=True)
-    return image_vae.train(dataclasses.replace(config, run_dir=run_dir), held_out)
+    held_out = CutoutImages(data.source, data.size, seed=1, held_out=True)
+    return autoencoders.train(dataclasses.replace(config, run_dir=run_dir), held_out)
 
 
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
@@ -118,7 +118,7 @@ def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
     (result.directory / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     path = generation.save_grid(result.directory / "tasks.png", sheet, columns=3 * ACROSS, upscale=2)
     print_scores(scores)
-    print(f"\npictures: {path}")
+    print(f"\nimages: {path}")
 
 
 def evaluate(
@@ -135,7 +135,7 @@ def evaluate(
     scores, tiles = {}, []
     for task, score in (("matte", score_mattes), ("colors", score_colors)):
         elements = Cutouts(learnt.source, task, learnt.size, seed=1, held_out=True)
-        shown = list(loader.readable(elements, range(min(count, elements.num_pictures)), max_corrupt))
+        shown = list(loader.readable(elements, range(min(count, elements.num_images)), max_corrupt))
         scores[task], strips = score(trained, shown)
         tiles += strips[: SHOWN - SHOWN % ACROSS]
     return scores, np.concatenate(tiles)[:, None]
@@ -150,18 +150,18 @@ def score_mattes(trained: generation.TrainedRun, elements: Sequence[cutouts.Samp
     )
     cut = [of_one[0] for of_one in drawn]
     true = np.stack([element["pixels"] for element in elements])
-    rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, true)
+    rebuilt = autoencoders.reconstruct(trained.codec, trained.codec_params, true)
 
     exact = true[:, 0, ..., 0] / 255
-    model = np.stack([picture[..., 3] for picture in cut]) / 255
+    model = np.stack([image[..., 3] for image in cut]) / 255
     sets = {"ceiling": rebuilt[:, 0].mean(axis=-1) / 255, "model": model, "chance": np.roll(model, 1, axis=0)}
     scores = {
-        name: intervals.mean([pictures.alpha_error(a, b) for a, b in zip(alphas, exact, strict=True)])
+        name: intervals.mean([image_metrics.alpha_error(a, b) for a, b in zip(alphas, exact, strict=True)])
         for name, alphas in sets.items()
     }
     strips = [
-        np.stack([source, element["pixels"][0], generation.images.on_checkerboard(picture)])
-        for source, element, picture in zip(sources, elements, cut, strict=True)
+        np.stack([source, element["pixels"][0], generation.images.on_checkerboard(image)])
+        for source, element, image in zip(sources, elements, cut, strict=True)
     ]
     return scores, strips
 
@@ -182,13 +182,13 @@ def score_colors(trained: generation.TrainedRun, elements: Sequence[cutouts.Samp
     ]
     drawn = np.stack([of_one[:1] for of_one in generation.images.draw_all(trained, requests)])
     true = np.stack([element["pixels"] for element in elements])
-    rebuilt = image_vae.reconstruct(trained.codec, trained.codec_params, true)
+    rebuilt = autoencoders.reconstruct(trained.codec, trained.codec_params, true)
 
     sets = {"truth": true, "ceiling": rebuilt, "model": drawn, "chance": np.roll(drawn, 1, axis=0)}
     scores = {name: intervals.mean(palette_errors(shown[:, 0], palettes)) for name, shown in sets.items()}
     strips = [
-        np.stack([task_report.swatches(palette, element["pixels"].shape[1:3]), element["pixels"][0], picture[0]])
-        for palette, element, picture in zip(palettes, elements, drawn, strict=True)
+        np.stack([task_report.swatches(palette, element["pixels"].shape[1:3]), element["pixels"][0], image[0]])
+        for palette, element, image in zip(palettes, elements, drawn, strict=True)
     ]
     return scores, strips
 
@@ -196,7 +196,7 @@ def score_colors(trained: generation.TrainedRun, elements: Sequence[cutouts.Samp
 def palette_errors(shown: UInt8[np.ndarray, "n h w 3"], palettes: Sequence[UInt8[np.ndarray, "p 3"]]) -> list[float]:
     """The palette error of each image."""
     pairs = zip(shown, palettes, strict=True)
-    return [pictures.palette_error(color.to_lab(picture), color.to_lab(asked)) for picture, asked in pairs]
+    return [image_metrics.palette_error(color.to_lab(image), color.to_lab(asked)) for image, asked in pairs]
 
 
 def print_scores(scores: dict[str, Scores]) -> None:

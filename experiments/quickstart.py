@@ -17,9 +17,10 @@ colour attribution 0.89; parser on reconstructions 0.990.
 import dataclasses
 import sys
 
-from data_pipelines import datasets
+from data_pipelines import autoencoders, datasets
 from data_pipelines.scenes import source, world
-from experiments import distill, image_vae, reports
+from data_pipelines.scenes.exams import geneval_report
+from experiments import distill, image_vae
 from nova_jax import experiment
 from nova_jax.diffusion import FlowMatching
 from nova_jax.evaluation import step_benchmark, step_report
@@ -81,13 +82,13 @@ CONFIG = experiment.TrainConfig(
 def with_own_codec(config: experiment.TrainConfig) -> experiment.TrainConfig:
     """The same experiment on an autoencoder trained here first, or found trained from an earlier start."""
     vae_config = image_vae.CONFIG
-    folder = image_vae.train(vae_config, image_vae.under_another_seed(vae_config.data.source))
+    folder = autoencoders.train(vae_config, autoencoders.under_another_seed(vae_config.data.source))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, codec_path=folder))
 
 
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
     """Scores the model, distils a student from it, and benchmarks both: quality against evaluations and seconds."""
-    reports.finish_scenes(config, result)
+    geneval_report.write(config, result)
     student = distill.make_config(str(result.directory), distill.DEFAULT_METHOD)
     student = experiment.run(dataclasses.replace(student, steps=min(student.steps, config.steps)))
     grid = step_benchmark.Grid(
@@ -102,6 +103,6 @@ if __name__ == "__main__":
     sys.argv = [text for text in sys.argv if text not in flags]
     experiment.main(
         CONFIG,
-        reports.finish_scenes if "--no-student" in flags else finish,
+        geneval_report.write if "--no-student" in flags else finish,
         prepare=with_own_codec if "--from-scratch" in flags else None,
     )

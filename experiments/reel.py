@@ -16,15 +16,16 @@ import dataclasses
 import functools
 from typing import Any
 
-from data_pipelines import datasets, mixture
+from data_pipelines import autoencoders, datasets, mixture
 from data_pipelines.mixture import Mixture
 from data_pipelines.scenes.video import world as video_world
 from data_pipelines.scenes.video.source import Reels
 from data_pipelines.scenes.video.world import ReelWorld
 from data_pipelines.sources.memory import InMemory
-from experiments import image_vae, reports, video_vae
+from experiments import video_vae
 from nova_jax import experiment, generation
 from nova_jax.diffusion import DropRates, FlowMatching, GivenFrames, TimeNoise, time_sampling
+from nova_jax.evaluation import task_report
 from nova_jax.models.dit import DiT
 from nova_jax.models.text import WordTextEncoder
 from nova_jax.models.text_to_latent import TextToLatent
@@ -111,14 +112,14 @@ def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
 def train_codec(data: Moving, run_dir: str, steps: int = video_vae.CLIP_STEPS) -> str:
     """The autoencoder of clips of this world; returns its folder."""
     clips = InMemory(Reels(data.world, "video", seed=1, length=data.length), processes=None)
-    pictures = InMemory(Reels(data.world, "image", seed=1, length=5 * data.length), processes=None)
+    images = InMemory(Reels(data.world, "image", seed=1, length=5 * data.length), processes=None)
     config = video_vae.make_video_config(
-        datasets.Pixels(source=clips), datasets.Pixels(source=pictures), name="reel_vae", steps=steps
+        datasets.Pixels(source=clips), datasets.Pixels(source=images), name="reel_vae", steps=steps
     )
-    return video_vae.train(dataclasses.replace(config, run_dir=run_dir), image_vae.under_another_seed(clips))
+    return video_vae.train(dataclasses.replace(config, run_dir=run_dir), autoencoders.under_another_seed(clips))
 
 
-finish = functools.partial(reports.finish_exam, sheet=SHEET)
+finish = functools.partial(task_report.finish, sheet=SHEET)
 
 if __name__ == "__main__":
     experiment.main(CONFIG, then=finish, prepare=prepare)

@@ -13,9 +13,10 @@ single object 0.88, two objects 0.79, counting 0.55, colours 0.98, position 0.91
 import dataclasses
 import functools
 
-from data_pipelines import datasets
+from data_pipelines import autoencoders, datasets
 from data_pipelines.scenes import source, world
-from experiments import emoji, image_vae, quickstart, reports
+from data_pipelines.scenes.exams import geneval_report
+from experiments import image_vae, quickstart
 from nova_jax import experiment
 from nova_jax.diffusion import FlowMatching, time_sampling
 from nova_jax.models.dit import DiT
@@ -55,14 +56,11 @@ CONFIG = dataclasses.replace(
 )
 
 prepare = functools.partial(
-    emoji.with_codec,
+    autoencoders.with_codec,
+    make_config=functools.partial(image_vae.make_config, steps=5000, batch_size=16, kl=0.02, vae=VAE),
     source=CODEC_SCENES,
-    held_out=image_vae.under_another_seed(CODEC_SCENES),
-    steps=5000,
-    batch_size=16,
-    kl=0.02,
-    vae=VAE,
+    held_out=autoencoders.under_another_seed(CODEC_SCENES),
 )
 
 if __name__ == "__main__":
-    experiment.main(CONFIG, reports.finish_scenes, prepare=prepare)
+    experiment.main(CONFIG, geneval_report.write, prepare=prepare)

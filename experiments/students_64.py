@@ -13,8 +13,9 @@ import functools
 
 import jax.numpy as jnp
 
-from data_pipelines import datasets
-from experiments import distill, emoji, image_vae, reports, scenes
+from data_pipelines import autoencoders, datasets
+from data_pipelines.scenes.exams import geneval_report
+from experiments import distill, image_vae, scenes
 from nova_jax import experiment
 from nova_jax.diffusion import FlowMatching, time_sampling
 from nova_jax.evaluation import step_benchmark, step_report
@@ -50,7 +51,7 @@ CONFIG = dataclasses.replace(
 
 def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
     """Scores the teacher, distils the students one from the other, and benchmarks all of them."""
-    reports.finish_scenes(config, result)
+    geneval_report.write(config, result)
     steps, before, students = max(1, config.steps // 4), None, []
     for method in STUDENTS:
         student = distill.make_config(str(result.directory), method)
@@ -66,12 +67,10 @@ def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
 
 
 prepare = functools.partial(
-    emoji.with_codec,
+    autoencoders.with_codec,
+    make_config=functools.partial(image_vae.make_config, steps=5000, kl=0.02, vae=VAE),
     source=scenes.CODEC_SCENES,
-    held_out=image_vae.under_another_seed(scenes.CODEC_SCENES),
-    steps=5000,
-    kl=0.02,
-    vae=VAE,
+    held_out=autoencoders.under_another_seed(scenes.CODEC_SCENES),
 )
 
 if __name__ == "__main__":

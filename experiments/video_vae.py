@@ -15,24 +15,16 @@ as float16, and card.json with how they were made and the PSNR of held-out clips
 """
 
 import dataclasses
-import json
-import pathlib
 import sys
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from data_pipelines import datasets, images, loader
+from data_pipelines import autoencoders, datasets
 from data_pipelines.mixture import Mixture
 from data_pipelines.scenes.video.source import Reels
 from data_pipelines.sources.frames import Frames
 from data_pipelines.sources.memory import InMemory
-from experiments import image_vae
-from nova_jax import environment, experiment, generation, weights
+from nova_jax import experiment
 from nova_jax.diffusion import reconstruction
-from nova_jax.evaluation import pictures
 from nova_jax.models import inflation
 from nova_jax.models import vae as vaes
 from nova_jax.models.vae import VAE
@@ -47,7 +39,7 @@ PICTURES = InMemory(Reels(task="image", seed=1, length=30_000), processes=None)
 
 
 def make_image_config(
-    pictures: datasets.Pixels,
+    images: datasets.Pixels,
     *,
     name: str,
     steps: int = IMAGE_STEPS,
@@ -60,7 +52,7 @@ def make_image_config(
         name=name,
         model=vae,
         objective=reconstruction.Reconstruction(l2=2.0, ssim=0.0, levels=2, kl=kl),
-        data=pictures,
+        data=images,
         optimizer=_optimizer(2.5e-3),
         steps=steps,
         batch_size=batch_size,
@@ -72,7 +64,7 @@ def make_image_config(
 
 def make_video_config(
     clips: datasets.Pixels,
-    pictures: datasets.Pixels | None = None,
+    images: datasets.Pixels | None = None,
     *,
     name: str,
     steps: int,
@@ -84,19 +76,19 @@ def make_video_config(
 
     Args:
         clips: of 1 + n t frames for t frames per latent.
-        pictures: every fourth batch is of these; None: a frame of each clip.
+        images: every fourth batch is of these; None: a frame of each clip.
         name: of the run.
         steps: batches of either kind.
         batch_size: clips, or images.
         kl: weight of the divergence, as in the first stage.
         vae: causal.
     """
-    pictures = pictures or dataclasses.replace(clips, source=Frames(clips.source))
+    images = images or dataclasses.replace(clips, source=Frames(clips.source))
     return experiment.TrainConfig(
         name=name,
         model=vae,
         objective=reconstruction.Reconstruction(l2=2.0, ssim=0.0, motion=1.0, levels=2, kl=kl),
-        data=Mixture(parts=((clips, 3), (pictures, 1))),
+        data=Mixture(parts=((clips, 3), (images, 1))),
         optimizer=_optimizer(3e-4),
         steps=steps,
         batch_size=batch_size,
@@ -117,9 +109,9 @@ CONFIG = make_video_config(
 
 def first_stage(config: experiment.TrainConfig) -> experiment.TrainConfig:
     """The run on images that a run on clips starts from: its images, its loss, its mesh, its dtype."""
-    _, (pictures, _) = config.data.parts
+    _, (images, _) = config.data.parts
     first = make_image_config(
-        pictures,
+        images,
         name=f"{config.name}_images",
         steps=round(config.steps * IMAGE_STEPS / CLIP_STEPS),
         batch_size=8 * config.batch_size,
@@ -139,59 +131,12 @@ def prepare(config: experiment.TrainConfig) -> experiment.TrainConfig:
 
 def train(config: experiment.TrainConfig, held_out: Any) -> str:
     """Runs both stages and exports the second; returns its folder. Does nothing twice."""
-    config = prepare(config)
-    result = experiment.run(config)
-    folder = result.directory / generation.CODEC_FOLDER
-    if not (folder / "card.json").is_file():
-        export(config, result, held_out)
-    return str(folder)
+    return autoencoders.train(prepare(config), held_out)
 
 
-def export(
-    config: experiment.TrainConfig, result: experiment.Result, held_out: Any, samples: int = 200, batch_size: int = 10
-) -> pathlib.Path:
-    """Measures the latents of clips, writes the run's `codec/` folder, and says what it reaches on held-out clips.
-
-    Args:
-        config: of the second stage.
-        result: of the run.
-        held_out: a source of the same kind of clips that was not trained on.
-        samples: clips to measure latents on (training data) and reconstructions (held out).
-        batch_size: clips at a time.
-    """
-    clips, _ = config.data.parts[0]
-    vae = dataclasses.replace(config.model, dtype=jnp.float32)
-    vae = image_vae.with_statistics(vae, result.state.ema, clips, samples, batch_size)
-    folder = result.directory / generation.CODEC_FOLDER
-    weights.save(vae, result.state.ema, folder, dtype="float16")
-    vae, params = weights.load(folder)  # what is measured is what was written
-    fit, rng = images.Transform(size=clips.size), np.random.default_rng(0)
-    shown = loader.readable(held_out, range(min(samples, len(held_out))), clips.max_corrupt)
-    fitted = np.stack([fit(sample, rng)["pixels"] for sample in shown])
-    truth = np.asarray(generation.to_uint8(jnp.asarray(fitted)))
-    rebuilt = image_vae.reconstruct(vae, params, truth, batch_size)
-    still = image_vae.reconstruct(vae, params, truth[:, -1:], batch_size)
-    card = {
-        "command": f"python -m experiments.{config.name} {' '.join(sys.argv[1:])}".strip(),
-        "data": repr(clips.source),
-        "steps": int(result.state.step),
-        "batch_size": config.batch_size,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "training_seconds": image_vae.training_seconds(result.directory),
-        "held_out_clips": len(truth),
-        "psnr_db": round(pictures.psnr(truth, rebuilt), 2),
-        "psnr_db_of_pictures": round(pictures.psnr(truth[:, -1:], still), 2),
-        "psnr_db_of_repeated_frames": round(pictures.psnr(truth, repeated(truth, vae.compression[0])), 2),
-        "environment": environment.describe(),
-    }
-    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in card.items() if key != "environment"}, indent=1))
-    return folder
-
-
-def repeated(clips: np.ndarray, time: int) -> np.ndarray:
-    """Clips (n, 1 + k t, h, w, 3) in which the last frame of every group stands for all: what inflation begins with."""
-    return np.concatenate([clips[:, :1], clips[:, time::time].repeat(time, axis=1)], axis=1)
+def finish(config: experiment.TrainConfig, result: experiment.Result) -> None:
+    """Exports the autoencoder, measured on clips of another seed."""
+    autoencoders.export(config, result, autoencoders.under_another_seed(config.data.parts[0][0].source))
 
 
 if __name__ == "__main__":
@@ -199,10 +144,4 @@ if __name__ == "__main__":
         sys.argv.remove("--images")
         experiment.main(first_stage(CONFIG))
     else:
-        experiment.main(
-            CONFIG,
-            then=lambda config, result: export(
-                config, result, image_vae.under_another_seed(config.data.parts[0][0].source)
-            ),
-            prepare=prepare,
-        )
+        experiment.main(CONFIG, then=finish, prepare=prepare)

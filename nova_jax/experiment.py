@@ -16,5 +16,6 @@ from nova_jax.runs.config import DataSource, Preview, TrainConfig
 from nova_jax.runs.main import main
 from nova_jax.runs.preview import make_trained_run
 from nova_jax.runs.train import Result, run
+from nova_jax.training.watch import Limits
 
-__all__ = ["DataSource", "Preview", "Result", "TrainConfig", "main", "make_trained_run", "run"]
+__all__ = ["DataSource", "Limits", "Preview", "Result", "TrainConfig", "main", "make_trained_run", "run"]

@@ -36,7 +36,7 @@ import PIL.Image
 
 from data_pipelines import images, sources
 from nova_jax import tasks
-from nova_jax.tasks import InvalidRequest, pictures
+from nova_jax.tasks import InvalidRequest, image_inputs
 from nova_jax.weights import safetensors
 from tests.media import encoded
 from tests.tasks import examples
@@ -403,8 +403,8 @@ def read_pictures(data: bytes, _: pathlib.Path) -> None:
     readers = (
         (images.Decoder(max_pixels=MAX_PIXELS), images.Undecodable),
         (images.Decoder(size=(8, 8), background=None, max_pixels=MAX_PIXELS), images.Undecodable),
-        (lambda data: [pictures.read_picture(data, tasks.TINY)], InvalidRequest),
-        (lambda data: [pictures.read_mask(data, tasks.TINY)], InvalidRequest),
+        (lambda data: [image_inputs.read_image(data, tasks.TINY)], InvalidRequest),
+        (lambda data: [image_inputs.read_mask(data, tasks.TINY)], InvalidRequest),
     )
     refusals = []
     for read, error in readers:

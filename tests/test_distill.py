@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import distill, reports
+from experiments import distill
 from nova_jax import cli, experiment, generation
+from nova_jax.evaluation import student_report
 from nova_jax.training import checkpoint
 from tests import tiny_run
 
@@ -60,7 +61,7 @@ def test_a_student_draws_as_its_method_says(student):
     assert (settings.sampler, settings.num_steps, settings.guidance_scale) == ("flow_map", 4, 1.0)
     pictures = generation.generate(trained, ["a red circle"], [0])
     np.testing.assert_array_equal(pictures, generation.generate(trained, ["a red circle"], [0], settings))
-    assert [found.num_steps for found in reports.student_settings(trained)] == [1, 2, 4, 8]
+    assert [found.num_steps for found in student_report.student_settings(trained)] == [1, 2, 4, 8]
 
 
 @pytest.mark.long

@@ -1,13 +1,14 @@
 """The experiment on captioned images: its autoencoder reads what the cache would, corrupt images and all."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipelines import loader, sources
+from data_pipelines import autoencoders, loader, sources
 from experiments import emoji, image_vae
 from nova_jax import config as configs
 from tests.tiny_run import TINY_VAE
@@ -33,7 +34,7 @@ def config_of(folder, *assignments):
 
 def test_the_limit_of_corrupt_pictures_reaches_the_autoencoder(folder, monkeypatch):
     trained = []
-    monkeypatch.setattr(image_vae, "train", lambda config, held_out: trained.append(config.data) or "codec")
+    monkeypatch.setattr(autoencoders, "train", lambda config, held_out: trained.append(config.data) or "codec")
     assert emoji.prepare(config_of(folder)).data.codec_path == "codec"
     emoji.prepare(config_of(folder, "data.max_corrupt=0"))
     rows = next(trained[0].batches(0, 12)).x0
@@ -45,7 +46,8 @@ def test_the_limit_of_corrupt_pictures_reaches_the_autoencoder(folder, monkeypat
 @pytest.mark.slow
 def test_a_truncated_picture_ends_neither_the_autoencoder_nor_its_export(folder):
     config = config_of(folder, "batch_size=8", "data.max_corrupt=1")
-    prepared = emoji.with_codec(config, steps=2, batch_size=8, vae=TINY_VAE)
+    tiny = functools.partial(image_vae.make_config, steps=2, batch_size=8, vae=TINY_VAE)
+    prepared = autoencoders.with_codec(config, tiny)
     card = json.loads((folder / "run_vae" / "codec" / "card.json").read_text())
-    assert card["held_out_pictures"] == 11
+    assert card["held_out"] == 11
     assert len(prepared.data.with_text_encoder(config.model.text_encoder).latents) == 11

@@ -17,7 +17,7 @@ def test_only_a_pointer_is_one(tmp_path):
 
 def test_a_picture_of_a_request_says_so(tmp_path):
     (tmp_path / "a.png").write_bytes(POINTER)
-    for read in (tasks.read_picture, tasks.read_mask):
+    for read in (tasks.read_image, tasks.read_mask):
         with pytest.raises(tasks.InvalidRequest, match=rf"a\.png is {SAID}"):
             read(tmp_path / "a.png")
 

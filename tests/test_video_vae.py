@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import datasets
+from data_pipelines import autoencoders, datasets
 from data_pipelines.scenes.video.source import Reels
 from data_pipelines.scenes.video.world import ReelWorld
-from experiments import image_vae, video_vae
+from experiments import video_vae
 from nova_jax import config as configs
 from nova_jax import experiment, weights
 from nova_jax.models import inflation, presets
@@ -51,9 +51,9 @@ def test_the_second_stage_starts_from_the_pictures_of_the_first(prepared):
 def test_both_stages_end_in_a_codec_that_says_how_good_it_is(prepared):
     result = experiment.run(prepared)
     clips = prepared.data.parts[0][0].source
-    folder = video_vae.export(prepared, result, image_vae.under_another_seed(clips), samples=4, batch_size=2)
+    folder = autoencoders.export(prepared, result, autoencoders.under_another_seed(clips), samples=4, batch_size=2)
     card = json.loads((folder / "card.json").read_text())
-    assert card["held_out_clips"] == 4
+    assert card["held_out"] == 4
     assert np.isfinite(card["psnr_db"])
     assert card["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(result.state.params))
     codec, _ = weights.load(folder)
@@ -94,10 +94,10 @@ def test_a_training_step_of_the_default_stays_below_its_budget_per_clip():
 
 
 def test_clips_to_measure_on_are_of_another_seed():
-    assert image_vae.under_another_seed(video_vae.CLIPS) == dataclasses.replace(video_vae.CLIPS.source, seed=1001)
-    assert image_vae.under_another_seed(CLIPS.source).seed == 1001
+    assert autoencoders.under_another_seed(video_vae.CLIPS) == dataclasses.replace(video_vae.CLIPS.source, seed=1001)
+    assert autoencoders.under_another_seed(CLIPS.source).seed == 1001
 
 
 def test_repeated_frames_are_the_last_of_each_group():
     clips = np.arange(9, dtype=np.uint8).reshape(1, 9, 1, 1, 1)
-    assert video_vae.repeated(clips, 4)[0, :, 0, 0, 0].tolist() == [0, 4, 4, 4, 4, 8, 8, 8, 8]
+    assert autoencoders.repeated(clips, 4)[0, :, 0, 0, 0].tolist() == [0, 4, 4, 4, 4, 8, 8, 8, 8]

@@ -66,13 +66,13 @@ def parse_banded(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) 
         pixels: As `parse`.
         world: Whose shapes to look for.
     """
-    picture = _to_levels(pixels, world)
-    ground, from_ground = _row_ground(picture)
+    image = _to_levels(pixels, world)
+    ground, from_ground = _row_ground(image)
     found = []
     for blob in _components(from_ground > _OFF_BAND, _least_area(world)):
-        color = _fill(picture, blob)
+        color = _fill(image, blob)
         name = "#" + np.rint(color).astype(np.uint8).tobytes().hex()
-        found.append(_describe(_coverage(picture, blob, ground, color), name, world))
+        found.append(_describe(_coverage(image, blob, ground, color), name, world))
     return sorted(found, key=lambda d: -d.width * d.height)
 
 
@@ -84,21 +84,21 @@ def foreground(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) ->
 
 def background(pixels: Shaped[np.ndarray, "*frame h w 3"], world: Vocabulary) -> str:
     """The name of the world's background that is nearest to the image's."""
-    picture = _to_levels(pixels, world)
-    ground, _ = _ground(picture, palette.to_lab(picture))
+    image = _to_levels(pixels, world)
+    ground, _ = _ground(image, palette.to_lab(image))
     return _nearest_name(ground, world.backgrounds)
 
 
 def _objects(
-    picture: Float[np.ndarray, "h w 3"], world: Vocabulary
+    image: Float[np.ndarray, "h w 3"], world: Vocabulary
 ) -> Iterator[tuple[Float[np.ndarray, "h w"], Float[np.ndarray, " 3"]]]:
     """Every object's coverage of the image and its colour."""
-    lab = palette.to_lab(picture)
-    ground, from_ground = _ground(picture, lab)
+    lab = palette.to_lab(image)
+    ground, from_ground = _ground(image, lab)
     nearest, between = _nearest_color(lab, ground, world)
     for blob in _blobs(from_ground > _INSIDE * between, nearest, world):
-        color = _fill(picture, blob)
-        yield _coverage(picture, blob, ground, color), color
+        color = _fill(image, blob)
+        yield _coverage(image, blob, ground, color), color
 
 
 def _to_levels(pixels: np.ndarray, world: Vocabulary) -> Float[np.ndarray, "h w 3"]:
@@ -106,29 +106,29 @@ def _to_levels(pixels: np.ndarray, world: Vocabulary) -> Float[np.ndarray, "h w 
     shape = (world.height, world.width, 3)
     if pixels.shape not in (shape, (1, *shape)):
         raise ValueError(f"pixels has shape {pixels.shape}; this world's images are {shape}, one at a time.")
-    picture = pixels.reshape(shape).astype(np.float64)
-    return picture if pixels.dtype == np.uint8 else np.clip((picture + 1) * 127.5, 0, 255)
+    image = pixels.reshape(shape).astype(np.float64)
+    return image if pixels.dtype == np.uint8 else np.clip((image + 1) * 127.5, 0, 255)
 
 
 def _ground(
-    picture: Float[np.ndarray, "h w 3"], lab: Float[np.ndarray, "h w 3"]
+    image: Float[np.ndarray, "h w 3"], lab: Float[np.ndarray, "h w 3"]
 ) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, "h w"]]:
     """The background's colour (0..255), and the Lab distance of every pixel to it."""
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     alike = np.linalg.norm(lab - palette.to_lab(np.median(border, axis=0)), axis=-1) < _LIKE_GROUND
-    ground = np.median(picture[alike] if alike.any() else border, axis=0)
+    ground = np.median(image[alike] if alike.any() else border, axis=0)
     return ground, np.linalg.norm(lab - palette.to_lab(ground), axis=-1)
 
 
-def _row_ground(picture: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, "h 1 3"], Float[np.ndarray, "h w"]]:
+def _row_ground(image: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, "h 1 3"], Float[np.ndarray, "h w"]]:
     """The background's colour (0..255) in every row, and the Lab distance of every pixel to it.
 
     It is that of the first or the last pixel, whichever is more like the row: an object may reach into the other one.
     """
-    lab, ends = palette.to_lab(picture), picture[:, [0, -1]]
+    lab, ends = palette.to_lab(image), image[:, [0, -1]]
     distances = np.linalg.norm(lab[:, None] - palette.to_lab(ends)[:, :, None], axis=-1)  # row, end, column
     better = (distances < _OFF_BAND).sum(axis=-1).argmax(axis=1)
-    rows = np.arange(len(picture))
+    rows = np.arange(len(image))
     return ends[rows, better][:, None], distances[rows, better]
 
 
@@ -174,21 +174,21 @@ def _least_area(world: Vocabulary) -> float:
     return MIN_AREA * math.pi * (world.min_radius * world.height) ** 2
 
 
-def _fill(picture: Float[np.ndarray, "h w 3"], blob: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " 3"]:
+def _fill(image: Float[np.ndarray, "h w 3"], blob: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " 3"]:
     """The blob's colour."""
     inside = _inside(blob)
-    return np.median(picture[inside if inside.any() else blob], axis=0)
+    return np.median(image[inside if inside.any() else blob], axis=0)
 
 
 def _coverage(
-    picture: Float[np.ndarray, "h w 3"],
+    image: Float[np.ndarray, "h w 3"],
     blob: Bool[np.ndarray, "h w"],
     ground: Float[np.ndarray, "*rows 3"],
     color: Float[np.ndarray, " 3"],
 ) -> Float[np.ndarray, "h w"]:
     """How far every pixel of the blob and its rim is on the way from the ground's colour to the blob's, 0..1."""
     axis = color - ground
-    share = ((picture - ground) * axis).sum(axis=-1) / np.maximum((axis**2).sum(axis=-1), 1.0)
+    share = ((image - ground) * axis).sum(axis=-1) / np.maximum((axis**2).sum(axis=-1), 1.0)
     return np.clip(share, 0, 1) * _grown(blob)
 
 

@@ -78,16 +78,16 @@ def render(scene: Scene, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
 
 def over(ground: UInt8[np.ndarray, "h w 3"], objects: Sequence[Object]) -> UInt8[np.ndarray, "h w 3"]:
     """The objects painted over any image; lengths are in units of its height."""
-    picture = ground.astype(np.float32)
-    paint(picture, objects)
-    return np.rint(picture).astype(np.uint8)
+    image = ground.astype(np.float32)
+    paint(image, objects)
+    return np.rint(image).astype(np.uint8)
 
 
-def paint(picture: Float32[np.ndarray, "h w 3"], objects: Sequence[Object]) -> None:
+def paint(image: Float32[np.ndarray, "h w 3"], objects: Sequence[Object]) -> None:
     """Blend the objects into the image, one after the other, touching only their bounding boxes."""
     for o in objects:
-        window, inner = _coverage(o.shape, o.x, o.y, o.radius, o.rotation, picture.shape[:2])
-        part = picture[window]
+        window, inner = _coverage(o.shape, o.x, o.y, o.radius, o.rotation, image.shape[:2])
+        part = image[window]
         part += inner * (np.array(palette.rgb(o.color), np.float32) - part)
 
 

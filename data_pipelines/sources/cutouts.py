@@ -25,7 +25,7 @@ from jaxtyping import Float, Int, UInt8
 
 from data_pipelines import images, loader
 from data_pipelines.sources import base
-from nova_jax.evaluation import pictures
+from nova_jax.evaluation import image_metrics
 from nova_jax.tasks import color, conditions
 
 TASKS = ("generate", "matte", "colors")  # a task's place enters the random numbers of its elements
@@ -44,7 +44,7 @@ APART = 12.0  # CIE 1976 distance in Lab between any two colours of a palette
 
 Size = tuple[int, int]  # height, width
 Cutout = UInt8[np.ndarray, "h w 4"]
-Picture = UInt8[np.ndarray, "h w 3"]
+RGBImage = UInt8[np.ndarray, "h w 3"]
 Sample = dict[str, Any]
 
 WHITE = np.full((1, 1, 3), 255, np.uint8)
@@ -81,10 +81,10 @@ class Cutouts(base.Source):
             raise ValueError(f"seed is {self.seed}; give 0 to 2^32 - 1")
 
     def __len__(self) -> int:
-        return REPEATS[self.task] * self.num_pictures if self.length is None else self.length
+        return REPEATS[self.task] * self.num_images if self.length is None else self.length
 
     @functools.cached_property
-    def num_pictures(self) -> int:
+    def num_images(self) -> int:
         """How many images of the source this part of it has.
 
         Raises:
@@ -96,9 +96,9 @@ class Cutouts(base.Source):
             raise base.DatasetError(f"{len(self.source)} images cannot be split: give a source of two or more")
         return count
 
-    def picture_of(self, index: int) -> int:
+    def image_of(self, index: int) -> int:
         """The number in the source of the image that element `index` is made of: each in turn."""
-        number = index % self.num_pictures
+        number = index % self.num_images
         return HOLD_OUT * number if self.held_out else number + number // (HOLD_OUT - 1) + 1
 
     def read(self, index: int) -> Sample:
@@ -118,7 +118,7 @@ class Cutouts(base.Source):
 
     def cutout(self, index: int, size: Size) -> tuple[Cutout, str]:
         """The cut-out of element `index`, fitted into a size, and its caption. See `read` for what it raises."""
-        number = self.picture_of(index)
+        number = self.image_of(index)
         sample = self.source[number]
         pixels = sample["pixels"]
         if pixels.shape[-1] != 4:
@@ -134,7 +134,7 @@ class Cutouts(base.Source):
 
 
 @dataclasses.dataclass(frozen=True)
-class CutoutPictures(base.Source):
+class CutoutImages(base.Source):
     """Single images of every kind that the tasks show or ask for, as `pixels`, to train an autoencoder on.
 
     Attributes:
@@ -178,7 +178,7 @@ def draw_generate(of: Cutouts, index: int, rng: np.random.Generator) -> Sample:
 
 def draw_matte(of: Cutouts, index: int, rng: np.random.Generator) -> Sample:
     """Cut-outs on a background, and their alpha; mirrored half of the time."""
-    other = int(rng.integers(of.num_pictures))
+    other = int(rng.integers(of.num_images))
     if rng.random() < PAIRED:
         half = (of.size[0] // 2, of.size[1] // 2)
         cutout = side_by_side(of.cutout(index, half)[0], of.cutout(other, half)[0], of.size, rng)
@@ -187,8 +187,8 @@ def draw_matte(of: Cutouts, index: int, rng: np.random.Generator) -> Sample:
     if rng.random() < 0.5:
         cutout = cutout[:, ::-1]
     make = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    background = make(of, int(rng.integers(of.num_pictures)), rng)
-    return {"pixels": alpha_picture(cutout)[None], "caption": "", "source": over(cutout, background)[None]}
+    background = make(of, int(rng.integers(of.num_images)), rng)
+    return {"pixels": alpha_image(cutout)[None], "caption": "", "source": over(cutout, background)[None]}
 
 
 def draw_colors(of: Cutouts, index: int, rng: np.random.Generator) -> Sample:
@@ -202,13 +202,13 @@ def draw_colors(of: Cutouts, index: int, rng: np.random.Generator) -> Sample:
     palette = np.zeros((conditions.MAX_COLORS, 3), np.uint8)
     palette[: len(asked)] = asked
     is_referred = rng.random() < REFERRED
-    picture = over(cutout, WHITE)
+    image = over(cutout, WHITE)
     return {
-        "pixels": picture[None],
+        "pixels": image[None],
         "caption": caption,
         "palette": palette,
         "num_colors": len(asked),
-        "references": gray_levels(picture)[None] if is_referred else np.full_like(picture[None], conditions.GRAY),
+        "references": gray_levels(image)[None] if is_referred else np.full_like(image[None], conditions.GRAY),
         "num_references": int(is_referred),
     }
 
@@ -220,13 +220,13 @@ DRAW: dict[str, Callable[[Cutouts, int, np.random.Generator], Sample]] = {
 }
 
 
-def over(cutout: Cutout, background: UInt8[np.ndarray, "#h #w 3"]) -> Picture:
+def over(cutout: Cutout, background: UInt8[np.ndarray, "#h #w 3"]) -> RGBImage:
     """Lays a cut-out over a background."""
     alpha = cutout[..., 3:].astype(np.float64)
     return np.rint((alpha * cutout[..., :3] + (255 - alpha) * background) / 255).astype(np.uint8)
 
 
-def alpha_picture(cutout: Cutout) -> Picture:
+def alpha_image(cutout: Cutout) -> RGBImage:
     """Alpha from black (clear) to white (opaque)."""
     return np.repeat(cutout[..., 3:], 3, axis=-1)
 
@@ -242,13 +242,13 @@ def side_by_side(
     return whole
 
 
-def plain(of: Cutouts, other: int, rng: np.random.Generator) -> Picture:
+def plain(of: Cutouts, other: int, rng: np.random.Generator) -> RGBImage:
     """One random colour."""
     del other
     return np.broadcast_to(rng.integers(0, 256, 3, np.uint8), (*of.size, 3))
 
 
-def gradient(of: Cutouts, other: int, rng: np.random.Generator) -> Picture:
+def gradient(of: Cutouts, other: int, rng: np.random.Generator) -> RGBImage:
     """From one random colour to another, in a random direction."""
     del other
     angle = 2 * np.pi * rng.random()
@@ -259,13 +259,13 @@ def gradient(of: Cutouts, other: int, rng: np.random.Generator) -> Picture:
     return np.rint((1 - share) * first + share * last).astype(np.uint8)
 
 
-def blurred(of: Cutouts, other: int, rng: np.random.Generator) -> Picture:
+def blurred(of: Cutouts, other: int, rng: np.random.Generator) -> RGBImage:
     """Another cut-out on a random colour, out of focus."""
     scene = over(of.cutout(other, of.size)[0], plain(of, other, rng))
     return np.asarray(PIL.Image.fromarray(scene).filter(PIL.ImageFilter.GaussianBlur(min(of.size) / 8)))
 
 
-BACKGROUNDS: tuple[Callable[[Cutouts, int, np.random.Generator], Picture], ...] = (plain, gradient, blurred)
+BACKGROUNDS: tuple[Callable[[Cutouts, int, np.random.Generator], RGBImage], ...] = (plain, gradient, blurred)
 
 
 def turn_hue(cutout: Cutout, turn: float) -> Cutout:
@@ -277,23 +277,23 @@ def turn_hue(cutout: Cutout, turn: float) -> Cutout:
     return np.asarray(PIL.Image.merge("RGBA", (*colors.split(), alpha)))
 
 
-def gray_levels(picture: Picture) -> Picture:
+def gray_levels(image: RGBImage) -> RGBImage:
     """The luma of an image (BT.601)."""
-    return np.asarray(PIL.Image.fromarray(picture).convert("L").convert("RGB"))
+    return np.asarray(PIL.Image.fromarray(image).convert("L").convert("RGB"))
 
 
 def dominant_colors(cutout: Cutout) -> UInt8[np.ndarray, "n 3"]:
     """1 to `MAX_DOMINANT` colours of a cut-out laid on white, sRGB, that of most pixels first.
 
-    Opaque pixels inside an area of one colour count (`pictures.is_flat`); all opaque ones, where nothing is flat.
+    Opaque pixels inside an area of one colour count (`image_metrics.is_flat`); all opaque ones, where nothing is flat.
     Groups of pixels are cut in two until they are uniform, as in median cut (Heckbert 1982, "Color image quantization
     for frame buffer display"), but at the mean and in Lab: the median would cut through the larger of two flat colours.
     A group gives the pixel nearest to its median, so every colour is one that the image has.
     """
-    picture = over(cutout, WHITE)
+    image = over(cutout, WHITE)
     is_opaque = cutout[..., 3] == cutout[..., 3].max()
-    is_inside = is_opaque & pictures.is_flat(color.to_lab(picture))
-    pixels = picture[is_inside if is_inside.any() else is_opaque]
+    is_inside = is_opaque & image_metrics.is_flat(color.to_lab(image))
+    pixels = image[is_inside if is_inside.any() else is_opaque]
     lab = color.to_lab(pixels)
     groups = sorted(cut(lab), key=len, reverse=True)
     found: list[int] = []

@@ -135,7 +135,7 @@ class VideoDecoder:
         """Writes a frame from k on, wherever it is seen until a time; returns the next k."""
         stop = min(self.frames, max(k, math.ceil((until - TOLERANCE) * self.fps)))
         if shown is not None and k < stop:
-            result[k:stop] = self._picture(shown, stream.sample_aspect_ratio or 1)
+            result[k:stop] = self._image(shown, stream.sample_aspect_ratio or 1)
         return stop
 
     def _bounded(self, decoded: Iterator[Any]) -> Iterator[Any]:
@@ -151,7 +151,7 @@ class VideoDecoder:
             last = frame.pts
             yield frame
 
-    def _picture(self, frame: Any, aspect: fractions.Fraction | int) -> UInt8[np.ndarray, "h w 3"]:
+    def _image(self, frame: Any, aspect: fractions.Fraction | int) -> UInt8[np.ndarray, "h w 3"]:
         """One frame upright, with square pixels, of the wanted size; `aspect` is that of its pixels."""
         width = max(1, round(frame.width * aspect))
         self._check_pixels(max(width, frame.width), frame.height)

@@ -103,7 +103,7 @@ def decode(plan: Decode) -> dict[str, Any]:
     seconds: list[float] = []
     resident: list[int] = []
 
-    def pictures() -> Iterator[np.ndarray]:
+    def images() -> Iterator[np.ndarray]:
         began = time.perf_counter()
         for pixels in tiling.decode_stream(vae, params, latent_chunks(shape, plan), tiles, mesh=mesh):
             seconds.append(time.perf_counter() - began)
@@ -116,7 +116,7 @@ def decode(plan: Decode) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     facts = {"frames": frames, "prompt": "random latents through random weights"}
-    write_mp4(path, pictures(), fps=24, metadata={name: str(value) for name, value in facts.items()})
+    write_mp4(path, images(), fps=24, metadata={name: str(value) for name, value in facts.items()})
     return {
         "frames": frames,
         "latents": list(shape),
@@ -156,9 +156,9 @@ def latent_chunks(shape: tuple[int, ...], plan: Decode) -> Iterator[np.ndarray]:
         yield rng.standard_normal((1, length, *shape[1:]), np.float32)
 
 
-def write_mp4(path: pathlib.Path, pictures: Iterator[np.ndarray], **options: Any) -> None:
+def write_mp4(path: pathlib.Path, images: Iterator[np.ndarray], **options: Any) -> None:
     """Writes frames as they come."""
-    importlib.import_module("nova_jax.media.mp4").write_mp4(path, pictures, **options)
+    importlib.import_module("nova_jax.media.mp4").write_mp4(path, images, **options)
 
 
 def flops(vae: VAE, shape: tuple[int, ...], plan: Decode, tiles: tiling.Tiles) -> dict[str, float]:

@@ -185,8 +185,8 @@ def run_road(settings: TextRoad, name: str, seed: int) -> list[dict[str, Any]]:
         if step in done:
             return
         prompts = [prompt.text for prompt in exam.prompts]
-        pictures = generation.generate(make(step, state), prompts, range(len(prompts)), SETTINGS)
-        summary = exam.summarize(list(pictures))
+        images = generation.generate(make(step, state), prompts, range(len(prompts)), SETTINGS)
+        summary = exam.summarize(list(images))
         line = {"step": step, "samples": step * config.batch_size, "overall": summary.overall}
         line |= {"tasks": {task: score._asdict() for task, score in summary.tasks.items()}}
         with path.open("a") as file:

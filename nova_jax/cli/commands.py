@@ -14,7 +14,7 @@ import tyro
 
 from nova_jax.cli import launch
 
-PictureTask = Literal["text-to-image", "inpaint", "outpaint", "remove-background", "vary", "color-guided"]
+ImageTask = Literal["text-to-image", "inpaint", "outpaint", "remove-background", "vary", "color-guided"]
 VideoTask = Literal["text-to-video", "multi-shot"]
 
 
@@ -93,7 +93,7 @@ class Generate:
     """The run folder of a trained text-to-image experiment; for requests and most tasks, of an editing model."""
     request: pathlib.Path | None = None
     """A request in the public JSON form of Amazon Nova Canvas or Reel; - reads standard input."""
-    task: PictureTask | VideoTask | None = None
+    task: ImageTask | VideoTask | None = None
     """What to do with the task options."""
     options: tyro.conf.OmitArgPrefixes[TaskOptions] = TaskOptions()
     out: pathlib.Path | None = None
@@ -238,8 +238,8 @@ class Bench:
     """Which guidance scales; 1 is none."""
     prompts: tuple[str, ...] = ()
     """What to draw where the run's data brings no prompts of its own. Default: those of the run's preview."""
-    pictures: int = 192
-    """Images to draw in each cell."""
+    images: Annotated[int, tyro.conf.arg(aliases=["--pictures"])] = 192
+    """Images to sample in each cell."""
     batch_size: int = 64
     """Images at once."""
     students: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ from nova_jax.tasks import (
     VideoRequest,
     checks,
     json_form,
-    read_picture,
+    read_image,
 )
 
 TASKS = {"text-to-video": TextToVideo, "multi-shot": MultiShotAutomated}
@@ -93,7 +93,7 @@ def from_options(task: str, options: Options, limits: VideoLimits) -> VideoReque
     fields = {name: options[name] for name in OPTIONS[task] if name in options}
     if path := fields.pop("image", None):
         try:
-            fields["image"] = read_picture(path, limits)
+            fields["image"] = read_image(path, limits)
         except InvalidRequest as error:
             problems += [problem._replace(field=f"--image {path}") for problem in error.problems]
         except OSError:

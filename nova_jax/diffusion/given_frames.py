@@ -87,7 +87,7 @@ class GivenFrames:
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(f"the shares first, ends and prefix must be at least 0 and at most 1 in all, got {shares}")
 
-    def draw(self, key: PRNGKeyArray, t: Float[Array, "b f"]) -> Drawn:
+    def sample(self, key: PRNGKeyArray, t: Float[Array, "b f"]) -> Drawn:
         """Which frames are given, independently of the data and of the other samples; at least one is free.
 
         Args:

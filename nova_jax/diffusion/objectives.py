@@ -75,12 +75,12 @@ class FlowMatching:
         """The loss of `network(params, x_t, t, cond)` on one batch, in float32, and its metrics."""
         key_time, key_noise, key_drop = jax.random.split(key, 3)
         x0 = batch.x0.astype(jnp.float32)
-        t = self.draw_times(key_time, x0.shape)
+        t = self.sample_times(key_time, x0.shape)
         shown, counts = t, None
         if self.given is not None and x0.shape[1] > 1:
             key_noise, key_given = jax.random.split(key_noise)
             t = jnp.broadcast_to(t.reshape(t.shape[0], -1), x0.shape[:2])
-            shown, counts = self.given.draw(key_given, t)
+            shown, counts = self.given.sample(key_given, t)
         eps = jax.random.normal(key_noise, x0.shape)
         x_t = predictions.add_noise(x0, eps, shown, self.schedule)
         target = predictions.target_from(self.prediction, Denoised(x0, eps), shown, self.schedule)
@@ -94,7 +94,7 @@ class FlowMatching:
         loss = weighted.mean()
         return loss, {"loss": loss, **self._bins(t, weighted, counts)}
 
-    def draw_times(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
+    def sample_times(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
         """One time per sample, or per frame, for latents of this shape."""
         uniforms = time_samplings.stratified if self.is_stratified else time_samplings.independent
         return self.time_sampling.quantile(uniforms(key, shape[:2] if self.has_frame_times else shape[:1]))

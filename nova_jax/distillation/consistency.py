@@ -62,9 +62,9 @@ class DiscreteConsistency(method.Method):
         """Equation 1 on one batch; the metric `error` is the mean of e."""
         key_time, key_noise, key_scale = jax.random.split(key, 3)
         h = jnp.full(batch.x0.shape[:1], 1 / self.num_intervals)
-        t = semigroup.draw_step(key_time, h)
+        t = semigroup.sample_step(key_time, h)
         x_t, _ = method.noised(batch.x0, t, key_noise)
-        scale = self.guidance.draw(key_scale, batch.x0.shape[0])
+        scale = self.guidance.sample(key_scale, batch.x0.shape[0])
         u, v = self.velocities(networks, state, batch.cond, scale)
 
         def f(params: Params, x: Samples, t: TimesOfSamples) -> Samples:

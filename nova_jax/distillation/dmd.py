@@ -120,7 +120,7 @@ class DMD2(method.Method):
     ) -> tuple[Array, Metrics]:
         """Equation 1 on new samples for the conditions of one batch; the metric `score_gap` is the mean size of g."""
         key_scale, key_input, key_time, key_noise = jax.random.split(key, 4)
-        u, teacher = self.velocities(networks, state, batch.cond, self.guidance.draw(key_scale, batch.x0.shape[0]))
+        u, teacher = self.velocities(networks, state, batch.cond, self.guidance.sample(key_scale, batch.x0.shape[0]))
         x = self._generate(u, params, batch.x0.shape, key_input)
         s = self._draw_times(key_time, x)
         x_s, _ = method.noised(x, s, key_noise)
@@ -144,7 +144,7 @@ class DMD2(method.Method):
     ) -> Array:
         """Equation 2 on new samples of the student, and the discriminator's loss on them and on data."""
         key_scale, key_input, key_time, key_noise, key_judge = jax.random.split(key, 5)
-        u, _ = self.velocities(networks, state, batch.cond, self.guidance.draw(key_scale, batch.x0.shape[0]))
+        u, _ = self.velocities(networks, state, batch.cond, self.guidance.sample(key_scale, batch.x0.shape[0]))
         x = jax.lax.stop_gradient(self._generate(u, state.params, batch.x0.shape, key_input))
         s = self._draw_times(key_time, x)
         x_s, eps = method.noised(x, s, key_noise)

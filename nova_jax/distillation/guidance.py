@@ -38,9 +38,9 @@ class GuidanceDistillation(method.Method):
     ) -> tuple[Array, Metrics]:
         """Equation 1 on one batch."""
         key_pairs, key_noise, key_scale = jax.random.split(key, 3)
-        t, r = self.pairs.draw(key_pairs, batch.x0.shape[0])
+        t, r = self.pairs.sample(key_pairs, batch.x0.shape[0])
         x_t, _ = method.noised(batch.x0, t, key_noise)
-        scale = self.guidance.draw(key_scale, batch.x0.shape[0])
+        scale = self.guidance.sample(key_scale, batch.x0.shape[0])
         u, v = self.velocities(networks, state, batch.cond, scale)
         target = v(x_t, t)
         return method.mean_square(u(params, x_t, t, r) - target).mean(), {}

@@ -99,9 +99,9 @@ class MeanFlow(method.Method):
     ) -> tuple[Array, Metrics]:
         """Equation 2 on one batch, in float32; the metric `error` is the mean of e."""
         key_pairs, key_noise, key_scale, key_drop = jax.random.split(key, 4)
-        t, r = self.pairs.draw(key_pairs, batch.x0.shape[0])
+        t, r = self.pairs.sample(key_pairs, batch.x0.shape[0])
         x_t, eps = method.noised(batch.x0, t, key_noise)
-        scale = self.guidance.draw(key_scale, batch.x0.shape[0])
+        scale = self.guidance.sample(key_scale, batch.x0.shape[0])
         if self.source == "teacher":
             u, teacher = self.velocities(networks, state, batch.cond, scale)
             v = w = teacher(x_t, t)

@@ -81,9 +81,9 @@ class Progressive(method.Method):
         stage = jnp.minimum(state.step // self.stage_length, self.num_stages - 1)
         age = self._draw_age(key_size, stage, batch.x0.shape[0])
         h = 2.0 ** (stage - age) / self.first_steps
-        t = semigroup.draw_step(key_time, h)
+        t = semigroup.sample_step(key_time, h)
         x_t, _ = method.noised(batch.x0, t, key_noise)
-        u, v = self.velocities(networks, state, batch.cond, self.guidance.draw(key_scale, batch.x0.shape[0]))
+        u, v = self.velocities(networks, state, batch.cond, self.guidance.sample(key_scale, batch.x0.shape[0]))
         of_previous = functools.partial(u, state.extra["previous"])
         target = jax.lax.cond(
             stage == 0,

@@ -34,7 +34,7 @@ def two_small_steps(
     return jax.lax.stop_gradient(chosen)
 
 
-def draw_step(key: PRNGKeyArray, h: TimesOfSamples) -> TimesOfSamples:
+def sample_step(key: PRNGKeyArray, h: TimesOfSamples) -> TimesOfSamples:
     """T for a step from t to t - h, evenly from the times h, 2h, .., 1, spread over the batch."""
     u = time_samplings.stratified(key, h.shape)
     return jnp.ceil((1 - u) / h) * h

@@ -82,9 +82,9 @@ class Shortcut(method.Method):
         key_size, key_time, key_noise, key_scale = jax.random.split(key, 4)
         sizes = self.max_steps.bit_length() - 1  # h = 1, 1/2, .., 2 / max_steps
         h = 2.0 ** -jnp.floor(time_samplings.stratified(key_size, batch.x0.shape[:1]) * sizes)
-        t = semigroup.draw_step(key_time, h)
+        t = semigroup.sample_step(key_time, h)
         x_t, _ = method.noised(batch.x0, t, key_noise)
-        u, _ = self.velocities(networks, state, batch.cond, self.guidance.draw(key_scale, batch.x0.shape[0]))
+        u, _ = self.velocities(networks, state, batch.cond, self.guidance.sample(key_scale, batch.x0.shape[0]))
 
         def of_ema(x: Samples, t: TimesOfSamples, r: TimesOfSamples) -> Samples:
             return u(state.ema, x, t, jnp.where(t - r <= 1 / self.max_steps, t, r))
@@ -99,7 +99,7 @@ class Shortcut(method.Method):
         key_time, key_noise, key_scale, key_drop = jax.random.split(key, 4)
         t = self.time_sampling.quantile(time_samplings.stratified(key_time, batch.x0.shape[:1]))
         x_t, eps = method.noised(batch.x0, t, key_noise)
-        scale = self.guidance.draw(key_scale, batch.x0.shape[0])
+        scale = self.guidance.sample(key_scale, batch.x0.shape[0])
         if self.source == "teacher":
             u, teacher = self.velocities(networks, state, batch.cond, scale)
             v = teacher(x_t, t)

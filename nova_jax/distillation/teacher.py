@@ -51,7 +51,7 @@ class Guidance:
         """Network evaluations of the teacher for one guided velocity."""
         return 2 if self.is_needed else 1
 
-    def draw(self, key: PRNGKeyArray, batch_size: int) -> Float[Array, " b"] | None:
+    def sample(self, key: PRNGKeyArray, batch_size: int) -> Float[Array, " b"] | None:
         """A scale for each sample, or None where it is fixed."""
         if self.max_scale is None:
             return None

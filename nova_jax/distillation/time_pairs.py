@@ -24,7 +24,7 @@ class Pairs(abc.ABC):
     """A distribution over pairs of times."""
 
     @abc.abstractmethod
-    def draw(self, key: PRNGKeyArray, batch_size: int) -> Pair:
+    def sample(self, key: PRNGKeyArray, batch_size: int) -> Pair:
         """(t, r) of each sample, r <= t."""
 
 
@@ -47,7 +47,7 @@ class AnyPair(Pairs):
     def __post_init__(self) -> None:
         _check_shares(self.same_share, self.full_share)
 
-    def draw(self, key: PRNGKeyArray, batch_size: int) -> Pair:  # noqa: D102 (the base says it)
+    def sample(self, key: PRNGKeyArray, batch_size: int) -> Pair:  # noqa: D102 (the base says it)
         key_first, key_second, key_share = jax.random.split(key, 3)
         first, second = (
             self.time_sampling.quantile(time_samplings.stratified(k, (batch_size,))) for k in (key_first, key_second)
@@ -75,7 +75,7 @@ class ToData(Pairs):
     def __post_init__(self) -> None:
         _check_shares(0.0, self.full_share)
 
-    def draw(self, key: PRNGKeyArray, batch_size: int) -> Pair:  # noqa: D102
+    def sample(self, key: PRNGKeyArray, batch_size: int) -> Pair:  # noqa: D102
         key_time, key_share = jax.random.split(key)
         t = self.time_sampling.quantile(time_samplings.stratified(key_time, (batch_size,)))
         share = time_samplings.stratified(key_share, (batch_size,))

@@ -16,8 +16,8 @@ from nova_jax.evaluation.intervals import Estimate
 from nova_jax.tasks import Limits, VideoLimits
 from nova_jax.tasks.request import Request
 
-Picture = UInt8[np.ndarray, "f h w 3"]  # a clip; a still image is one of one frame
-Pictures = UInt8[np.ndarray, "n f h w 3"]
+Clip = UInt8[np.ndarray, "f h w 3"]  # a clip; a still image is one of one frame
+Clips = UInt8[np.ndarray, "n f h w 3"]
 Judged = dict[str, bool | float | None]  # the scores of one image; None does not apply
 Level = Literal["ceiling", "model", "chance"]
 
@@ -50,7 +50,7 @@ class Question(NamedTuple):
     """
 
     ask: Ask
-    truth: Picture
+    truth: Clip
     groups: tuple[str, ...] = ()
     setting: float | None = None
 
@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
     name: str
     questions: tuple[Question, ...]
-    judge: Callable[[Pictures], list[Judged]]
+    judge: Callable[[Clips], list[Judged]]
     dial: str = ""
 
 

@@ -279,17 +279,17 @@ def summarize(judged: Sequence[Judged], chance: Mapping[str, float] | None = Non
     )
 
 
-def chance_rates(prompts: Sequence[Prompt], pictures: Sequence[Sequence[Detected]]) -> dict[str, float]:
+def chance_rates(prompts: Sequence[Prompt], images: Sequence[Sequence[Detected]]) -> dict[str, float]:
     """The rate of each task when images have nothing to do with prompts: every prompt against every image.
 
-    With the true objects of independent scenes as `pictures`, this is what a model reaches that has learnt what
+    With the true objects of independent scenes as `images`, this is what a model reaches that has learnt what
     images look like and ignores the text.
     """
     rates = {}
     for task in dict.fromkeys(prompt.task for prompt in prompts):
         distinct = collections.Counter(prompt for prompt in prompts if prompt.task == task)
-        hits = sum(times * sum(score(p, picture) for picture in pictures) for p, times in distinct.items())
-        rates[task] = hits / (sum(distinct.values()) * len(pictures))
+        hits = sum(times * sum(score(p, image) for image in images) for p, times in distinct.items())
+        rates[task] = hits / (sum(distinct.values()) * len(images))
     return rates
 
 

@@ -90,7 +90,7 @@ def scores(values: Iterable[Score]) -> Markup:
 
 
 def images(
-    pictures: Iterable[np.ndarray],
+    images: Iterable[np.ndarray],
     captions: Iterable[str] | None = None,
     *,
     zoom: int = 1,
@@ -99,7 +99,7 @@ def images(
     """A grid of images with captions; several frames play in a loop.
 
     Args:
-        pictures: uint8, (h, w, c) or (f, h, w, c); 1, 3 or 4 channels.
+        images: uint8, (h, w, c) or (f, h, w, c); 1, 3 or 4 channels.
         captions: one per image.
         zoom: page pixels per image pixel, without blur.
         verdicts: whether each image is right, shown beside its caption; None: not judged.
@@ -107,10 +107,10 @@ def images(
     Raises:
         ValueError: an image is not uint8 of such a shape, or the numbers of items differ.
     """
-    pictures = list(pictures)
-    captions = [""] * len(pictures) if captions is None else captions
-    verdicts = [None] * len(pictures) if verdicts is None else verdicts
-    figures = (_figure(p, c, zoom, v) for p, c, v in zip(pictures, captions, verdicts, strict=True))
+    images = list(images)
+    captions = [""] * len(images) if captions is None else captions
+    verdicts = [None] * len(images) if verdicts is None else verdicts
+    figures = (_figure(p, c, zoom, v) for p, c, v in zip(images, captions, verdicts, strict=True))
     return Markup(f'<div class="images">{"".join(figures)}</div>')
 
 
@@ -167,9 +167,9 @@ def _bar(score: Score) -> str:
     )
 
 
-def _figure(picture: np.ndarray, caption: str, zoom: int, verdict: bool | None) -> str:
-    png = _png(picture)
-    height, width = picture.shape[-3:-1]
+def _figure(image: np.ndarray, caption: str, zoom: int, verdict: bool | None) -> str:
+    png = _png(image)
+    height, width = image.shape[-3:-1]
     mark = {True: '<span class="good">right</span> ', False: '<span class="bad">wrong</span> ', None: ""}[verdict]
     return (
         f'<figure style="width:{max(zoom * width, 72)}px"><img alt="{escape(caption)}" width="{zoom * width}" '
@@ -178,11 +178,11 @@ def _figure(picture: np.ndarray, caption: str, zoom: int, verdict: bool | None) 
     )
 
 
-def _png(picture: np.ndarray) -> str:
+def _png(image: np.ndarray) -> str:
     """Base64 of a PNG; of an animated one at 8 frames a second when there are several frames."""
-    if picture.dtype != np.uint8 or picture.ndim not in (3, 4) or picture.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"an image must be uint8 (h, w, c) or (f, h, w, c), not {picture.dtype} {picture.shape}")
-    frames = picture if picture.ndim == 4 else picture[None]
+    if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"an image must be uint8 (h, w, c) or (f, h, w, c), not {image.dtype} {image.shape}")
+    frames = image if image.ndim == 4 else image[None]
     first, *others = (Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in frames)
     buffer = io.BytesIO()
     motion = {"save_all": True, "append_images": others, "duration": 125, "loop": 0} if others else {}

@@ -6,8 +6,8 @@ and those of its few-step students (steps that they have learnt). It says
     nfe        network evaluations per image, guided ones counted twice         flops   nfe x those of one evaluation
     seconds    per batch, from noise to latents: median and range, compilation apart
     overhead   seconds / (nfe x those of one evaluation, which is timed in turn with the cell's batches: `timing`)
-    rmse       distance of the latents to the run's own path of 1000 steps from the same noise: `step_drawing`
-    diversity  how far the latents of one prompt differ from seed to seed: `step_drawing`
+    rmse       distance of the latents to the run's own path of 1000 steps from the same noise: `step_sampling`
+    diversity  how far the latents of one prompt differ from seed to seed: `step_sampling`
     scores     GenEval's six tasks, where the run's data can judge images and is installed: in a checkout
 
 and, in a line of its own for each model, what its training cost. The number of steps is data, so each sampler compiles
@@ -29,8 +29,8 @@ import rich.progress
 
 from nova_jax import config, distillation, environment, generation, sampling
 from nova_jax.evaluation import geneval
-from nova_jax.evaluation.step_drawing import REFERENCE, Bench
 from nova_jax.evaluation.step_grid import TEACHER, Cell, Grid, cells, student_cells, student_name
+from nova_jax.evaluation.step_sampling import REFERENCE, Bench
 from nova_jax.models.text import encoder as text_encoders
 from nova_jax.parallel import distributed
 from nova_jax.parallel import mesh as meshes
@@ -91,7 +91,7 @@ def run(
     points = [*cells(grid), *(cell for name in list(models)[1:] for cell in student_cells(name, models[name], grid))]
     saved = records.read(run_dir)["config"]
     console = console or rich.console.Console(quiet=not distributed.is_main())
-    scorer = _scorer(saved["data"], grid.pictures, console)
+    scorer = _scorer(saved["data"], grid.images, console)
     if not grid.prompts and saved.get("preview"):
         grid = dataclasses.replace(grid, prompts=tuple(saved["preview"]["prompts"]))
     folder.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,8 @@ def _resume(path: pathlib.Path, header: dict[str, Any]) -> set[str]:
     kinds = {"digest": "another model", "students": "other students", "grid": "another grid", "mesh": "another mesh"}
     for part, what in (kinds | {"is_scored": "other prompts, drawn with or without scores"}).items():
         there = found.get(part, header[part] if part == "is_scored" else {})
-        if part == "grid":  # fields that older results lack, and the class that they name
+        if part == "grid":  # fields that older results lack or call otherwise, and the class that they name
+            there = {"images" if name == "pictures" else name: value for name, value in there.items()}
             there = json.loads(json.dumps(dataclasses.asdict(Grid()))) | there
             there.pop("_class_name", None)
         if there != header[part]:
@@ -294,17 +295,17 @@ def cell_of(line: Mapping[str, Any]) -> Cell:
     return Cell(**{field.name: line[field.name] for field in dataclasses.fields(Cell) if field.name in line})
 
 
-def _scorer(data: dict[str, Any], pictures: int, console: rich.console.Console) -> Any:
+def _scorer(data: dict[str, Any], images: int, console: rich.console.Console) -> Any:
     """What the run's data judges images with; None where it has nothing, or is not installed here, which is said.
 
     The data is the one that the run's own config names.
     """
     try:
-        source = config.from_dict(data, packages=("nova_jax", "data_pipelines"))
+        source = records.build(data)
     except config.NotInstalled as error:
         console.print(f"The images are not scored: {error}", highlight=False, soft_wrap=True)
         return None
-    return source.scorer(max(1, pictures // len(geneval.TASKS)))
+    return source.scorer(max(1, images // len(geneval.TASKS)))
 
 
 def _flops(trained: generation.TrainedRun) -> float:

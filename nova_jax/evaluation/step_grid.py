@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 from nova_jax import distillation, generation, sampling
@@ -20,7 +21,7 @@ class Grid:
         steps: Numbers of steps.
         time_grids: Names that `time_grids.named` knows; "{num_steps}" in the path of a fitted grid is filled in.
         guidance: Scales of classifier-free guidance.
-        pictures: To draw in each cell; rounded to whole batches.
+        images: To sample in each cell; rounded to whole batches.
         batch_size: Images at once.
         reference_steps: Of the path that latents are compared with.
         prompts: What to draw where the run's data brings no prompts of its own.
@@ -29,13 +30,14 @@ class Grid:
         student_steps: Numbers of steps of a student, as far as it has learnt them.
         diversity_prompts: Different prompts that diversity is measured on.
         diversity_seeds: Images of each of them.
+        pictures: The earlier name of `images`.
     """
 
     samplers: tuple[str, ...] = ("euler", "heun", "ab2", "dpmpp_2m", "unipc_2", "deis_3")
     steps: tuple[int, ...] = (4, 8, 16, 32)
     time_grids: tuple[str, ...] = ("uniform",)
     guidance: tuple[float, ...] = (2.0,)
-    pictures: int = 192
+    images: int = 192
     batch_size: int = 64
     reference_steps: int = 1000
     prompts: tuple[str, ...] = ()
@@ -44,8 +46,12 @@ class Grid:
     student_steps: tuple[int, ...] = (1, 2, 4, 8)
     diversity_prompts: int = 8
     diversity_seeds: int = 8
+    pictures: dataclasses.InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, pictures: int | None) -> None:
+        if pictures is not None:
+            warnings.warn("Grid(pictures=) is now Grid(images=)", DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "images", pictures)
         for field in ("samplers", "steps", "time_grids", "guidance", "student_steps"):
             values = getattr(self, field)
             if not values or len(set(values)) < len(values):
@@ -56,10 +62,10 @@ class Grid:
             raise ValueError(f"guidance is {self.guidance}; scales must be 0 or more (1 is no guidance)")
         if not 0 <= self.seed < generation.SEEDS.high:
             raise ValueError(f"seed is {self.seed}; it must be a whole number {generation.SEEDS}")
-        if self.pictures < 1 or self.batch_size < 1 or self.reference_steps < max(self.steps):
+        if self.images < 1 or self.batch_size < 1 or self.reference_steps < max(self.steps):
             raise ValueError(
                 "images and batch_size must be at least 1 and reference_steps no less than the most steps, got "
-                f"{self.pictures}, {self.batch_size} and {self.reference_steps}"
+                f"{self.images}, {self.batch_size} and {self.reference_steps}"
             )
         if min(self.student_steps) < 1 or self.diversity_prompts < 1 or self.diversity_seeds < 2:
             raise ValueError(

@@ -22,9 +22,9 @@ import numpy as np
 import rich.console
 from jaxtyping import Float
 
-from nova_jax import config, environment, generation
-from nova_jax.evaluation import intervals, pictures, task_drawing
-from nova_jax.evaluation.exam import Bar, Comparison, Exam, Judged, Level, Part, Pictures, Question
+from nova_jax import environment, generation
+from nova_jax.evaluation import image_metrics, intervals, task_sampling
+from nova_jax.evaluation.exam import Bar, Clips, Comparison, Exam, Judged, Level, Part, Question
 from nova_jax.evaluation.intervals import Estimate
 from nova_jax.parallel import distributed
 from nova_jax.runs import record as records
@@ -36,14 +36,14 @@ SCORES = "scores.json"
 RESAMPLES = 500  # of the bootstrap
 PER_TASK = Range(2, 100_000)
 
-Draw = Callable[[Sequence[Question]], Pictures]  # one answer per question
+Sample = Callable[[Sequence[Question]], Clips]  # one answer per question
 
 
 class Answered(NamedTuple):
     """A part, the model's images, and how each was judged; a part with a dial has no ceiling and no chance."""
 
     part: Part
-    drawn: Pictures
+    samples: Clips
     judged: dict[Level, list[Judged]]
     seconds: float
 
@@ -117,7 +117,7 @@ def run(
     Args:
         run_dir: A trained run.
         per_task: Questions in each part.
-        guidance: Scale of classifier-free guidance, 1.1 to 10; masks and alphas are drawn without.
+        guidance: Scale of classifier-free guidance, 1.1 to 10; masks and alphas are sampled without.
         folder: Where results go; RUN/evaluation when not given. If it is there already, a folder beside it is made.
         overwrite: Whether to write into a folder that is there, over its results.
         command: What the user typed, for the record.
@@ -134,19 +134,19 @@ def run(
     trained = generation.load_run(run_dir, mesh=mesh)
     saved = records.read(run_dir)["config"]
     exam = find_exam(run_dir, saved["data"], per_task)
-    parts = exam.parts(task_drawing.limits_of(trained), guidance)
-    task_drawing.check(trained, [q.ask for part in parts for q in part.questions])
+    parts = exam.parts(task_sampling.limits_of(trained), guidance)
+    task_sampling.check(trained, [q.ask for part in parts for q in part.questions])
     start = time.perf_counter()
     console = console or rich.console.Console(quiet=not distributed.is_main())
     answered = {}
     for part in parts:
         found = sit(
             part,
-            lambda questions: task_drawing.draw(trained, [q.ask for q in questions], guidance),
-            lambda questions: task_drawing.rebuild(trained, questions),
+            lambda questions: task_sampling.sample(trained, [q.ask for q in questions], guidance),
+            lambda questions: task_sampling.rebuild(trained, questions),
         )
         answered[part.name] = found
-        line = f"{len(answered)}/{len(parts)}  {part.name:24} {len(found.drawn):4} images in {found.seconds:.1f} s"
+        line = f"{len(answered)}/{len(parts)}  {part.name:24} {len(found.samples):4} images in {found.seconds:.1f} s"
         console.print(line, highlight=False, soft_wrap=True)
     facts = {
         "run": str(run_dir),
@@ -154,7 +154,7 @@ def run(
         "step": trained.step,
         "per_task": per_task,
         "guidance": guidance,
-        "sampler": task_drawing.SAMPLER,
+        "sampler": task_sampling.SAMPLER,
         "command": command,
         "seconds": round(time.perf_counter() - start, 1),
         "mesh": dict(mesh.shape) if mesh else {},
@@ -175,7 +175,7 @@ def find_exam(run_dir: pathlib.Path, data: dict[str, Any], per_task: int) -> Exa
     Raises:
         ValueError: It sets none.
     """
-    source = config.from_dict(data, packages=("nova_jax", "data_pipelines"))
+    source = records.build(data)
     found = source.exam(per_task)
     if found is None:
         raise ValueError(
@@ -185,14 +185,14 @@ def find_exam(run_dir: pathlib.Path, data: dict[str, Any], per_task: int) -> Exa
     return found
 
 
-def sit(part: Part, draw: Draw, rebuild: Draw) -> Answered:
+def sit(part: Part, sample: Sample, rebuild: Sample) -> Answered:
     """Answers a part and has it judged."""
     start = time.perf_counter()
-    drawn = draw(part.questions)
-    judged: dict[Level, list[Judged]] = {"model": part.judge(drawn)}
+    samples = sample(part.questions)
+    judged: dict[Level, list[Judged]] = {"model": part.judge(samples)}
     if not part.dial:
-        judged |= {"ceiling": part.judge(rebuild(part.questions)), "chance": part.judge(np.roll(drawn, 1, axis=0))}
-    return Answered(part, drawn, judged, time.perf_counter() - start)
+        judged |= {"ceiling": part.judge(rebuild(part.questions)), "chance": part.judge(np.roll(samples, 1, axis=0))}
+    return Answered(part, samples, judged, time.perf_counter() - start)
 
 
 def grade(exam: Exam, answered: dict[str, Answered]) -> tuple[list[Row], list[Curve]]:
@@ -234,7 +234,7 @@ def correlate(settings: Sequence[float], values: Float[np.ndarray, "n k"]) -> Es
     """
 
     def correlation(rows: Float[np.ndarray, "n k"]) -> float:
-        return pictures.rank_correlation(np.tile(np.asarray(settings, np.float64), len(rows)), rows.ravel())
+        return image_metrics.rank_correlation(np.tile(np.asarray(settings, np.float64), len(rows)), rows.ravel())
 
     rng = np.random.default_rng(0)
     again = [correlation(values[rng.integers(0, len(values), len(values))]) for _ in range(RESAMPLES)]

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 PREEMPTED = 75  # EX_TEMPFAIL: the run has saved itself; the same command goes on with it
+HUNG = 76  # EX_PROTOCOL: a process of the run died or hung, and this one has ended because of it
 KILL_AFTER = 5.0  # seconds from SIGTERM to SIGKILL
 SIMULATED = "--xla_force_host_platform_device_count"
 
@@ -169,5 +170,7 @@ def _ending(code: int) -> str:
     """How a process ended, for a sentence that begins with it."""
     if code == PREEMPTED:
         return f"ended with exit code {code}: the run is saved, and the same command goes on with it"
+    if code == HUNG:
+        return f"ended with exit code {code}: a process died or hung, which it names above"
     how = f"with exit code {code}" if code > 0 else f"by {signal.Signals(-code).name}"
     return f"was the first to fail, {how}; the others are ended"

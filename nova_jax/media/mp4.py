@@ -139,9 +139,9 @@ def _add_stream(container: Any, height: int, width: int, fps: int, crf: int) -> 
     return stream
 
 
-def _to_frame(picture: UInt8[np.ndarray, "h w 3"], index: int, fps: int) -> Any:
-    height, width = picture.shape[:2]
-    even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+def _to_frame(image: UInt8[np.ndarray, "h w 3"], index: int, fps: int) -> Any:
+    height, width = image.shape[:2]
+    even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     frame = require_av().VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
     frame = frame.reformat(format=PIXELS, dst_colorspace=BT709, dst_color_range=LIMITED)
     frame.pts, frame.time_base = index, fractions.Fraction(1, fps)

@@ -8,17 +8,26 @@ JAX's own runtime does the work (`jax.distributed`); this is the only module of 
 SLURM steps, Open MPI jobs and TPU pods that show themselves in their usual variables need neither.
 """
 
+import atexit
+import collections
 import contextlib
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed as runtime  # whose key-value store has no public door yet
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
+
+
+class NoCoordinator(OSError):
+    """The processes of a job do not find each other; the message says who waited where, how long, and for whom."""
 
 
 class NoDevice(OSError):
@@ -26,6 +35,10 @@ class NoDevice(OSError):
 
 
 EXPLICIT = ("NOVA_COORDINATOR", "NOVA_NUM_PROCESSES", "NOVA_PROCESS_ID")
+PREFIX = "nova_jax/"  # of our keys in the store
+DAY = 86400  # seconds: a barrier waits so long, since a `watch` knows better when to give up
+
+_calls: collections.Counter[str] = collections.Counter()  # see `serial`
 
 
 def initialize(
@@ -34,25 +47,28 @@ def initialize(
     process_id: int | None = None,
     *,
     heartbeat_seconds: int = 100,
+    join_seconds: int = 300,
 ) -> None:
     """Joins the other processes of the job; returns at once when there are none. Call before anything touches a device.
 
-    Arguments come before the environment. A process that dies takes the others down within `heartbeat_seconds`. Calling
-    it again changes nothing: a program may hold several runs.
+    Arguments come before the environment. A process that dies takes the others down within `heartbeat_seconds`, and
+    all must come within `join_seconds`. Calling it again changes nothing: a program may hold several runs.
 
     Raises:
-        ValueError: only some of coordinator, num_processes and process_id are known, or this process has joined as
-            another one.
+        ValueError: only some of coordinator, num_processes and process_id are known, they are no numbers or not such
+            of one job, the processes disagree about how many they are, or this process has joined as another one.
+        NoCoordinator: the coordinator does not answer, or not all processes come.
     """
+    seconds = {"heartbeat_timeout_seconds": heartbeat_seconds, "initialization_timeout": join_seconds}
     given = (coordinator, num_processes, process_id)
     known = [os.environ.get(name) if value is None else value for name, value in zip(EXPLICIT, given, strict=True)]
     if all(value is None for value in known):
         if _is_cluster() and not jax.distributed.is_initialized():
-            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
+            jax.distributed.initialize(**seconds)
         return
     if missing := [name for name, value in zip(EXPLICIT, known, strict=True) if value is None]:
         raise ValueError(f"a job of several processes also needs {', '.join(missing)} (or all three as arguments)")
-    address, number, index = str(known[0]), int(str(known[1])), int(str(known[2]))
+    address, number, index = _checked(*map(str, known))
     if jax.distributed.is_initialized():
         if (jax.process_count(), jax.process_index()) != (number, index):
             raise ValueError(
@@ -60,13 +76,117 @@ def initialize(
             )
         return
     is_loopback = address.rsplit(":", 1)[0] in ("localhost", "127.0.0.1")
-    jax.distributed.initialize(
-        address,
-        num_processes=number,
-        process_id=index,
-        heartbeat_timeout_seconds=heartbeat_seconds,
-        coordinator_bind_address=address if is_loopback else None,  # the default listens on every interface
+    try:
+        jax.distributed.initialize(
+            address,
+            num_processes=number,
+            process_id=index,
+            coordinator_bind_address=address if is_loopback else None,  # the default listens on every interface
+            **seconds,
+        )
+    except RuntimeError as error:
+        raise NoCoordinator(_who_waited(address, number, index, join_seconds, error)) from error
+    _check_count(number, index, join_seconds)
+
+
+def _checked(address: str, number: str, index: str) -> tuple[str, int, int]:
+    """What the environment says of a job, as numbers."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and number.isdigit() and index.isdigit() and int(index) < int(number)):
+        raise ValueError(
+            f"NOVA_COORDINATOR={address} NOVA_NUM_PROCESSES={number} NOVA_PROCESS_ID={index}: give host:port of "
+            "process 0, the number of processes, and for each process its own number from 0 to one less"
+        )
+    return address, int(number), int(index)
+
+
+def _who_waited(address: str, number: int, index: int, seconds: int, error: Exception) -> str:
+    reason = str(error).splitlines()[0][:300]
+    if index:
+        return (
+            f"process {index} of {number} on {socket.gethostname()} found no coordinator at {address} within "
+            f"{seconds} s ({reason}): process 0 must run there with the same NOVA_COORDINATOR and NOVA_NUM_PROCESSES, "
+            "and its port be open to this host"
+        )
+    return (
+        f"process 0 of {number} waited {seconds} s at {address} for the others, and not all came ({reason}): start "
+        f"processes 1 to {number - 1} with this NOVA_COORDINATOR, or correct NOVA_NUM_PROCESSES"
     )
+
+
+def _check_count(number: int, index: int, seconds: int) -> None:
+    """Refuses processes that were told different numbers: they would wait for those that never come."""
+    if not jax.distributed.is_initialized():
+        return
+    post(f"count/{index}", str(number))
+    for other in range(1, number) if index == 0 else (0,):
+        count = runtime.global_state.client.blocking_key_value_get(f"{PREFIX}count/{other}", 1000 * seconds)
+        if int(count) != number:
+            raise ValueError(
+                f"process {index} was told NOVA_NUM_PROCESSES={number} and process {other} {count}: start all with the "
+                "same number"
+            )
+
+
+def process_place() -> tuple[int, int]:
+    """The number of this process, and of all; asks no device."""
+    state = runtime.global_state
+    return (state.process_id, state.num_processes) if jax.distributed.is_initialized() else (0, 1)
+
+
+def coordinator_answers() -> bool:
+    """Whether process 0 still takes connections."""
+    host, _, port = str(runtime.global_state.coordinator_address).rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def post(key: str, text: str) -> None:
+    """Writes a short text where all processes can read it: at the coordinator, which is process 0."""
+    runtime.global_state.client.key_value_set(PREFIX + key, text, allow_overwrite=True)
+
+
+def posted(folder: str) -> dict[str, str]:
+    """What was posted under keys `folder/...`: the texts by the rest of their keys."""
+    found = runtime.global_state.client.key_value_dir_get(f"{PREFIX}{folder}/")
+    return {key.rpartition("/")[2]: text for key, text in found}
+
+
+def gather(name: str, text: str) -> list[str]:
+    """The text of every process, in their order, on every process.
+
+    It needs no device, so a background thread may call it: all processes must, as often, under the same name.
+    """
+    index, count = process_place()
+    if count == 1:
+        return [text]
+    number = serial(name)
+    post(f"{name}/{number}/{index}", text)
+    barrier(name)
+    if number > 1:  # every process has read the texts before these, or it would not have posted again
+        runtime.global_state.client.key_value_delete(f"{PREFIX}{name}/{number - 1}/{index}")
+    found = posted(f"{name}/{number}")
+    return [found[str(other)] for other in range(count)]
+
+
+def serial(name: str) -> int:
+    """1, 2, .. by name: the processes of a job do the same in the same order, so they count alike."""
+    _calls[name] += 1
+    return _calls[name]
+
+
+def exit_alone() -> None:
+    """Lets this process end without waiting for the others, which JAX does when it ends."""
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+    atexit.register(leave)
 
 
 def check_devices() -> None:
@@ -100,9 +220,10 @@ def is_main() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here; all of them must call it in the same order as other collectives."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    """Waits until every process is here, under the same name; it needs no device, and may take a day."""
+    if process_place()[1] > 1:
+        key = f"{PREFIX}{name}/{serial(f'{name} barrier')}"
+        runtime.global_state.client.wait_at_barrier(key, int(1000 * DAY))
 
 
 def agree(value: int) -> int:

@@ -12,6 +12,7 @@ from nova_jax.models.text import encoder as text_encoders
 from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.parallel import mesh as meshes
 from nova_jax.training import optimizer as optimizers
+from nova_jax.training import watch
 from nova_jax.types import Batch, Params
 
 # What may change between two starts of one run. Everything else would make it another experiment.
@@ -21,6 +22,7 @@ CHANGEABLE = (
     "checkpoint_every",
     "keep",
     "mesh",
+    "limits",
     "run_dir",
     "tensorboard",
     "preview",
@@ -128,6 +130,7 @@ class TrainConfig:
         data: a `DataSource`.
         optimizer: see `training.optimizer`.
         mesh: axis sizes; the default replicates over all devices.
+        limits: how long anything may take before the run ends rather than waits; see `training.watch`.
         batch_size: global.
         accumulate: parts that a batch is processed in, to save memory.
         ema_decay: of the averaged parameters, which are the ones sampled from.
@@ -145,6 +148,7 @@ class TrainConfig:
     steps: int
     batch_size: int
     mesh: meshes.MeshConfig = meshes.MeshConfig()
+    limits: watch.Limits = watch.Limits()
     accumulate: int = 1
     ema_decay: float = 0.999
     seed: int = 0

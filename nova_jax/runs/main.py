@@ -1,16 +1,16 @@
 """The command line of an experiment: `python -m experiments.NAME path=value ... [--print]`."""
 
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable
-
-import jax
 
 from nova_jax import config as configs
 from nova_jax.parallel import distributed
 from nova_jax.runs.config import TrainConfig, with_schedule
 from nova_jax.runs.train import CHECKPOINTS, Result, run
-from nova_jax.training import checkpoint, lock, loop
+from nova_jax.training import checkpoint, lock, loop, watch
 
 
 def main(
@@ -22,8 +22,8 @@ def main(
 
     Args:
         config: the experiment's CONFIG.
-        then: what to do with the finished run, such as scoring it and writing its report; not done by several
-            processes: the same command as one process finds the run finished, and goes on with it.
+        then: what to do with the finished run, such as scoring it and writing its report. All processes call it, and
+            process 0 alone prints.
         prepare: a last change to the config before the run, such as training the autoencoder it needs.
     """
     arguments = sys.argv[1:]
@@ -34,10 +34,10 @@ def main(
             return
         config = prepare(config) if prepare else config
         result = run(config)
-        if then is not None and jax.process_count() == 1:
-            then(config, result)
-        elif then is not None and distributed.is_main():
-            print(f"{config.name}: trained; the same command as one process scores it and does all that comes after")
+        if then is not None:
+            quiet = contextlib.nullcontext() if distributed.is_main() else contextlib.redirect_stdout(io.StringIO())
+            with quiet, watch.Watch(config.limits, "what comes after training"):
+                then(config, result)
     except loop.NonFiniteLoss as error:
         sys.exit(f"{config.name}: {error} {_advise(config, error)}")
     except (ValueError, OSError, ImportError, lock.RunLocked, checkpoint.CheckpointError) as error:

@@ -35,6 +35,24 @@ def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not the record of a run: {error}") from error
 
 
+def training_seconds(run_dir: pathlib.Path) -> float | None:
+    """Seconds of training, from the speed that the log recorded; None for a run too short to have one."""
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
+    samples = lines[-1]["step"] * read(run_dir)["config"]["batch_size"]
+    return round(samples * len(speeds) / sum(speeds), 1) if speeds else None
+
+
+def build(saved: Any) -> Any:
+    """The value that a part of a saved config describes; the only place that makes classes of `data_pipelines`.
+
+    Raises:
+        NotInstalled: the class is of a package that is not here.
+        ConfigError: see `config.from_dict`.
+    """
+    return configs.from_dict(saved, packages=("nova_jax", "data_pipelines"))
+
+
 def upgrade(record: dict[str, Any]) -> dict[str, Any]:
     """A record in today's form; one that has it already is unchanged."""
     config = configs.expand_home(configs.renamed(record["config"]))

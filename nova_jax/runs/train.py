@@ -3,7 +3,10 @@
 import functools
 import json
 import pathlib
+import secrets
+import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,10 +21,11 @@ from nova_jax.parallel import mesh as meshes
 from nova_jax.runs import build, load, preview
 from nova_jax.runs import record as records
 from nova_jax.runs.config import CHANGEABLE, TrainConfig, with_schedule, with_text_encoder
-from nova_jax.training import checkpoint, lock, logging, loop, step
+from nova_jax.training import checkpoint, lock, logging, loop, step, watch
 from nova_jax.types import Batch, Params, TrainState
 
 CHECKPOINTS = "checkpoints"
+SHARED_SECONDS = 10.0  # that a file of process 0 may take until the others see it
 
 
 class Result(NamedTuple):
@@ -39,29 +43,67 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
         ConfigError: the run folder belongs to another experiment; the differences are listed.
         RunLocked, CheckpointError, NonFiniteLoss, SystemExit(75): see `training`.
     """
-    distributed.initialize()
-    distributed.check_devices()
-    config = with_schedule(with_text_encoder(configs.expand_home(config)))
-    devices = config.mesh.make()
-    for size in config.data.batch_sizes(config.batch_size):
-        meshes.check_batch_size(devices, size, config.accumulate)
-    with lock.RunLock(config.directory):
-        _check_channels(config)
-        config.data.encode(logging.Progress("encoded"))
-        record = _record(config)
-        notes: list[str] = []
-        if distributed.is_main():
-            notes = _write_record(config, record)
-            _write_codec(config)
-        distributed.barrier("nova_jax run folder")
-        with jax.set_mesh(devices):
-            return Result(_train(config, devices, record, callbacks, notes), config.directory)
+    distributed.initialize(heartbeat_seconds=2 * config.limits.heartbeat, join_seconds=config.limits.join)
+    with watch.Watch(config.limits) as watching:
+        watch.phase("looking for devices")
+        distributed.check_devices()
+        config = with_schedule(with_text_encoder(configs.expand_home(config)))
+        devices = config.mesh.make()
+        for size in config.data.batch_sizes(config.batch_size):
+            meshes.check_batch_size(devices, size, config.accumulate)
+        with lock.RunLock(config.directory):
+            _check_shared(config)
+            _check_channels(config)
+            watch.phase("encoding")
+            config.data.encode(logging.Progress("encoded"))
+            watch.phase("reading the data")
+            record = _record(config)
+            notes: list[str] = []
+            if distributed.is_main():
+                notes = _write_record(config, record)
+                _write_codec(config)
+            distributed.barrier("nova_jax run folder")
+            with jax.set_mesh(devices):
+                return Result(_train(config, devices, record, callbacks, notes, watching), config.directory)
+
+
+def _check_shared(config: TrainConfig) -> None:
+    """Refuses processes that do not share the run folder, or were given other configs.
+
+    Process 0 writes its config there, under a name that nobody knows before, and the others read it.
+    """
+    if jax.process_count() == 1:
+        return
+    watch.phase("comparing the processes")
+    mine = configs.to_dict(config)
+    path = config.directory.absolute() / f".{distributed.gather('run folder', secrets.token_hex(8))[0]}.json"
+    if distributed.is_main():
+        atomic.write(path, json.dumps(mine))
+    distributed.barrier("nova_jax shared folder")
+    end = time.monotonic() + SHARED_SECONDS
+    while not path.is_file() and time.monotonic() < end:  # a network file system may show it late
+        time.sleep(0.1)
+    if not path.is_file():
+        fault = f"{socket.gethostname()} sees another folder at {path.parent}: give all a run_dir that they share"
+    else:
+        fault = "; ".join(records.differences(json.loads(path.read_text()), mine))
+    faults = {k: fault for k, fault in enumerate(distributed.gather("run folder", fault)) if fault}
+    path.unlink(missing_ok=True)
+    if faults:
+        k, fault = next(iter(faults.items()))
+        raise ConfigError(f"process {k} of {jax.process_count()} does not train the run of process 0: {fault}")
 
 
 def _train(
-    config: TrainConfig, devices: Any, record: dict[str, Any], callbacks: Sequence[loop.Callback], notes: Sequence[str]
+    config: TrainConfig,
+    devices: Any,
+    record: dict[str, Any],
+    callbacks: Sequence[loop.Callback],
+    notes: Sequence[str],
+    watching: watch.Watch,
 ) -> TrainState:
     """Restores or initialises the state, then hands it to the loop."""
+    watch.phase("restoring or making the state")
     made = _recipe(config)
     key, trained = made.arguments  # parameters of other runs, which every process has read
     made = made._replace(arguments=(key, distributed.spread(trained, rules.shardings(trained, devices))))
@@ -77,6 +119,9 @@ def _train(
         with logging.RunLog(
             folder, throughput, total_steps=config.steps, start_step=first, tensorboard=config.tensorboard
         ) as log:
+            if distributed.is_main():
+                watching.report = log.event
+            checkpoints.metadata["origins"] = restored.metadata.get("origins", {}) if restored else _origins(config)
             state = _start(config, restored, made, devices, log)
             denoiser = getattr(config.model, "dit", config.model)
             heads, width = (getattr(denoiser, name, None) for name in ("num_heads", "ulysses_degree"))
@@ -110,6 +155,13 @@ def _recipe(config: TrainConfig) -> build.Recipe:
         return build.plain(config.model, config.objective, config.optimizer, example, **settings)
     teacher = load.load_run(config.teacher) if config.teacher else None
     return build.distilled(config.model, config.objective, config.optimizer, example, teacher, **settings)
+
+
+def _origins(config: TrainConfig) -> dict[str, Any]:
+    """The checkpoints of other runs that this one begins with, to be kept with its own."""
+    runs = {"start_from": config.start_from, "teacher": config.teacher} if distributed.is_main() else {}
+    found = {name: checkpoint.origin(pathlib.Path(run_dir) / CHECKPOINTS) for name, run_dir in runs.items() if run_dir}
+    return json.loads(distributed.gather("origins", json.dumps(found))[0])
 
 
 def _start(

@@ -1,7 +1,7 @@
 """What a user can ask for: validated requests, one file and one class per capability.
 
     request = TextToImage(text="a red square", limits=TINY)
-    request = Inpaint(image=read_picture("dog.png"), mask_image=read_mask("mask.png"), text="a cat")
+    request = Inpaint(image=read_image("dog.png"), mask_image=read_mask("mask.png"), text="a cat")
     request = parse_request(public_json)
 
     request = TextToVideo(text="a red square moves left", limits=TINY_REEL)
@@ -11,13 +11,16 @@ of Amazon Nova Canvas and Amazon Nova Reel (`limits`), except that small models 
 own.
 """
 
+import warnings
+from typing import Any
+
 from nova_jax.tasks.color_guided import ColorGuided
+from nova_jax.tasks.image_inputs import read_image, read_mask
 from nova_jax.tasks.inpaint import Inpaint
 from nova_jax.tasks.json_form import parse_request, to_json
 from nova_jax.tasks.limits import CANVAS, REEL, TINY, TINY_REEL, Limits, VideoLimits
 from nova_jax.tasks.multi_shot import MultiShot, MultiShotAutomated, MultiShotManual
 from nova_jax.tasks.outpaint import Outpaint
-from nova_jax.tasks.pictures import read_mask, read_picture
 from nova_jax.tasks.problems import InvalidRequest, Problem
 from nova_jax.tasks.remove_background import RemoveBackground
 from nova_jax.tasks.request import ImageRequest, Request, ShotRequest, VideoRequest
@@ -52,8 +55,15 @@ __all__ = [
     "VideoLimits",
     "VideoRequest",
     "parse_request",
+    "read_image",
     "read_mask",
-    "read_picture",
     "split_shots",
     "to_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "read_picture":
+        warnings.warn("tasks.read_picture is now tasks.read_image", DeprecationWarning, stacklevel=2)
+        return read_image
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

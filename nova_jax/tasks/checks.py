@@ -106,14 +106,14 @@ def size(field: str, width: int, height: int, limits: AnyLimits) -> list[Problem
     return [Problem(field, f"{width} x {height} pixels", allowed) for allowed in refusals]
 
 
-def picture(field: str, value: Any, limits: AnyLimits, *, is_optional: bool = False) -> list[Problem]:
+def image(field: str, value: Any, limits: AnyLimits, *, is_optional: bool = False) -> list[Problem]:
     """An image that is read: uint8 (h, w, 3), its size within limits."""
     if is_optional and value is None:
         return []
     if value is None:
         return [Problem(field, show(value), "an image")]
     if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
-        return [Problem(field, show(value), "an array of uint8 and shape (h, w, 3), as read_picture makes it")]
+        return [Problem(field, show(value), "an array of uint8 and shape (h, w, 3), as read_image makes it")]
     return size(field, value.shape[1], value.shape[0], limits)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from nova_jax.tasks import checks
+from nova_jax.tasks.image_inputs import RGBImage
 from nova_jax.tasks.limits import COLORS
-from nova_jax.tasks.pictures import Picture
 from nova_jax.tasks.problems import Problem
 from nova_jax.tasks.request import ImageRequest
 from nova_jax.tasks.settings import ImageSettings
@@ -28,14 +28,14 @@ class ColorGuided(ImageRequest):
 
     colors: Sequence[str]
     text: str
-    reference_image: Picture | None = None
+    reference_image: RGBImage | None = None
     negative_text: str | None = None
     settings: ImageSettings = dataclasses.field(default_factory=ImageSettings)
 
     def problems(self) -> Iterable[Problem]:  # noqa: D102 (the base says it)
         yield from checks.items("colors", self.colors, COLORS, "colours", checks.color)
         yield from checks.text("text", self.text)
-        yield from checks.picture("reference_image", self.reference_image, self.limits, is_optional=True)
+        yield from checks.image("reference_image", self.reference_image, self.limits, is_optional=True)
         yield from checks.text("negative_text", self.negative_text, is_optional=True)
         yield from self.settings.check_size(self.limits)
 

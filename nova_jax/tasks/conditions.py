@@ -31,13 +31,13 @@ def num_channels(latent_channels: int, compression: int) -> int:
 
 
 def hide(
-    picture: UInt8[np.ndarray, "*frames h w 3"], mask: Bool[np.ndarray, "h w"]
+    image: UInt8[np.ndarray, "*frames h w 3"], mask: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "*frames h w 3"]:
     """The image with mid grey where the mask is True."""
-    return np.where(mask[..., None], np.uint8(GRAY), picture)
+    return np.where(mask[..., None], np.uint8(GRAY), image)
 
 
-def canny(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+def canny(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     """The contours of an image, white on black (Canny 1986, smoothed by one pixel).
 
     Raises:
@@ -47,7 +47,7 @@ def canny(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         from skimage import feature
     except ImportError as error:
         raise ImportError("edges by Canny's detector need scikit-image: pip install 'nova-jax[canvas]'") from error
-    luminance = picture @ np.array([0.299, 0.587, 0.114]) / 255  # BT.601
+    luminance = image @ np.array([0.299, 0.587, 0.114]) / 255  # BT.601
     edges = feature.canny(luminance, sigma=1.0, mode="nearest")
     return np.repeat(np.uint8(255) * edges[..., None], 3, axis=-1)
 

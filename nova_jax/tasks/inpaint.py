@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from nova_jax.tasks import checks
-from nova_jax.tasks.pictures import Mask, Picture
+from nova_jax.tasks.image_inputs import Mask, RGBImage
 from nova_jax.tasks.problems import Problem
 from nova_jax.tasks.request import ImageRequest
 from nova_jax.tasks.settings import ImageSettings
@@ -28,7 +28,7 @@ class Inpaint(ImageRequest):
         settings: Of the output, without width and height: these are the source's.
     """
 
-    image: Picture
+    image: RGBImage
     mask_prompt: str | None = None
     mask_image: Mask | None = None
     text: str | None = None
@@ -36,7 +36,7 @@ class Inpaint(ImageRequest):
     settings: ImageSettings = dataclasses.field(default_factory=ImageSettings)
 
     def problems(self) -> Iterable[Problem]:  # noqa: D102 (the base says it)
-        yield from checks.picture("image", self.image, self.limits)
+        yield from checks.image("image", self.image, self.limits)
         yield from checks.one_mask(self.mask_prompt, self.mask_image, self.image)
         yield from checks.text("text", self.text, is_optional=True)
         yield from checks.text("negative_text", self.negative_text, is_optional=True)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nova_jax.tasks import checks, pictures
+from nova_jax.tasks import checks, image_inputs
 from nova_jax.tasks.color_guided import ColorGuided
 from nova_jax.tasks.inpaint import Inpaint
 from nova_jax.tasks.limits import CANVAS, REEL, SHOT_TEXT_LENGTH, AnyLimits, Limits, VideoLimits
@@ -112,10 +112,10 @@ VIDEO_FORMS = {
     "MULTI_SHOT_MANUAL": Form(MultiShotManual, "multiShotManualParams", {"shots": "shots"}, VIDEO_CONFIG, VIDEO),
 }
 READERS: Mapping[str, Reader] = {  # of the fields that hold one image
-    "image": pictures.read_picture,
-    "condition_image": pictures.read_picture,
-    "reference_image": pictures.read_picture,
-    "mask_image": pictures.read_mask,
+    "image": image_inputs.read_image,
+    "condition_image": image_inputs.read_image,
+    "reference_image": image_inputs.read_image,
+    "mask_image": image_inputs.read_mask,
 }
 
 
@@ -262,9 +262,9 @@ def _read_fields(body: Mapping[str, Any], form: Form, limits: AnyLimits) -> tupl
             fields[name], found = _decode(given[name], form.path(name), read, limits)
             problems += found
     if isinstance(given.get("images"), (list, tuple)):
-        read = pictures.read_picture
+        read = image_inputs.read_image
         decoded = [_decode(item, form.path(f"images[{i}]"), read, limits) for i, item in enumerate(given["images"])]
-        fields["images"] = tuple(picture for picture, _ in decoded)
+        fields["images"] = tuple(image for image, _ in decoded)
         problems += [problem for _, found in decoded for problem in found]
     return fields, problems
 
@@ -310,8 +310,8 @@ def _read_source(value: Any, path: str, limits: AnyLimits) -> tuple[np.ndarray |
         allowed = "an object with the image in base64 as bytes (files in S3 are not read)"
         return None, [*problems, Problem(f"{path}.source", checks.show(source), allowed)]
     problems += _unknown_keys(source, f"{path}.source.", ("bytes",))
-    picture, found = _decode(source["bytes"], f"{path}.source.bytes", pictures.read_picture, limits)
-    return picture, problems + found
+    image, found = _decode(source["bytes"], f"{path}.source.bytes", image_inputs.read_image, limits)
+    return image, problems + found
 
 
 def _decode(value: Any, path: str, read: Reader, limits: AnyLimits) -> tuple[np.ndarray | None, list[Problem]]:
@@ -335,7 +335,7 @@ def _write(values: Any, keys: Mapping[str, str]) -> dict[str, Any]:
 
 def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return base64.b64encode(pictures.to_png(value)).decode("ascii")
+        return base64.b64encode(image_inputs.to_png(value)).decode("ascii")
     if isinstance(value, (tuple, list)):
         return [_encode(item) for item in value]
     return value
@@ -354,5 +354,5 @@ def _write_video(request: VideoRequest, form: Form) -> dict[str, Any]:
     return _write(request, {"text": "text"})
 
 
-def _write_source(picture: np.ndarray) -> dict[str, Any]:
-    return {"format": "png", "source": {"bytes": _encode(picture)}}
+def _write_source(image: np.ndarray) -> dict[str, Any]:
+    return {"format": "png", "source": {"bytes": _encode(image)}}

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from nova_jax.tasks import checks
-from nova_jax.tasks.pictures import Picture
+from nova_jax.tasks.image_inputs import RGBImage
 from nova_jax.tasks.problems import Problem
 from nova_jax.tasks.request import ImageRequest
 
@@ -17,10 +17,10 @@ class RemoveBackground(ImageRequest):
         image: The source, uint8 (h, w, 3), 0 to 255.
     """
 
-    image: Picture
+    image: RGBImage
 
     def problems(self) -> Iterable[Problem]:  # noqa: D102 (the base says it)
-        yield from checks.picture("image", self.image, self.limits)
+        yield from checks.image("image", self.image, self.limits)
 
     @property
     def size(self) -> tuple[int, int]:  # noqa: D102

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from nova_jax.tasks import checks
+from nova_jax.tasks.image_inputs import RGBImage
 from nova_jax.tasks.limits import CANVAS, REEL, SEED, Limits, VideoLimits
-from nova_jax.tasks.pictures import Picture
 from nova_jax.tasks.problems import Problem, refuse
 
 
@@ -54,7 +54,7 @@ class ShotRequest(NamedTuple):
     """
 
     text: str | None = None
-    image: Picture | None = None
+    image: RGBImage | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,7 +106,7 @@ class VideoRequest(Request):
 
     def check_start(self, field: str, value: Any) -> list[Problem]:
         """What is wrong with an image that starts a shot."""
-        return checks.picture(field, value, self.limits, is_optional=True)
+        return checks.image(field, value, self.limits, is_optional=True)
 
 
 def _is_pair(value: Any, size: tuple[int, int]) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 from nova_jax.tasks import checks
+from nova_jax.tasks.image_inputs import RGBImage
 from nova_jax.tasks.limits import CONTROL_STRENGTH
-from nova_jax.tasks.pictures import Picture
 from nova_jax.tasks.problems import Problem
 from nova_jax.tasks.request import ImageRequest
 from nova_jax.tasks.settings import ImageSettings
@@ -42,7 +42,7 @@ class TextToImage(ImageRequest):
     text: str
     negative_text: str | None = None
     style: Style | None = None
-    condition_image: Picture | None = None
+    condition_image: RGBImage | None = None
     control_mode: ControlMode = "CANNY_EDGE"
     control_strength: float | int = 0.7
     settings: ImageSettings = dataclasses.field(default_factory=ImageSettings)
@@ -51,7 +51,7 @@ class TextToImage(ImageRequest):
         yield from checks.text("text", self.text)
         yield from checks.text("negative_text", self.negative_text, is_optional=True)
         yield from checks.choice("style", self.style, typing.get_args(Style), is_optional=True)
-        yield from checks.picture("condition_image", self.condition_image, self.limits, is_optional=True)
+        yield from checks.image("condition_image", self.condition_image, self.limits, is_optional=True)
         yield from checks.choice("control_mode", self.control_mode, typing.get_args(ControlMode))
         yield from checks.number("control_strength", self.control_strength, CONTROL_STRENGTH)
         yield from self.settings.check_size(self.limits)

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 
 from nova_jax.tasks import checks
+from nova_jax.tasks.image_inputs import RGBImage
 from nova_jax.tasks.limits import SHOT_SECONDS, SHOT_TEXT_LENGTH
-from nova_jax.tasks.pictures import Picture
 from nova_jax.tasks.problems import Problem
 from nova_jax.tasks.request import ShotRequest, VideoRequest
 
@@ -24,7 +24,7 @@ class TextToVideo(VideoRequest):
     """
 
     text: str
-    image: Picture | None = None
+    image: RGBImage | None = None
     duration_seconds: int = SHOT_SECONDS
 
     def content_problems(self) -> Iterable[Problem]:  # noqa: D102 (the base says it)

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nova_jax.tasks import checks
+from nova_jax.tasks.image_inputs import RGBImage
 from nova_jax.tasks.limits import SIMILARITY_STRENGTH, VARIED_IMAGES
-from nova_jax.tasks.pictures import Picture
 from nova_jax.tasks.problems import Problem
 from nova_jax.tasks.request import ImageRequest
 from nova_jax.tasks.settings import ImageSettings
@@ -24,17 +24,17 @@ class Vary(ImageRequest):
         settings: Of the output.
     """
 
-    images: Sequence[Picture]
+    images: Sequence[RGBImage]
     similarity_strength: float | int = 0.7
     text: str | None = None
     negative_text: str | None = None
     settings: ImageSettings = dataclasses.field(default_factory=ImageSettings)
 
     def problems(self) -> Iterable[Problem]:  # noqa: D102 (the base says it)
-        def check_picture(field: str, value: Any) -> list[Problem]:
-            return checks.picture(field, value, self.limits)
+        def check_image(field: str, value: Any) -> list[Problem]:
+            return checks.image(field, value, self.limits)
 
-        yield from checks.items("images", self.images, VARIED_IMAGES, "images", check_picture)
+        yield from checks.items("images", self.images, VARIED_IMAGES, "images", check_image)
         yield from checks.number("similarity_strength", self.similarity_strength, SIMILARITY_STRENGTH)
         yield from checks.text("text", self.text, is_optional=True)
         yield from checks.text("negative_text", self.negative_text, is_optional=True)

@@ -1,4 +1,4 @@
-"""Optimizers, the training step, the loop around it, checkpoints and logs.
+"""Optimizers, the training step, the loop around it, what watches over it, checkpoints and logs.
 
 `checkpoint` and `loop` are imported by name (`from nova_jax.training import loop`): they pull in Orbax.
 """

@@ -5,9 +5,10 @@ data when reading, nor does it fall back to an older checkpoint. So a checkpoint
 
     manifest.sha256      `# N files`, then a line `digest  path` for each of them, in the format of `sha256sum --check`
 
-written by the main process after the rename, and every restore recomputes the digests of the files that it names. What
-it does not name, such as the .DS_Store of a file browser, does not matter. The newest checkpoint that agrees is used;
-damaged ones on the way are renamed and reported, never deleted. Reading an older one than the newest logs a warning.
+written by the main process after the rename, and every restore recomputes the digests of the files that it names: of
+several processes each hashes the files that it wrote. What the manifest does not name, such as the .DS_Store of a file
+browser, does not matter. The newest checkpoint that agrees is used; damaged ones on the way are renamed and reported,
+never deleted. Reading an older one than the newest logs a warning.
 
     checkpoints/00001000/...                  committed
     checkpoints/00001000.damaged/...          set aside: some file differs from its manifest
@@ -18,12 +19,13 @@ This is the only module that knows Orbax.
 
 import concurrent.futures
 import hashlib
+import json
 import logging
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +40,7 @@ COMMITTED = re.compile(r"\d{8,}")
 UNFINISHED = re.compile(r"\d{8,}\.(orbax-checkpoint-tmp.*|deleting)")
 ASIDE = re.compile(r"\d{8,}\.(damaged|incomplete)(-\d+)?")
 HEAD = re.compile(r"# (\d+) files\n")  # manifests of earlier versions have none
+WRITER = re.compile(r"ocdbt\.process_(\d+)/")  # in the path of a file: which process wrote it
 LINE = re.compile(r"([0-9a-f]{64})  (.+)\n")
 STRAY = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")  # what file browsers leave, and change, anywhere
 NONE, DAMAGED = -1, -2  # in place of a step, agreed on by all processes
@@ -68,6 +71,9 @@ class Checkpoints:
         keep: how many of the newest to keep.
         keep_every: also keep every checkpoint whose step is a multiple of this.
         metadata: JSON-able values stored with every checkpoint, such as a fingerprint of the config.
+
+    Attributes:
+        metadata: the same; what is changed here is stored with the checkpoints that follow.
     """
 
     def __init__(
@@ -82,7 +88,7 @@ class Checkpoints:
             raise ValueError(f"keep and keep_every must be at least 1, got {keep} and {keep_every}")
         self.directory = pathlib.Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._keep, self._keep_every, self._metadata = keep, keep_every, dict(metadata or {})
+        self._keep, self._keep_every, self.metadata = keep, keep_every, dict(metadata or {})
         self._background = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future | None = None
 
@@ -107,7 +113,7 @@ class Checkpoints:
         path = self._path(step)
         if (path / MANIFEST).is_file():
             raise CheckpointError(f"{path} exists already: a run continues from its newest checkpoint, not behind it")
-        response = ocp.save_async(str(path), state, overwrite=True, custom_metadata={**self._metadata, **metadata})
+        response = ocp.save_async(str(path), state, overwrite=True, custom_metadata={**self.metadata, **metadata})
         self._pending = self._background.submit(self._commit, response, step)
 
     def wait(self) -> None:
@@ -135,8 +141,7 @@ class Checkpoints:
                 not fit `abstract_state`.
         """
         notes: list[str] = []
-        step = self._newest_intact(notes) if distributed.is_main() else 0
-        step = distributed.agree(step)
+        step = self._newest_intact(notes)
         if step == DAMAGED:
             listing = "\n  ".join(notes) or "(listed by the main process)"
             raise CheckpointError(
@@ -150,25 +155,35 @@ class Checkpoints:
         return Restored(step, _load(path, abstract_state), dict(metadata or {}), tuple(notes))
 
     def _newest_intact(self, notes: list[str]) -> int:
-        """The newest checkpoint that agrees with its manifest; newer ones are set aside."""
+        """The newest checkpoint that agrees with its manifest; the main process sets newer ones aside and says so."""
+        is_main = distributed.is_main()
+        if is_main:
+            self._clear(notes)
+        for step in reversed(json.loads(distributed.gather("checkpoints", json.dumps(self.steps()))[0])):
+            parts = distributed.gather("checkpoint faults", json.dumps(differences(self._path(step), _is_mine)))
+            if not (faults := list(dict.fromkeys(fault for part in parts for fault in json.loads(part)))):
+                return step
+            if is_main:
+                notes.append(f"{_set_aside(self._path(step), 'damaged')}: {'; '.join(faults)}")
+        damaged = [path for path in self._folders(ASIDE) if ".damaged" in path.name] if is_main else []
+        notes += [f"{path}: damaged before" for path in damaged if not any(str(path) in note for note in notes)]
+        return distributed.agree(DAMAGED if damaged else NONE)
+
+    def _clear(self, notes: list[str]) -> None:
+        """Removes what was never whole, and sets aside what was not committed."""
         for path in self._folders(UNFINISHED):
             shutil.rmtree(path)
         for path in self._folders(COMMITTED):
             if not (path / MANIFEST).is_file():
                 notes.append(f"{_set_aside(path, 'incomplete')}: the run ended while it was being saved")
-        for step in reversed(self.steps()):
-            if not (faults := differences(self._path(step))):
-                return step
-            notes.append(f"{_set_aside(self._path(step), 'damaged')}: {'; '.join(faults)}")
-        damaged = [path for path in self._folders(ASIDE) if ".damaged" in path.name]
-        notes += [f"{path}: damaged before" for path in damaged if not any(str(path) in note for note in notes)]
-        return DAMAGED if damaged else NONE
 
     def _commit(self, response: Any, step: int) -> None:
-        """Runs in the background. When the response is there, every process has written its part."""
+        """Runs in the background, on every process: waits for all, and joins what each has hashed."""
         response.result()
+        distributed.gather("checkpoint written", "")  # and renamed by the main process
+        parts = distributed.gather("checkpoint digests", _hash(self._path(step), _is_mine))
         if distributed.is_main():
-            _write_manifest(self._path(step))
+            _write_manifest(self._path(step), "".join(parts))
             self._prune()
 
     def _prune(self) -> None:
@@ -222,6 +237,12 @@ def read_ema(
     return int(path.name), ocp.load(str(path), target)["ema"]
 
 
+def origin(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The newest intact checkpoint as a later one remembers it: its path, and the digest of its manifest."""
+    path = _choose(pathlib.Path(directory).absolute(), None)
+    return {"checkpoint": str(path), "sha256": _digest(path / MANIFEST)}
+
+
 def _choose(directory: pathlib.Path, step: int | None) -> pathlib.Path:
     """The folder of the newest intact checkpoint, or of `step`; logs why newer ones were passed over."""
     found = sorted(path.parent for path in directory.glob(f"*/{MANIFEST}") if COMMITTED.fullmatch(path.parent.name))
@@ -256,15 +277,13 @@ def _newer(directory: pathlib.Path, chosen: pathlib.Path) -> list[str]:
     return notes
 
 
-def manifest(path: pathlib.Path) -> str:
-    """The text that `manifest.sha256` gets: a digest of every other file, in order of their paths."""
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not STRAY.fullmatch(file.name))
-    names = [str(file.relative_to(path)) for file in files if file != path / MANIFEST]
-    return f"# {len(names)} files\n{_digests(path, names)}"
+def differences(path: pathlib.Path, is_mine: Callable[[str], bool] = lambda name: True) -> list[str]:
+    """What is wrong with a checkpoint: files of its manifest that changed or vanished, or itself; empty when intact.
 
-
-def differences(path: pathlib.Path) -> list[str]:
-    """What is wrong with a checkpoint: files of its manifest that changed or vanished, or itself; empty when intact."""
+    Args:
+        path: of the checkpoint.
+        is_mine: which of the files to look at.
+    """
     claimed = (path / MANIFEST).read_bytes().decode(errors="replace")
     lines = claimed.splitlines(keepends=True)
     head = HEAD.fullmatch(lines[0]) if lines else None
@@ -272,11 +291,26 @@ def differences(path: pathlib.Path) -> list[str]:
     named = [found[2] for line in lines if (found := LINE.fullmatch(line))]
     if not lines or len(named) < len(lines) or (head and int(head[1]) != len(named)):
         return [f"{MANIFEST} changed"]
-    lost = [name for name in named if not (path / name).is_file()]
-    kept = [line for line, name in zip(lines, named, strict=True) if name not in lost]
-    actual = _digests(path, [name for name in named if name not in lost]).splitlines(keepends=True)
-    changed = [then[66:-1] for then, now in zip(kept, actual, strict=True) if then != now]
+    mine = {name: line for name, line in zip(named, lines, strict=True) if is_mine(name)}
+    lost = [name for name in mine if not (path / name).is_file()]
+    kept = [name for name in mine if name not in lost]
+    actual = _digests(path, kept).splitlines(keepends=True)
+    changed = [name for name, line in zip(kept, actual, strict=True) if line != mine[name]]
     return [f"{name} changed" for name in changed] + [f"{name} is missing" for name in lost]
+
+
+def _is_mine(name: str) -> bool:
+    """Whether this process hashes a file: what it, or one of its number modulo the processes there are, wrote."""
+    index, count = distributed.process_place()
+    writer = WRITER.search(name)
+    return (int(writer[1]) if writer else 0) % count == index
+
+
+def _hash(path: pathlib.Path, is_mine: Callable[[str], bool]) -> str:
+    """Lines of the manifest, for some of the files."""
+    files = [file for file in path.rglob("*") if file.is_file() and not STRAY.fullmatch(file.name)]
+    names = sorted(file.relative_to(path).as_posix() for file in files if file != path / MANIFEST)
+    return _digests(path, [name for name in names if is_mine(name)])
 
 
 def _digests(path: pathlib.Path, names: Sequence[str]) -> str:
@@ -291,8 +325,9 @@ def _digest(file: pathlib.Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _write_manifest(path: pathlib.Path) -> None:
-    atomic.write(path / MANIFEST, manifest(path))
+def _write_manifest(path: pathlib.Path, digests: str) -> None:
+    lines = sorted(digests.splitlines(keepends=True), key=lambda line: line[66:])
+    atomic.write(path / MANIFEST, f"# {len(lines)} files\n{''.join(lines)}")
 
 
 def _set_aside(path: pathlib.Path, reason: str) -> pathlib.Path:

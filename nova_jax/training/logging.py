@@ -31,6 +31,7 @@ import rich.progress
 
 from nova_jax import atomic
 from nova_jax.parallel import distributed
+from nova_jax.training import watch
 
 PLAIN_SECONDS = 10.0  # between plain lines
 
@@ -162,6 +163,7 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         """Says how many samples are done, how many a second, and how long the others take."""
+        watch.progress()
         now, is_last = time.perf_counter(), done >= total
         is_due = now - self._printed >= PLAIN_SECONDS or (is_last and self._printed > self._start)
         if is_due and distributed.is_main():

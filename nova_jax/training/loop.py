@@ -1,7 +1,7 @@
 """The training loop: it knows a `TrainStep`, a stream of batches, and nothing of models or losses.
 
 Per step: dispatch it, then read the metrics of the step before (the devices already work on the next one), stop if they
-are not finite, save and call back when due, stop on a signal.
+are not finite, save and call back when due, stop on a signal. A `watch` around it hears of each of these phases.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from nova_jax.parallel import distributed
+from nova_jax.training import watch
 from nova_jax.training.checkpoint import Checkpoints
 from nova_jax.training.logging import RunLog
 from nova_jax.types import Metrics, TrainState, TrainStep
@@ -89,9 +90,11 @@ def fit(
     first, stream, reports = int(state.step), batches(position), _Reports(loop, checkpoints, log)
     with distributed.graceful_stop() as should_stop:
         for step in range(first + 1, loop.steps + 1):
+            watch.phase("waiting for a batch", step)
             batch = reports.timed(lambda: next(stream, None))
             if batch is None:
                 raise RuntimeError(f"the data ended before step {step} of {loop.steps}, after {position} samples")
+            watch.phase("computing", step)
             state, metrics = train_step(state, batch)
             reports.put(step, metrics)
             position += loop.batch_size
@@ -101,13 +104,17 @@ def fit(
             if due or saves:
                 reports.settle()  # the log is never behind a checkpoint
             if saves:
+                watch.phase("saving a checkpoint", step)
                 checkpoints.save(step, state, {"position": position})
-            for callback in due:
+            for number, callback in enumerate(due, 1):
+                watch.phase(f"calling back {number} of {len(due)}", step)
                 callback.run(step, state)
             if stops and not is_last:
+                watch.phase("finishing a checkpoint", step)
                 checkpoints.wait()
                 log.event(f"stopped by a signal and saved step {step}; the same command continues", step=step)
                 raise SystemExit(EXIT_PREEMPTED)
+        watch.phase("finishing the last checkpoint")
         checkpoints.wait()
     return state
 

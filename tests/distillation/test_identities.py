@@ -76,7 +76,7 @@ def test_guidance_distillation_is_zero_where_the_average_velocity_is_the_velocit
 def test_two_small_steps_of_an_exact_map_are_the_big_one():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 3)), jnp.float32)
     h = jnp.asarray([1.0, 0.5, 0.25, 0.125] * 16)
-    t = semigroup.draw_step(jax.random.key(0), h)
+    t = semigroup.sample_step(jax.random.key(0), h)
 
     def u(x, t, r):
         return exact_maps.average_velocity({}, x, t, Conditioning(r=r))

@@ -99,7 +99,7 @@ def test_the_guided_teacher_obeys_scale_and_interval():
 
 
 def test_drawn_scales_lie_in_their_range_evenly_in_the_logarithm():
-    scales = np.asarray(teachers.Guidance(scale=1.0, max_scale=9.0).draw(jax.random.key(0), 20_000))
+    scales = np.asarray(teachers.Guidance(scale=1.0, max_scale=9.0).sample(jax.random.key(0), 20_000))
     assert scales.min() >= 1
     assert scales.max() <= 9
     assert abs(np.mean(scales < 3) - 0.5) < 0.02

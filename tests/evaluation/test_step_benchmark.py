@@ -21,7 +21,7 @@ GRID = step_benchmark.Grid(
     samplers=("euler", "heun"),
     steps=(1, 3),
     guidance=(1.0, 2.0),
-    pictures=6,
+    images=6,
     batch_size=4,
     reference_steps=8,
     diversity_prompts=2,
@@ -146,7 +146,7 @@ def test_six_samplers_and_eight_step_counts_compile_six_programs_and_a_reference
     grid = step_benchmark.Grid(
         samplers=samplers,
         steps=tuple(range(2, 10)),
-        pictures=6,
+        images=6,
         batch_size=6,
         reference_steps=12,
         diversity_prompts=2,
@@ -232,7 +232,7 @@ def test_the_interval_of_a_difference_is_that_of_newcombe():
         ({"steps": (0,)}, "num_steps is 0"),
         ({"steps": (4, 4)}, "different values"),
         ({"guidance": (-1.0,)}, "0 or more"),
-        ({"pictures": 0}, "at least 1"),
+        ({"images": 0}, "at least 1"),
         ({"steps": (2000,)}, "reference_steps"),
         ({"guidance": (float("nan"),)}, "guidance is .*nan"),
         ({"guidance": (float("inf"),)}, "guidance is .*inf"),
@@ -243,6 +243,11 @@ def test_the_interval_of_a_difference_is_that_of_newcombe():
 def test_grids_that_cannot_be_meant_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         step_benchmark.Grid(**({"samplers": ("euler",)} | fields))
+
+
+def test_the_earlier_name_of_images_still_works():
+    with pytest.warns(DeprecationWarning, match="images"):
+        assert step_benchmark.Grid(pictures=6) == step_benchmark.Grid(images=6)
 
 
 @pytest.mark.usefixtures("only_the_wheel")

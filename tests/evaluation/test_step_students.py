@@ -11,7 +11,7 @@ import pytest
 import rich.console
 
 from nova_jax import cli, distillation, experiment, generation
-from nova_jax.evaluation import step_benchmark, step_drawing, step_grid, step_report
+from nova_jax.evaluation import step_benchmark, step_grid, step_report, step_sampling
 from nova_jax.training.optimizer import AdamW
 from tests import tiny_run
 
@@ -42,7 +42,7 @@ def make_grid(*students, **fields):
             "samplers": ("euler",),
             "steps": (2, 4),
             "guidance": (1.0,),
-            "pictures": 6,
+            "images": 6,
             "batch_size": 6,
             "reference_steps": 8,
             "students": tuple(map(str, students)),
@@ -134,7 +134,8 @@ def test_results_from_before_students_are_read_continued_and_compared(bench, tra
     header, *lines = map(json.loads, path.read_text().splitlines())
     del header["students"]
     fields = ("students", "student_steps", "diversity_prompts", "diversity_seeds")
-    header["grid"] = {"_class_name": "somewhere:Grid"} | {k: v for k, v in header["grid"].items() if k not in fields}
+    kept = {k: v for k, v in header["grid"].items() if k not in fields}
+    header["grid"] = {"_class_name": "somewhere:Grid", "pictures": kept.pop("images")} | kept
     old = [{k: v for k, v in line.items() if k not in ("model", "diversity")} for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in (header, *old) if line["kind"] != "model"))
     before = len(lines_of(folder, "cell"))
@@ -179,7 +180,7 @@ def test_the_report_shows_students_apart_and_names_their_runs(bench, student):
 def test_diversity_is_the_root_of_the_mean_variance_over_seeds(trained, tmp_path):
     models = {TEACHER: generation.load_run(trained)}
     grid = make_grid(prompts=("a red circle", "a blue square", "a red circle"), batch_size=4)
-    bench = step_drawing.Bench(models, grid, tmp_path)
+    bench = step_sampling.Bench(models, grid, tmp_path)
     cell = step_benchmark.Cell("euler", "uniform", 1.0, 2)
     assert sorted(bench.varied) == ["a blue square", "a red circle"]  # different ones
     latents = np.asarray(bench.walk(cell, bench.judged)[1].x, np.float64)
@@ -189,7 +190,7 @@ def test_diversity_is_the_root_of_the_mean_variance_over_seeds(trained, tmp_path
 
 
 def test_diversity_of_a_model_that_ignores_its_noise_is_0(trained, tmp_path, monkeypatch):
-    bench = step_drawing.Bench({TEACHER: generation.load_run(trained)}, make_grid(prompts=("a circle",)), tmp_path)
+    bench = step_sampling.Bench({TEACHER: generation.load_run(trained)}, make_grid(prompts=("a circle",)), tmp_path)
     cell = step_benchmark.Cell("euler", "uniform", 1.0, 2)
     sampled = bench.walk(cell, bench.judged)[1]
     same = sampled._replace(x=np.ones_like(sampled.x))
@@ -209,7 +210,7 @@ def test_a_students_target_is_the_guidance_that_is_distilled_into_it(trained, st
     )
     models = {TEACHER: generation.load_run(trained), "fixed": fixed, "told": told}
     grid = make_grid(guidance=(1.0, 2.0), prompts=("a circle",))
-    bench = step_drawing.Bench(models, grid, tmp_path)
+    bench = step_sampling.Bench(models, grid, tmp_path)
     targets = {
         name: [bench.target(cell) for cell in step_grid.student_cells(name, models[name], grid)]
         for name in models

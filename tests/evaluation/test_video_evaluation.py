@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nova_jax import cli, experiment, generation, tasks
-from nova_jax.evaluation import exam, task_drawing, task_report
+from nova_jax.evaluation import exam, task_report, task_sampling
 from nova_jax.training import checkpoint
 from tests import tiny_reel
 
@@ -48,10 +48,10 @@ def test_the_command_scores_every_part_of_a_video_run_and_writes_the_page(run, c
 @pytest.mark.slow
 def test_shots_apart_are_those_that_are_asked_for_alone(run):
     trained = generation.load_run(run)
-    limits = task_drawing.limits_of(trained)
+    limits = task_sampling.limits_of(trained)
     one, two = (tasks.TextToVideo(text=text, seed=seed, limits=limits) for seed, text in enumerate("ab"))
-    drawn = task_drawing.draw(trained, [exam.Apart((one, two)), exam.Apart((two, one))], 2.0)
-    alone = task_drawing.draw(trained, [one, two], 2.0)
+    drawn = task_sampling.sample(trained, [exam.Apart((one, two)), exam.Apart((two, one))], 2.0)
+    alone = task_sampling.sample(trained, [one, two], 2.0)
     assert drawn.shape == (2, 18, 32, 32, 3)
     np.testing.assert_array_equal(drawn[0], np.concatenate(alone))
     np.testing.assert_array_equal(drawn[1], np.concatenate(alone[::-1]))
@@ -60,12 +60,12 @@ def test_shots_apart_are_those_that_are_asked_for_alone(run):
 @pytest.mark.slow
 def test_the_truth_of_a_film_is_rebuilt_shot_by_shot(run):
     trained = generation.load_run(run)
-    limits = task_drawing.limits_of(trained)
+    limits = task_sampling.limits_of(trained)
     true = np.random.default_rng(0).integers(0, 256, (18, 32, 32, 3), np.uint8)
     film = tasks.MultiShotManual(shots=[tasks.ShotRequest("a"), tasks.ShotRequest("b")], limits=limits)
     shot = tasks.TextToVideo(text="b", limits=limits)
-    (whole,) = task_drawing.rebuild(trained, [exam.Question(film, true)])
-    (second,) = task_drawing.rebuild(trained, [exam.Question(shot, true[9:])])
+    (whole,) = task_sampling.rebuild(trained, [exam.Question(film, true)])
+    (second,) = task_sampling.rebuild(trained, [exam.Question(shot, true[9:])])
     np.testing.assert_array_equal(whole[9:], second)
 
 

@@ -85,8 +85,8 @@ def test_a_cluster_is_left_to_jax(monkeypatch, name, value):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
     monkeypatch.setenv(name, value)
-    distributed.initialize(heartbeat_seconds=7)
-    assert calls == [{"heartbeat_timeout_seconds": 7}]
+    distributed.initialize(heartbeat_seconds=7, join_seconds=8)
+    assert calls == [{"heartbeat_timeout_seconds": 7, "initialization_timeout": 8}]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,5 +1,6 @@
 """A checkpoint is either right or refused: every kind of damage is found, and older ones take over."""
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -150,13 +151,13 @@ def test_a_file_that_the_manifest_does_not_name_is_no_damage(tmp_path, name, pla
 
 
 def test_what_a_file_browser_left_before_the_commit_may_change_and_vanish(tmp_path, monkeypatch):
-    write = checkpoint._write_manifest
+    hash_files = checkpoint._hash
 
-    def visited(path):
+    def visited(path, is_mine):
         (path / "state" / ".DS_Store").write_text("seen")
-        write(path)
+        return hash_files(path, is_mine)
 
-    monkeypatch.setattr(checkpoint, "_write_manifest", visited)
+    monkeypatch.setattr(checkpoint, "_hash", visited)
     save(tmp_path, 1)
     (tmp_path / "00000001" / "state" / ".DS_Store").unlink()
     assert checkpoint.differences(tmp_path / "00000001") == []
@@ -295,7 +296,7 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
 
 
 def test_a_failure_in_the_background_is_raised_by_the_next_call(tmp_path, monkeypatch):
-    def fail(path):
+    def fail(path, digests):
         raise OSError(28, "No space left on device")
 
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
@@ -315,3 +316,12 @@ def test_metadata_is_plain_json(tmp_path):
     save(tmp_path, 1, metadata={"fingerprint": "abc"})
     found = [json.loads(path.read_text()) for path in pathlib.Path(tmp_path).rglob("_CHECKPOINT_METADATA")]
     assert found[0]["custom_metadata"] == {"fingerprint": "abc", "position": 8}
+
+
+def test_a_checkpoint_is_remembered_by_the_digest_of_its_manifest(tmp_path):
+    save(tmp_path, 1, 2)
+    flip(tmp_path / "00000002" / "state" / "_METADATA", 99)
+    found = checkpoint.origin(tmp_path)
+    assert found["checkpoint"] == str(tmp_path / "00000001")
+    text = (tmp_path / "00000001" / checkpoint.MANIFEST).read_bytes()
+    assert found["sha256"] == hashlib.sha256(text).hexdigest()

@@ -28,19 +28,19 @@ def draw(truth: Truth, task: str, image_size: int) -> Element:
 def draw_one(truth: Truth, task: str, image_size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "1 h w 3"]:
     """One of the element's images: target, source, masked source, mask, control, or a reference."""
     element = draw(truth, task, image_size)
-    pictures = [element[key] for key in ("pixels", "source", "control") if key in element]
+    images = [element[key] for key in ("pixels", "source", "control") if key in element]
     if "mask" in element:
-        pictures += [conditions.hide(element["source"], element["mask"]), gray_picture(element["mask"])[None]]
-    pictures += [picture[None] for picture in element.get("references", ())[: element.get("num_references", 0)]]
-    return world.pick(rng, pictures)
+        images += [conditions.hide(element["source"], element["mask"]), gray_image(element["mask"])[None]]
+    images += [image[None] for image in element.get("references", ())[: element.get("num_references", 0)]]
+    return world.pick(rng, images)
 
 
 def target(truth: Truth, task: str, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
     """The image to draw."""
     if task == "segment":
-        return gray_picture(meant(truth, image_size))
+        return gray_image(meant(truth, image_size))
     if task == "matte":
-        return gray_picture(render.coverage(truth.after.objects, image_size))
+        return gray_image(render.coverage(truth.after.objects, image_size))
     if task == "colors":
         return render.over(palettes.banded(truth.bands, image_size), truth.after.objects)
     return render.render(truth.after, image_size)
@@ -52,16 +52,16 @@ def meant(truth: Truth, image_size: int) -> Bool[np.ndarray, "h w"]:
     return np.logical_or.reduce(render.masks(chosen, image_size), axis=0)
 
 
-def gray_picture(levels: Bool[np.ndarray, "h w"] | Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+def gray_image(levels: Bool[np.ndarray, "h w"] | Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """Values 0..1 from black to white."""
     return np.repeat(np.rint(255 * levels).astype(np.uint8)[..., None], 3, axis=-1)
 
 
-def edge_picture(truth: Truth, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
+def edge_image(truth: Truth, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
     """The outlines of the source, white on black: exact, or where Canny's detector finds them."""
     assert truth.before is not None
     find = canny if truth.is_canny else render.edges
-    return gray_picture(find(truth.before, image_size))
+    return gray_image(find(truth.before, image_size))
 
 
 def canny(scene: Scene, image_size: int) -> Bool[np.ndarray, "h w"]:
@@ -69,7 +69,7 @@ def canny(scene: Scene, image_size: int) -> Bool[np.ndarray, "h w"]:
     return conditions.canny(render.render(scene, image_size))[..., 0] > 0
 
 
-def segmentation_picture(truth: Truth, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
+def segmentation_image(truth: Truth, image_size: int) -> UInt8[np.ndarray, "h w 3"]:
     """The source's objects in flat label colours on black."""
     assert truth.before is not None
     table = np.array([(0, 0, 0), *(palette.rgb(label) for label in truth.labels)], np.uint8)
@@ -86,15 +86,15 @@ def _mask(truth: Truth, image_size: int) -> Element:
 
 
 def _control(truth: Truth, image_size: int) -> Element:
-    picture = (edge_picture, segmentation_picture)[truth.mode](truth, image_size)
-    return {"control": picture[None], "mode": truth.mode}
+    image = (edge_image, segmentation_image)[truth.mode](truth, image_size)
+    return {"control": image[None], "mode": truth.mode}
 
 
 def _references(truth: Truth, image_size: int) -> Element:
-    pictures = np.full((conditions.MAX_REFERENCES, image_size, image_size, 3), conditions.GRAY, np.uint8)
-    for picture, scene in zip(pictures, truth.references, strict=False):
-        picture[:] = render.render(scene, image_size)
-    return {"references": pictures, "num_references": len(truth.references), "similarity": truth.similarity}
+    images = np.full((conditions.MAX_REFERENCES, image_size, image_size, 3), conditions.GRAY, np.uint8)
+    for image, scene in zip(images, truth.references, strict=False):
+        image[:] = render.render(scene, image_size)
+    return {"references": images, "num_references": len(truth.references), "similarity": truth.similarity}
 
 
 def _palette(truth: Truth, image_size: int) -> Element:

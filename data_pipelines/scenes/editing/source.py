@@ -14,7 +14,7 @@ from data_pipelines.scenes.world import World
 from data_pipelines.sources import base
 
 
-class Picture(TypedDict):
+class Image(TypedDict):
     """An image of one frame."""
 
     pixels: UInt8[np.ndarray, "1 h w 3"]
@@ -49,7 +49,7 @@ class CanvasPictures:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: SupportsIndex) -> Picture:
+    def __getitem__(self, index: SupportsIndex) -> Image:
         number = randomness.check_index(index, self.length)
         rng = randomness.make_rng(self.seed | ((len(elements.TASKS) + 1) << 32), number)
         task = world.pick(rng, elements.TASKS)

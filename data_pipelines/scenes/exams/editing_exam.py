@@ -42,8 +42,8 @@ from data_pipelines.scenes.editing.truth import Truth
 from data_pipelines.scenes.exams import editing_scores
 from data_pipelines.scenes.world import Scene, World
 from nova_jax import tasks
-from nova_jax.evaluation import exam, geneval, pictures
-from nova_jax.evaluation.exam import Bar, Comparison, Judged, Part, Pictures, Question
+from nova_jax.evaluation import exam, geneval, image_metrics
+from nova_jax.evaluation.exam import Bar, Clips, Comparison, Judged, Part, Question
 
 SEED = 2001  # training has 0, autoencoders 1 and 1001
 SIMILARITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -143,8 +143,8 @@ class Exam:
             truth, element = scenes.truth(index), self._element(scenes, index)
             return Question(kind.ask(truth, element, common(index)), element["pixels"], kind.groups(truth))
 
-        def judge(drawn: Pictures) -> list[Judged]:
-            judged = editing_scores.judge(scenes, drawn)
+        def judge(samples: Clips) -> list[Judged]:
+            judged = editing_scores.judge(scenes, samples)
             return [{key: j[key] for key in kind.scores or j} for j in judged]
 
         return Part(name, tuple(map(make, range(self.per_task))), judge)
@@ -174,14 +174,14 @@ class Exam:
         """Variations of one reference at every similarity."""
         scenes = self._scenes("vary")
         shown = [scenes.truth(index).references[0] for index in range(self._dial_count)]
-        drawn = [render.render(scene, self.world.image_size) for scene in shown]
+        samples = [render.render(scene, self.world.image_size) for scene in shown]
         questions = tuple(
             Question(
-                tasks.Vary(images=[picture], similarity_strength=setting, **common(index)),
-                picture[None],
+                tasks.Vary(images=[image], similarity_strength=setting, **common(index)),
+                image[None],
                 setting=setting,
             )
-            for index, picture in enumerate(drawn)
+            for index, image in enumerate(samples)
             for setting in SIMILARITIES
         )
         references = [scene for scene in shown for _ in SIMILARITIES]
@@ -199,8 +199,8 @@ class Exam:
                 request = _ask_edges(truth, element, common(index), strength=setting)
                 questions.append(Question(request, element["pixels"], setting=setting))
 
-        def judge(drawn: Pictures) -> list[Judged]:
-            return [{"edge_f1": judged["edge_f1"]} for judged in editing_scores.judge(scenes, drawn, indices)]
+        def judge(samples: Clips) -> list[Judged]:
+            return [{"edge_f1": judged["edge_f1"]} for judged in editing_scores.judge(scenes, samples, indices)]
 
         return Part("structure_strength", tuple(questions), judge, dial="control_strength")
 
@@ -237,32 +237,32 @@ def _sample_wish(of: World, rng: np.random.Generator) -> Wish:
     return Wish(geneval.phrase(shape, color), unwanted, scene, scene._replace(background=world.pick(rng, others)))
 
 
-def _judge_wishes(wishes: Sequence[Wish], of: World, drawn: Pictures) -> list[Judged]:
+def _judge_wishes(wishes: Sequence[Wish], of: World, samples: Clips) -> list[Judged]:
     """Whether the object is there, and whether what was asked away is."""
 
-    def judge(wish: Wish, picture: exam.Picture) -> Judged:
-        found = [d[:2] for d in parser.parse(picture, of)]
+    def judge(wish: Wish, image: exam.Clip) -> Judged:
+        found = [d[:2] for d in parser.parse(image, of)]
         return {
             "correct": found == [o[:2] for o in wish.scene.objects],
-            "shown": parser.background(picture, of) == wish.unwanted,
+            "shown": parser.background(image, of) == wish.unwanted,
         }
 
-    return [judge(wish, picture) for wish, picture in zip(wishes, drawn, strict=True)]
+    return [judge(wish, image) for wish, image in zip(wishes, samples, strict=True)]
 
 
-def _judge_likeness(references: Sequence[Scene], of: World, drawn: Pictures) -> list[Judged]:
+def _judge_likeness(references: Sequence[Scene], of: World, samples: Clips) -> list[Judged]:
     """How much of the layout and of the cast of its reference an image has, 0..1."""
 
-    def judge(scene: Scene, picture: exam.Picture) -> Judged:
+    def judge(scene: Scene, image: exam.Clip) -> Judged:
         layout = np.logical_or.reduce(render.masks(scene, of.image_size), axis=0)
-        found = collections.Counter(d[:2] for d in parser.parse(picture, of))
+        found = collections.Counter(d[:2] for d in parser.parse(image, of))
         cast = collections.Counter(o[:2] for o in scene.objects)
         return {
-            "iou": pictures.mask_iou(parser.foreground(picture, of), layout),
+            "iou": image_metrics.mask_iou(parser.foreground(image, of), layout),
             "content": (found & cast).total() / max(found.total(), cast.total()),
         }
 
-    return [judge(scene, picture) for scene, picture in zip(references, drawn, strict=True)]
+    return [judge(scene, image) for scene, image in zip(references, samples, strict=True)]
 
 
 def _ask_text(truth: Truth, element: Element, common: dict[str, Any]) -> tasks.TextToImage:
@@ -301,7 +301,7 @@ def _ask_edges(truth: Truth, element: Element, common: dict[str, Any], strength:
 
 
 def _ask_areas(truth: Truth, element: Element, common: dict[str, Any]) -> tasks.TextToImage:
-    areas = drawing.segmentation_picture(truth, element["pixels"].shape[1])
+    areas = drawing.segmentation_image(truth, element["pixels"].shape[1])
     told = {"condition_image": areas, "control_mode": "SEGMENTATION", "control_strength": 1.0}
     return tasks.TextToImage(text=element["caption"], **told, **common)
 

@@ -47,7 +47,7 @@ class Scored(NamedTuple):
 
     summary: geneval.Summary
     prompts: list[geneval.Prompt]
-    pictures: np.ndarray
+    images: np.ndarray
     judged: list[geneval.Judged]
 
 
@@ -75,17 +75,18 @@ class Scorer:
         unrelated = [world.truth(world.sample_scene(self.world, rng)) for rng in streams]
         return geneval.chance_rates(self.prompts, unrelated)
 
-    def judge(self, pictures: Sequence[np.ndarray]) -> list[geneval.Judged]:
+    def judge(self, images: Sequence[np.ndarray]) -> list[geneval.Judged]:
         """Parses one image per prompt, uint8 (f, h, w, 3), and judges it."""
-        pairs = zip(self.prompts, pictures, strict=True)
-        return [geneval.judge(prompt, parser.parse(picture, self.world)) for prompt, picture in pairs]
+        pairs = zip(self.prompts, images, strict=True)
+        return [geneval.judge(prompt, parser.parse(image, self.world)) for prompt, image in pairs]
 
-    def summarize(self, pictures: Sequence[np.ndarray]) -> geneval.Summary:
+    def summarize(self, images: Sequence[np.ndarray]) -> geneval.Summary:
         """Scores of one image per prompt, with intervals."""
-        return geneval.summarize(self.judge(pictures), self.chance)
+        return geneval.summarize(self.judge(images), self.chance)
 
     def score(self, generate: Generate) -> Scored:
         """Samples the images of all prompts, each from a seed of its own, and scores them."""
-        images = generate([prompt.text for prompt in self.prompts], range(self.seed, self.seed + len(self.prompts)))
+        seeds = list(range(self.seed, self.seed + len(self.prompts)))
+        images = generate([prompt.text for prompt in self.prompts], seeds)
         judged = self.judge(list(images))
         return Scored(geneval.summarize(judged, self.chance), self.prompts, images, judged)

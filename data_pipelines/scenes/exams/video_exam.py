@@ -28,7 +28,7 @@ from data_pipelines.scenes.video.elements import TASKS, Elements
 from data_pipelines.scenes.video.world import CAMERA_MOTIONS, Film, ReelWorld, Shot
 from nova_jax import tasks
 from nova_jax.evaluation import exam
-from nova_jax.evaluation.exam import Bar, Comparison, Judged, Part, Pictures, Question
+from nova_jax.evaluation.exam import Bar, Clips, Comparison, Judged, Part, Question
 
 SEED = 2001  # training has 0, autoencoders 1 and 1001
 
@@ -139,9 +139,9 @@ class Exam:
             for index, ((text, shot), true) in enumerate(zip(asked, truths, strict=True))
         )
 
-        def judge(drawn: Pictures) -> list[Judged]:
+        def judge(samples: Clips) -> list[Judged]:
             judged = []
-            for (text, shot), true, clip in zip(asked, truths, drawn, strict=True):
+            for (text, shot), true, clip in zip(asked, truths, samples, strict=True):
                 scores = video_scores.judge(shot, clip, true, self.world, video_scores.said(text, shot))
                 judged.append(scores | ({"start_psnr": video_scores.start_psnr(clip, true[0])} if is_started else {}))
             return judged
@@ -161,8 +161,8 @@ class Exam:
             alone = (tasks.TextToVideo(text=text, seed=index + k, **common) for k, text in enumerate(told))
             apart.append(Question(exam.Apart(tuple(alone)), true))
 
-        def judge(drawn: Pictures) -> list[Judged]:
-            pairs = zip(films, drawn, strict=True)
+        def judge(samples: Clips) -> list[Judged]:
+            pairs = zip(films, samples, strict=True)
             return [video_scores.judge_film(film, texts, clip, self.world) for (texts, film), clip in pairs]
 
         return [Part("film", tuple(together), judge), Part("film_apart", tuple(apart), judge)]
@@ -190,8 +190,8 @@ class Exam:
             questions.append(Question(request, element["pixels"]))
             told.append((shot, video_scores.said(element["caption"], shot)))
 
-        def judge(drawn: Pictures) -> list[Judged]:
-            pairs = zip(told, drawn, strict=True)
+        def judge(samples: Clips) -> list[Judged]:
+            pairs = zip(told, samples, strict=True)
             return [{"correct": video_scores.shows(shot, clip[0], self.world, what)} for (shot, what), clip in pairs]
 
         return Part("still", tuple(questions), judge)

@@ -1,4 +1,4 @@
-"""What drawn clips are worth, held against the shots that were asked for; clips and shots are those of `video_world`.
+"""What clips are worth, held against the shots that were asked for; clips and shots are those of `video_world`.
 
     attributes      share of the frames whose cast has the right shapes, and colours where they are said
     persistent      every object keeps its shape and colour in all frames from its first to the clip's end
@@ -34,7 +34,7 @@ from data_pipelines.scenes.video import world as video_world
 from data_pipelines.scenes.video.camera_motion import Drift
 from data_pipelines.scenes.video.world import BACKDROP, CAMERA_MOTIONS, Actor, Camera, Film, ReelWorld, Shot
 from data_pipelines.scenes.world import Object
-from nova_jax.evaluation import pictures
+from nova_jax.evaluation import image_metrics
 from nova_jax.evaluation.geneval import Detected
 
 MAX_PSNR = 60.0  # that of images which agree
@@ -74,7 +74,7 @@ def judge(shot: Shot, clip: Clip, true: Clip, world: ReelWorld, what: Said = ALL
 
     Args:
         shot: What was asked for.
-        clip: What was drawn.
+        clip: What was sampled.
         true: The shot, rendered.
         world: Of the shot.
         what: What the caption said.
@@ -123,9 +123,9 @@ def judge_motion(shot: Shot, reading: Reading, found: Camera | None, world: Reel
     }
 
 
-def shows(shot: Shot, picture: UInt8[np.ndarray, "h w 3"], world: ReelWorld, what: Said = ALL) -> bool:
+def shows(shot: Shot, image: UInt8[np.ndarray, "h w 3"], world: ReelWorld, what: Said = ALL) -> bool:
     """Whether an image shows the cast of a shot, and nothing else."""
-    found = [d[:2] for d in parser.parse(picture, world)]
+    found = [d[:2] for d in parser.parse(image, world)]
     return _cast(found, what) == _cast([actor.object[:2] for actor in shot.actors], what)
 
 
@@ -156,7 +156,7 @@ def judge_film(film: Film, texts: Sequence[str], clip: Clip, world: ReelWorld) -
     Args:
         film: What was asked for.
         texts: The caption of each shot; what it leaves open of a later one is as in the first.
-        clip: What was drawn, as many frames as the film has.
+        clip: What was sampled, as many frames as the film has.
         world: Of the film.
     """
     parts = np.split(clip, list(film.cuts))
@@ -189,8 +189,8 @@ def motion_ratio(shot: Shot, reading: Reading) -> float | None:
     """How far the objects and the backdrop get from where they start, on average over the clip, over that in truth."""
     objects = zip(*(video_world.truth(shot, k) for k in range(shot.frames)), strict=True)
     true = _way([list(seen) for seen in objects], true_drift(shot))
-    drawn = _way([t.seen for t in lasting(reading)], reading.drift)
-    return drawn / true if true >= LEAST_MOTION else None
+    moved = _way([t.seen for t in lasting(reading)], reading.drift)
+    return moved / true if true >= LEAST_MOTION else None
 
 
 def flicker(clip: Clip, true: Clip) -> float | None:
@@ -203,7 +203,7 @@ def flicker(clip: Clip, true: Clip) -> float | None:
 
 def start_psnr(clip: Clip, given: UInt8[np.ndarray, "h w 3"]) -> float:
     """Peak signal to noise ratio of the first frame and an image, at most `MAX_PSNR`."""
-    return min(pictures.psnr(clip[0], given, np.ones(given.shape[:2], bool)), MAX_PSNR)
+    return min(image_metrics.psnr(clip[0], given, np.ones(given.shape[:2], bool)), MAX_PSNR)
 
 
 def _cast(names: Sequence[Name], what: Said) -> collections.Counter[str]:

@@ -41,12 +41,12 @@ def render_frames(shot: Shot, frames: Sequence[int], size: tuple[int, int]) -> U
     """Some frames of a shot."""
     ground = np.array(palette.rgb(shot.background), np.float32)
     sign = 1 if ground.mean() < 64 else -1
-    pictures = ground + sign * shade(shot, frames, size)[..., None]
+    images = ground + sign * shade(shot, frames, size)[..., None]
     far_first = sorted(range(len(shot.actors)), key=lambda i: -shot.actors[i].depth)
-    for picture, frame in zip(pictures, frames, strict=True):
+    for image, frame in zip(images, frames, strict=True):
         objects = video_world.objects_at(shot, frame)
-        render.paint(picture, [objects[i] for i in far_first])
-    return np.rint(pictures).astype(np.uint8)
+        render.paint(image, [objects[i] for i in far_first])
+    return np.rint(images).astype(np.uint8)
 
 
 def shade(shot: Shot, frames: Sequence[int], size: tuple[int, int]) -> Float32[np.ndarray, "f h w"]:

@@ -167,14 +167,14 @@ def test_held_out_pictures_are_every_tenth_and_the_rest_is_for_training(source):
 
 
 def test_pictures_for_an_autoencoder_are_of_every_kind(source):
-    pictures = cutouts.CutoutPictures(source, length=40)
+    pictures = cutouts.CutoutImages(source, length=40)
     shown = np.stack([picture["pixels"] for picture in pictures])
     assert shown.shape == (40, 1, 32, 32, 3)
     is_gray = (shown == shown[..., :1]).all(axis=(1, 2, 3, 4))
     assert 0 < is_gray.sum() < 40
     assert (shown[~is_gray][:, 0, 0, 0] == 255).all(axis=-1).any()  # on white, and on other backgrounds
     assert (shown[~is_gray][:, 0, 0, 0] != 255).any()
-    assert equal(pictures[7], cutouts.CutoutPictures(source, length=40)[7])
+    assert equal(pictures[7], cutouts.CutoutImages(source, length=40)[7])
 
 
 def test_batches_of_every_task_can_be_encoded(source):

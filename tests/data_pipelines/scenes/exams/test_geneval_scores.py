@@ -34,7 +34,7 @@ def test_pictures_that_show_what_was_asked_for_score_one():
     rates = {name: task.rate for name, task in scored.summary.tasks.items()}
     assert rates["single_object"] == rates["colors"] == 1.0
     assert rates["two_object"] == rates["counting"] == 0.0
-    assert len(scored.pictures) == len(scored.prompts) == len(scored.judged) == 48
+    assert len(scored.images) == len(scored.prompts) == len(scored.judged) == 48
 
 
 def test_chance_is_reported_for_every_task():

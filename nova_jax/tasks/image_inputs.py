@@ -20,7 +20,7 @@ from nova_jax.tasks import checks
 from nova_jax.tasks.limits import CANVAS, AnyLimits
 from nova_jax.tasks.problems import InvalidRequest, Problem, refuse
 
-Picture = UInt8[np.ndarray, "_ _ 3"]  # 0 .. 255
+RGBImage = UInt8[np.ndarray, "_ _ 3"]  # 0 .. 255
 Mask = UInt8[np.ndarray, "_ _"]  # 0 black, 255 white
 Source = str | pathlib.Path | bytes | PIL.Image.Image
 ToRGB = Callable[[PIL.Image.Image], PIL.Image.Image]
@@ -30,7 +30,7 @@ COLOR_MODES = ("RGB", "RGBA")
 GREY_MODES = ("1", "L", "LA")
 
 
-def read_picture(source: Source, limits: AnyLimits = CANVAS) -> Picture:
+def read_image(source: Source, limits: AnyLimits = CANVAS) -> RGBImage:
     """Reads an image from a path, the bytes of a file, or a PIL image.
 
     Returns:
@@ -51,7 +51,7 @@ def read_mask(source: Source, limits: AnyLimits = CANVAS) -> Mask:
         uint8 (h, w), 0 or 255.
 
     Raises:
-        InvalidRequest: as `read_picture`, or a pixel is neither black nor white (as JPEG leaves them along edges).
+        InvalidRequest: as `read_image`, or a pixel is neither black nor white (as JPEG leaves them along edges).
         FileNotFoundError: there is no such file.
     """
     pixels = _read(source, "mask", COLOR_MODES + GREY_MODES, limits, lambda image: image)
@@ -59,14 +59,14 @@ def read_mask(source: Source, limits: AnyLimits = CANVAS) -> Mask:
     return pixels[..., 0]
 
 
-def to_png(pixels: Picture | Mask) -> bytes:
+def to_png(pixels: RGBImage | Mask) -> bytes:
     """The bytes of an RGB PNG file."""
     stream = io.BytesIO()
     PIL.Image.fromarray(pixels).convert("RGB").save(stream, "PNG")
     return stream.getvalue()
 
 
-def _read(source: Source, kind: str, modes: tuple[str, ...], limits: AnyLimits, to_rgb: ToRGB) -> Picture:
+def _read(source: Source, kind: str, modes: tuple[str, ...], limits: AnyLimits, to_rgb: ToRGB) -> RGBImage:
     name = _name(source, kind)
     try:
         with _open(source) as image:
@@ -107,7 +107,7 @@ def _check_header(image: PIL.Image.Image, name: str, modes: tuple[str, ...], lim
     return problems
 
 
-def _decode(image: PIL.Image.Image, name: str, to_rgb: ToRGB) -> Picture:
+def _decode(image: PIL.Image.Image, name: str, to_rgb: ToRGB) -> RGBImage:
     colors = to_rgb(image_files.upright(image))
     if colors.mode in ("LA", "RGBA"):
         alpha = np.asarray(colors.getchannel("A"))

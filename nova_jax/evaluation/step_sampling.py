@@ -69,7 +69,7 @@ class Bench:
         grid, size = self.grid, self.grid.batch_size
         # Tasks are mixed, so that the first batch holds some of each; the seed of an image is its prompt's number.
         order = np.random.default_rng(grid.seed).permutation(len(prompts))
-        self.count = len(prompts) if self.scorer else grid.pictures
+        self.count = len(prompts) if self.scorer else grid.images
         self.judged = -(-self.count // size)
         self.order = np.resize(order, self.judged * size)
         seeds = self.order if self.scorer else np.arange(len(self.order))
@@ -186,15 +186,15 @@ class Bench:
             nfe = int(sampled.nfe)
             overheads.append(spent / (nfe * one))
         squares = np.square(latents[0] - self.reference(*self.target(cell)))
-        pictures = np.concatenate([self.decode(batch) for batch in latents])
-        self._keep(cell, pictures)
+        images = np.concatenate([self.decode(batch) for batch in latents])
+        self._keep(cell, images)
         return {
             "nfe": nfe,
             "seconds": timing.spread(seconds),
             "overhead": timing.spread(overheads),
             "rmse": intervals.root_mean(squares.mean(axis=tuple(range(1, squares.ndim)))),
             "diversity": intervals.root_mean(self.variances(cell)),
-        } | self._scores(pictures)
+        } | self._scores(images)
 
     def variances(self, cell: Cell) -> np.ndarray:
         """Of the latents over seeds, a mean over elements: one number for each prompt."""
@@ -208,22 +208,22 @@ class Bench:
         """Latents as uint8 images."""
         return generation.decode(self.models[step_grid.TEACHER], latents)
 
-    def _scores(self, pictures: np.ndarray) -> dict[str, Any]:
+    def _scores(self, images: np.ndarray) -> dict[str, Any]:
         """Task scores, with the overall rate over all images (the tasks have equally many)."""
         if self.scorer is None:
             return {}
         in_order = [np.empty(0)] * self.count
         for place, number in enumerate(self.order[: self.count]):
-            in_order[number] = pictures[place]
+            in_order[number] = images[place]
         summary: geneval.Summary = self.scorer.summarize(in_order)
         right = round(sum(task.rate * task.n for task in summary.tasks.values()))
         low, high = intervals.wilson(right, self.count)
         tasks = {name: task._asdict() for name, task in summary.tasks.items()}
         return {"scores": tasks, "overall": {"rate": right / self.count, "low": low, "high": high, "n": self.count}}
 
-    def _keep(self, cell: Cell, pictures: np.ndarray) -> None:
+    def _keep(self, cell: Cell, images: np.ndarray) -> None:
         if not distributed.is_main():
             return
         path = self.folder / "pictures" / f"{cell.key.replace('/', '_')}.npy"
         path.parent.mkdir(exist_ok=True)
-        np.save(path, pictures[:SHOWN, 0])
+        np.save(path, images[:SHOWN, 0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nova_jax.evaluation import pictures
+from nova_jax.evaluation import image_metrics
 
 # The test data of Sharma, Wu, Dalal 2005, table 1: L a b, L a b, CIEDE2000.
 SHARMA = """
@@ -57,68 +57,72 @@ def test_ciede2000_is_that_of_the_published_pairs():
     table = np.array([line.split() for line in SHARMA.strip().splitlines()], np.float64)
     assert len(table) == 34
     for a, b in ((table[:, :3], table[:, 3:6]), (table[:, 3:6], table[:, :3])):
-        np.testing.assert_allclose(pictures.delta_e2000(a, b), table[:, 6], atol=5.1e-5)
+        np.testing.assert_allclose(image_metrics.delta_e2000(a, b), table[:, 6], atol=5.1e-5)
 
 
 def test_ciede2000_of_black_and_white_is_a_hundred():
     black, white = np.array([[0.0, 0.0, 0.0]]), np.array([[100.0, 0.0, 0.0]])
-    assert pictures.delta_e2000(black, white)[0] == pytest.approx(100)
+    assert image_metrics.delta_e2000(black, white)[0] == pytest.approx(100)
 
 
 def test_iou_of_shifted_squares_is_the_ratio_of_their_areas():
-    assert pictures.mask_iou(square(2, 2), square(2, 2)) == 1
-    assert pictures.mask_iou(square(2, 2), square(4, 2)) == pytest.approx(8 / 24)
-    assert pictures.mask_iou(square(2, 2), square(8, 8)) == 0
-    assert pictures.mask_iou(square(0, 0, 0), square(0, 0, 0)) == 1
+    assert image_metrics.mask_iou(square(2, 2), square(2, 2)) == 1
+    assert image_metrics.mask_iou(square(2, 2), square(4, 2)) == pytest.approx(8 / 24)
+    assert image_metrics.mask_iou(square(2, 2), square(8, 8)) == 0
+    assert image_metrics.mask_iou(square(0, 0, 0), square(0, 0, 0)) == 1
 
 
 def test_alpha_error_of_a_constant_offset_is_the_offset():
     alpha = np.random.default_rng(0).random((8, 8)) / 2
-    assert pictures.alpha_error(alpha, alpha + 0.25) == pytest.approx(0.25)
+    assert image_metrics.alpha_error(alpha, alpha + 0.25) == pytest.approx(0.25)
 
 
 def test_edges_off_by_the_tolerance_count_and_by_more_do_not():
     line = np.zeros((16, 16), bool)
     line[:, 5] = True
-    assert pictures.edge_f1(np.roll(line, 1, axis=1), line, tolerance=1) == 1
-    assert pictures.edge_f1(np.roll(line, 2, axis=1), line, tolerance=1) == 0
-    assert pictures.edge_f1(np.roll(line, 2, axis=1), line, tolerance=2) == 1
-    assert pictures.edge_f1(line | np.roll(line, 6, axis=1), line) == pytest.approx(2 * 0.5 / 1.5)
+    assert image_metrics.edge_f1(np.roll(line, 1, axis=1), line, tolerance=1) == 1
+    assert image_metrics.edge_f1(np.roll(line, 2, axis=1), line, tolerance=1) == 0
+    assert image_metrics.edge_f1(np.roll(line, 2, axis=1), line, tolerance=2) == 1
+    assert image_metrics.edge_f1(line | np.roll(line, 6, axis=1), line) == pytest.approx(2 * 0.5 / 1.5)
 
 
 def test_maps_without_edges_agree_only_with_each_other():
     none, some = square(0, 0, 0), square(2, 2)
-    assert (pictures.edge_f1(none, none), pictures.edge_f1(none, some), pictures.edge_f1(some, none)) == (1, 0, 0)
+    assert (
+        image_metrics.edge_f1(none, none),
+        image_metrics.edge_f1(none, some),
+        image_metrics.edge_f1(some, none),
+    ) == (1, 0, 0)
 
 
 def test_psnr_looks_at_the_masked_pixels_alone():
     a = np.full((1, 16, 16, 3), 100, np.uint8)
     b = a.copy()
     b[:, square(2, 2)] += 10
-    assert pictures.psnr(a, b, square(2, 2)) == pytest.approx(20 * math.log10(25.5))
-    assert pictures.psnr(a, b, square(8, 8)) == math.inf
-    assert pictures.psnr(a, b, square(2, 2, side=8)) == pytest.approx(20 * math.log10(25.5) + 10 * math.log10(4))
+    assert image_metrics.psnr(a, b, square(2, 2)) == pytest.approx(20 * math.log10(25.5))
+    assert image_metrics.psnr(a, b, square(8, 8)) == math.inf
+    assert image_metrics.psnr(a, b, square(2, 2, side=8)) == pytest.approx(20 * math.log10(25.5) + 10 * math.log10(4))
     with pytest.raises(ValueError, match="mask is empty"):
-        pictures.psnr(a, b, square(0, 0, 0))
+        image_metrics.psnr(a, b, square(0, 0, 0))
 
 
 def test_a_seam_is_the_jump_across_the_border_of_the_mask():
     flat = np.full((16, 16, 3), 50, np.uint8)
     pasted = flat.copy()
     pasted[square(4, 4)] += 30
-    assert pictures.seam(flat, square(4, 4)) == 0
-    assert pictures.seam(pasted, square(4, 4)) == 30
-    assert pictures.seam(pasted, square(3, 3, side=6)) == 0
+    assert image_metrics.seam(flat, square(4, 4)) == 0
+    assert image_metrics.seam(pasted, square(4, 4)) == 30
+    assert image_metrics.seam(pasted, square(3, 3, side=6)) == 0
 
 
 def test_palette_error_is_zero_for_colors_that_are_shown_and_their_distance_for_others():
     shown = np.array([[50.0, 40.0, 0.0], [70.0, -20.0, 30.0]])
     lab = np.empty((16, 16, 3))
     lab[:8], lab[8:] = shown
-    assert pictures.palette_error(lab, shown) == 0
+    assert image_metrics.palette_error(lab, shown) == 0
     other = np.array([[30.0, 10.0, -40.0]])
-    nearest = pictures.delta_e2000(other, shown).min()
-    assert pictures.palette_error(lab, np.concatenate([shown, other])) == pytest.approx(nearest / 3)
+    nearest = image_metrics.delta_e2000(other, shown).min()
+    assert image_metrics.palette_error(lab, np.concatenate([shown, other])) == pytest.approx(nearest / 3)
 
 
 def test_palette_error_ignores_blended_rims_and_specks():
@@ -126,9 +130,9 @@ def test_palette_error_ignores_blended_rims_and_specks():
     lab[:, 8:] = (80.0, 0.0, 0.0)
     lab[:, 7] = (40.0, 0.0, 0.0)
     lab[2, 2] = (40.0, 0.0, 0.0)
-    assert pictures.palette_error(lab, np.array([[40.0, 0.0, 0.0]])) > 20
+    assert image_metrics.palette_error(lab, np.array([[40.0, 0.0, 0.0]])) > 20
     noise = np.random.default_rng(0).uniform(0, 100, (16, 16, 3))
-    assert pictures.palette_error(noise, lab[0, :1]) == pictures.NO_AREA
+    assert image_metrics.palette_error(noise, lab[0, :1]) == image_metrics.NO_AREA
 
 
 @pytest.mark.parametrize("levels", [4, 1000])
@@ -136,13 +140,13 @@ def test_rank_correlation_is_that_of_scipy_with_and_without_ties(levels):
     rng = np.random.default_rng(levels)
     a = rng.integers(0, levels, 50)
     b = a + rng.integers(0, levels, 50)
-    assert pictures.rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert image_metrics.rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
 
 
 def test_rank_correlation_sees_order_alone():
     x = np.linspace(0, 3, 9)
-    assert pictures.rank_correlation(x, np.exp(x)) == pytest.approx(1)
-    assert pictures.rank_correlation(x, -(x**3)) == pytest.approx(-1)
-    assert math.isnan(pictures.rank_correlation(x, np.ones(9)))
+    assert image_metrics.rank_correlation(x, np.exp(x)) == pytest.approx(1)
+    assert image_metrics.rank_correlation(x, -(x**3)) == pytest.approx(-1)
+    assert math.isnan(image_metrics.rank_correlation(x, np.ones(9)))
     with pytest.raises(ValueError, match="two pairs"):
-        pictures.rank_correlation(x[:1], x[:1])
+        image_metrics.rank_correlation(x[:1], x[:1])

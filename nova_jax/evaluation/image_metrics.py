@@ -61,12 +61,12 @@ def psnr(
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def seam(picture: UInt8[np.ndarray, "*frames h w c"], mask: Bool[np.ndarray, "h w"]) -> float:
+def seam(image: UInt8[np.ndarray, "*frames h w c"], mask: Bool[np.ndarray, "h w"]) -> float:
     """Mean absolute difference, in levels of 255, of neighbours of which the mask holds one; 0 without such.
 
     A visible seam is what an image has here above that of the true one.
     """
-    levels = picture.astype(np.float64)
+    levels = image.astype(np.float64)
     down = np.abs(levels[..., 1:, :, :] - levels[..., :-1, :, :])[..., mask[1:] != mask[:-1], :]
     across = np.abs(levels[..., 1:, :] - levels[..., :-1, :])[..., mask[:, 1:] != mask[:, :-1], :]
     jumps = np.concatenate([down.ravel(), across.ravel()])
