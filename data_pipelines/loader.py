@@ -26,13 +26,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
-import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from data_pipelines.sources import base
 from nova_jax import conditions, types
-from nova_jax.parallel import distributed
 
 Batch = dict[str, np.ndarray]
 
@@ -297,18 +294,6 @@ def collate(samples: Sequence[base.Sample], position: int = 0) -> Batch:
                 )
         batch[name] = np.stack(values)
     return batch
-
-
-def to_global(batch: Mapping[str, np.ndarray], sharding: NamedSharding, batch_size: int) -> dict[str, jax.Array]:
-    """Global arrays of a batch of which this process holds its data shard's rows. Texts stay behind.
-
-    Args:
-        batch: local rows, from `Batches`.
-        sharding: of the leading axis, for example `nova_jax.parallel.mesh.batch_sharding(mesh)`.
-        batch_size: global. Without it, wrong local rows would quietly make a smaller batch.
-    """
-    arrays = {name: array for name, array in batch.items() if array.dtype.kind not in "USO"}
-    return distributed.global_batch(arrays, sharding, batch_size)
 
 
 def to_batch(arrays: Mapping[str, Any]) -> types.Batch:

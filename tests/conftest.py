@@ -1,5 +1,6 @@
 """Eight simulated devices, strict ranks and exact float32 for every test."""
 
+import fcntl
 import os
 import pathlib
 import shutil
@@ -29,6 +30,25 @@ def shared() -> pathlib.Path:
     if not root or not pathlib.Path(root).is_dir():
         pytest.skip("set NOVA_SHARED to a folder with data/ and reference/ to run this test")
     return pathlib.Path(root)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """once(name, make): the path that make(folder) returns, made by the process of this test run that asks first."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def get(name, make):
+        folder = root / name
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made = folder / "made"
+            if not made.exists():
+                made.write_text(str(make(folder)))
+        return pathlib.Path(made.read_text())
+
+    return get
 
 
 def pytest_sessionfinish(session):

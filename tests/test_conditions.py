@@ -66,6 +66,7 @@ def scored(position):
     return batch._replace(cond=batch.cond.put(aesthetic=np.linspace(0, 1, students.BATCH, dtype=np.float32)))
 
 
+@pytest.mark.long
 def test_a_condition_of_ones_own_grows_trains_drops_and_guides(aesthetic):
     old, model = students.make_teacher(), students.make_model(extra_conditions=("aesthetic",))
     x, t, cond = jnp.asarray(scored(0).x0), jnp.full(students.BATCH, 0.7), jax.tree.map(jnp.asarray, scored(0).cond)

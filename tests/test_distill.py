@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -15,8 +16,8 @@ from tests import tiny_run
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return experiment.run(tiny_run.make_config(tmp_path_factory.mktemp("distill"))).directory
+def teacher(once, tmp_path_factory):
+    return shutil.copytree(once("tiny_run", tiny_run.train), tmp_path_factory.mktemp("distill") / "run")
 
 
 def make_config(teacher, method="shortcut", steps=2):

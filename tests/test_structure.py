@@ -1,6 +1,7 @@
 """The shape of the repository: who may import whom, how long a file may be, what is in the wheel."""
 
 import ast
+import functools
 import importlib
 import pathlib
 import re
@@ -58,21 +59,23 @@ def imports(tree):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_imports_point_one_way(path):
-    package, part = path.relative_to(ROOT).with_suffix("").parts[:2]
-    seen = [name.split(".") for name in imports(parse(path))]
-    packages = {name[0] for name in seen} & set(PACKAGES)
-    assert packages <= {"nova_jax": {"nova_jax"}, "data_pipelines": {"nova_jax", "data_pipelines"}}.get(
-        package, packages
-    )
-    if package == "nova_jax" and part in MAY_IMPORT:
-        parts = {name[1] for name in seen if name[0] == "nova_jax" and len(name) > 1}
-        assert parts <= MAY_IMPORT[part] | {part}, f"{part} may not import {parts - MAY_IMPORT[part] - {part}}"
+def test_imports_point_one_way():
+    for path in SOURCES:
+        package, part = path.relative_to(ROOT).with_suffix("").parts[:2]
+        seen = [name.split(".") for name in imports(parse(path))]
+        packages = {name[0] for name in seen} & set(PACKAGES)
+        allowed = {"nova_jax": {"nova_jax"}, "data_pipelines": {"nova_jax", "data_pipelines"}}.get(package, packages)
+        assert packages <= allowed, name_of(path)
+        if package == "nova_jax" and part in MAY_IMPORT:
+            parts = {name[1] for name in seen if name[0] == "nova_jax" and len(name) > 1}
+            assert parts <= MAY_IMPORT[part] | {part}, (
+                f"{name_of(path)} may not import {parts - MAY_IMPORT[part] - {part}}"
+            )
 
 
 def test_data_of_any_kind_knows_nothing_of_the_scenes_world():
@@ -87,20 +90,25 @@ def test_flax_is_fenced_into_layers_and_models():
     assert all(inside.match(user) for user in users if user.startswith("nova_jax/")), users
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_every_module_says_what_it_is_and_is_not_too_long(path):
-    tree = parse(path)
-    assert ast.get_docstring(tree) or not tree.body, "no module docstring"
-    assert name_of(path) in LONGER or len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
-    assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, "name it after what it holds"
+def test_every_module_says_what_it_is_and_is_not_too_long():
+    for path in SOURCES:
+        tree = parse(path)
+        assert ast.get_docstring(tree) or not tree.body, f"{name_of(path)} has no docstring"
+        length = len(path.read_text(encoding="utf-8").splitlines())
+        assert name_of(path) in LONGER or length <= MAX_LINES, f"{name_of(path)} has {length} lines"
+        assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, (
+            f"name {name_of(path)} after its content"
+        )
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p) != "nova_jax/cli/commands.py"], ids=name_of)
-def test_only_optional_packages_are_imported_inside_functions(path):
-    functions = [node for node in ast.walk(parse(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    late = {name.split(".")[0] for function in functions for name in imports(function)}
-    assert not late & CORE
-    assert not any(name.startswith("__future__") for name in imports(parse(path)))
+def test_only_optional_packages_are_imported_inside_functions():
+    for path in [p for p in SOURCES if name_of(p) != "nova_jax/cli/commands.py"]:
+        functions = [
+            node for node in ast.walk(parse(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        ]
+        late = {name.split(".")[0] for function in functions for name in imports(function)}
+        assert not late & CORE, name_of(path)
+        assert not any(name.startswith("__future__") for name in imports(parse(path))), name_of(path)
 
 
 def test_no_file_names_a_place_on_one_machine():

@@ -52,6 +52,7 @@ def losses(result):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
+@pytest.mark.long
 def test_a_run_trains_on_states_of_a_frozen_encoder_and_previews(finished, config):
     assert list(losses(finished)) == list(range(1, 21))
     record = json.loads((finished.directory / "config.json").read_text())
@@ -65,6 +66,7 @@ def _leaves(tree):
     return [leaf for child in tree.values() for leaf in _leaves(child)] if isinstance(tree, dict) else [tree]
 
 
+@pytest.mark.long
 def test_states_that_are_made_for_every_batch_train_as_those_that_are_kept(finished, config, tmp_path):
     data = dataclasses.replace(config.data, caches_text=False)
     made = experiment.run(dataclasses.replace(config, data=data, run_dir=str(tmp_path / "run"), preview=None))
@@ -73,6 +75,7 @@ def test_states_that_are_made_for_every_batch_train_as_those_that_are_kept(finis
     np.testing.assert_allclose(list(losses(made).values()), list(kept.values()), rtol=1e-3)  # kept in half precision
 
 
+@pytest.mark.long
 def test_pictures_follow_their_prompt_and_seed(trained, config):
     assert trained.text_encoder == config.data.text_encoder
     trained = trained._replace(params=_away_from_zero(trained.params))
@@ -94,6 +97,7 @@ def _away_from_zero(params):
     return moved(params)
 
 
+@pytest.mark.long
 def test_the_states_that_draw_are_those_that_trained(trained, config):
     batch = next(dataclasses.replace(config.data, caches_text=False).batches(0, 4))
     captions = [sample["caption"] for sample in (config.data.source[i] for i in range(len(config.data.source)))]
@@ -104,6 +108,7 @@ def test_the_states_that_draw_are_those_that_trained(trained, config):
         assert np.abs(np.asarray(cond.text) - states).max((1, 2)).min() < 1e-4, "no caption has these states"
 
 
+@pytest.mark.long
 def test_an_encoder_whose_folder_has_moved_is_named_when_the_run_is_loaded(finished, trained, config, tmp_path):
     shutil.copytree(config.data.text_encoder.path, tmp_path / "moved")
     encoder = dataclasses.replace(config.data.text_encoder, path=str(tmp_path / "moved"))
@@ -113,11 +118,13 @@ def test_an_encoder_whose_folder_has_moved_is_named_when_the_run_is_loaded(finis
         np.testing.assert_array_equal(ours.text, theirs.text)
 
 
+@pytest.mark.long
 def test_a_prompt_that_does_not_fit_is_refused(trained):
     with pytest.raises(CaptionTooLong, match="has 24 tokens and 23 fit"):
         generation.generate(trained, [" ".join(["red"] * 24)], [0], SETTINGS)
 
 
+@pytest.mark.long
 def test_the_command_line_draws_from_such_a_run_wherever_its_encoder_lies(finished, config, capsys, tmp_path):
     shutil.copytree(config.data.text_encoder.path, tmp_path / "moved")
     pictures = []
@@ -132,12 +139,14 @@ def test_the_command_line_draws_from_such_a_run_wherever_its_encoder_lies(finish
     np.testing.assert_array_equal(*map(np.asarray, pictures))
 
 
+@pytest.mark.long
 def test_an_encoder_that_is_nowhere_is_one_sentence_on_the_command_line(finished, tmp_path):
     with pytest.raises(SystemExit, match=r"^nova: .*nowhere is no folder of a T5 encoder") as caught:
         cli.main(["generate", "--run", str(finished.directory), "a", "--text-encoder", str(tmp_path / "nowhere")])
     assert "\n" not in str(caught.value.code)
 
 
+@pytest.mark.long
 def test_a_mixture_of_such_data_previews_and_is_drawn_from(config, tmp_path):
     parts = ((config.data, 1), (dataclasses.replace(config.data, seed=1), 1))
     preview = dataclasses.replace(config.preview, every=2)
@@ -149,6 +158,7 @@ def test_a_mixture_of_such_data_previews_and_is_drawn_from(config, tmp_path):
     assert generation.load_run(result.directory).text_encoder == config.data.text_encoder
 
 
+@pytest.mark.long
 def test_a_longer_run_goes_on_where_it_stopped(finished, config):
     before = losses(finished)
     longer = experiment.run(dataclasses.replace(config, steps=24, preview=None))

@@ -21,7 +21,7 @@ TINY_VAE = VAE(
 
 def make_data(folder):
     """Three parts; the autoencoder is written into the folder."""
-    weights.save(TINY_VAE, TINY_VAE.init(jax.random.key(0)), folder / "vae")
+    weights.save(TINY_VAE, jax.jit(TINY_VAE.init)(jax.random.key(0)), folder / "vae")
     sources = {f"{task}s": video_source.Reels(world=WORLD, task=task, length=4) for task in ("video", "image", "film")}
     return mixture.of_videos(
         **sources,

@@ -29,9 +29,19 @@ TINY_VAE = VAE(
 ENCODER = WordTextEncoder(width=8, depth=1, num_heads=2, length=24)
 
 
+def train(folder) -> pathlib.Path:
+    """The finished run, for `once`: tests leave it as it is, or copy it."""
+    return experiment.run(make_config(folder)).directory
+
+
 def make_config(folder) -> experiment.TrainConfig:
     """The run's config; its autoencoder, untrained, is written into the folder."""
-    weights.save(TINY_VAE, TINY_VAE.init(jax.random.key(0)), folder / "vae")
+    weights.save(TINY_VAE, jax.jit(TINY_VAE.init)(jax.random.key(0)), folder / "vae")
+    return config_in(folder)
+
+
+def config_in(folder) -> experiment.TrainConfig:
+    """The same, of a folder that holds the autoencoder."""
     return experiment.TrainConfig(
         name="tiny",
         model=TextToLatent(
@@ -54,7 +64,7 @@ def make_config(folder) -> experiment.TrainConfig:
 
 def make_student_config(teacher: pathlib.Path, run_dir: pathlib.Path, **changes) -> experiment.TrainConfig:
     """A student of the trained tiny run, which lies beside its autoencoder."""
-    config = make_config(teacher.parent)
+    config = config_in(teacher.parent)
     student = dataclasses.replace(config.model, dit=dataclasses.replace(config.model.dit, has_second_time=True))
     return dataclasses.replace(
         config,

@@ -33,7 +33,6 @@ from nova_jax.types import Batch, Conditioning, Params, TrainState
 
 PROBLEM = gaussian_mixtures.PRODUCT
 CENTRES = np.array([[a, b] for a in (-1.0, 1.0) for b in (-1.4, 0.0, 1.2)])
-MODE_WEIGHTS = np.array([0.15, 0.2, 0.15, 0.15, 0.2, 0.15])
 WIDTH, DEPTH, FREQUENCIES = 128, 4, 16
 CHUNK = 100  # training steps in one compiled call
 STEPS = (1, 2, 4)

@@ -72,7 +72,7 @@ def test_a_tilde_in_any_option_is_the_home_folder(arguments, monkeypatch, tmp_pa
 @pytest.mark.long
 def test_weights_counts_parameters_and_converts(tmp_path, capsys):
     encoder = ByteTextEncoder(width=8, depth=1, num_heads=2, downsample=4)
-    variables = encoder.init(jax.random.key(0), jax.numpy.zeros((1, 4), int), jax.numpy.ones((1, 4), bool))
+    variables = jax.jit(encoder.init)(jax.random.key(0), jax.numpy.zeros((1, 4), int), jax.numpy.ones((1, 4), bool))
     weights.save(encoder, variables["params"], tmp_path / "encoder")
     cli.main(["weights", str(tmp_path / "encoder"), "--out", str(tmp_path / "half"), "--dtype", "float16"])
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
@@ -83,7 +83,9 @@ def test_weights_counts_parameters_and_converts(tmp_path, capsys):
 def save_encoder(folder, value):
     """A model folder whose embedding begins with `value`."""
     encoder = ByteTextEncoder(width=8, depth=1, num_heads=2, downsample=4)
-    params = encoder.init(jax.random.key(0), jax.numpy.zeros((1, 4), int), jax.numpy.ones((1, 4), bool))["params"]
+    params = jax.jit(encoder.init)(jax.random.key(0), jax.numpy.zeros((1, 4), int), jax.numpy.ones((1, 4), bool))[
+        "params"
+    ]
     params["embed"]["embedding"] = params["embed"]["embedding"].at[0, 0].set(value)
     weights.save(encoder, params, folder)
 

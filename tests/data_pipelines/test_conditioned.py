@@ -18,7 +18,7 @@ from tests.tiny_run import TINY_VAE
 @pytest.fixture(scope="module")
 def codec_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("vae")
-    weights.save(TINY_VAE, TINY_VAE.init(jax.random.key(0)), path)
+    weights.save(TINY_VAE, jax.jit(TINY_VAE.init)(jax.random.key(0)), path)
     return str(path)
 
 

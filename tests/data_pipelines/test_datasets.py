@@ -27,7 +27,7 @@ BYTES = text.ByteTextEncoder(length=64)
 def codec_path(tmp_path_factory):
     vae = dataclasses.replace(TINY_VAE, latents_mean=(0.5, 0.0, 0.0, 0.0), latents_std=(2.0, 1.0, 1.0, 1.0))
     path = tmp_path_factory.mktemp("vae")
-    weights.save(vae, vae.init(jax.random.key(0)), path)
+    weights.save(vae, jax.jit(vae.init)(jax.random.key(0)), path)
     return str(path)
 
 

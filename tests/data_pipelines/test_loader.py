@@ -7,10 +7,8 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from data_pipelines import captions, images, loader, scenes, sources
 from nova_jax import types
@@ -263,18 +261,6 @@ def test_a_loader_pickles_after_use():
     assert_equal(take(pickle.loads(pickle.dumps(pipeline)).batches(), 4), expected)
 
 
-def test_a_global_batch_is_sharded_and_holds_every_row_once():
-    mesh = jax.make_mesh((4, 2), ("data", "context"), axis_types=(AxisType.Auto,) * 2)
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    rows = next(loader.Loader(Numbers(20), batch_size=8).batches())
-    out = loader.to_global(rows, sharding, 8)
-    assert sorted(out) == ["x"]  # texts stay behind
-    assert out["x"].sharding == sharding
-    np.testing.assert_array_equal(np.asarray(out["x"]), rows["x"])
-    with pytest.raises(ValueError, match="global_shape"):
-        loader.to_global({"x": rows["x"][:4]}, sharding, 8)
-
-
 WORKER = """
 import sys
 import jax
@@ -289,7 +275,7 @@ index, count = distributed.data_shard(sharding, 8)
 pipeline = loader.Loader(sources.Arrays(np.arange(40).reshape(20, 2)), batch_size=8)
 batches = pipeline.batches(24, shard_index=index, shard_count=count)
 for _ in range(3):
-    x = loader.to_global(next(batches), sharding, 8)["latents"]
+    x = distributed.global_batch(loader.to_batch(next(batches)), sharding, 8).x0
     print(multihost_utils.process_allgather(x, tiled=True).tolist(), flush=True)
 """
 

@@ -26,12 +26,14 @@ def test_batches_do_not_depend_on_the_number_of_processes():
     np.testing.assert_array_equal(rows(several, 0, 2, 1, 2), rows(alone, 0, 2, 1, 2))
 
 
+@pytest.mark.long
 def test_a_mixture_is_made_by_processes_too():
     parts = tuple((datasets.Pixels(source=source.Scenes(seed=seed, length=64)), 1) for seed in (1, 2))
     several = Mixture(parts=parts, processes=2)
     np.testing.assert_array_equal(rows(several, 8, 4), rows(Mixture(parts=parts), 8, 4))
 
 
+@pytest.mark.long
 def test_as_many_processes_work_as_divide_the_rows():
     alone = datasets.Pixels(source=source.Scenes(length=64))
     several = dataclasses.replace(alone, processes=3)
@@ -52,6 +54,7 @@ def test_the_failure_of_a_process_is_an_error(capfd):
     assert "broken" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_processes_encode_what_threads_encode(tmp_path):
     scenes = CanvasScenes(CANVAS_32, "matte", length=20)
 

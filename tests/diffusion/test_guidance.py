@@ -140,11 +140,11 @@ def test_every_rule_pulls_harder_at_a_larger_scale_without_recompiling(rule):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("scale", [-1, -0.5, float("nan")])
-def test_a_negative_scale_is_refused(rule, scale):
-    with pytest.raises(ValueError, match="at least 0"):
-        RULES[rule](DENOISE, scale)
+def test_a_negative_scale_is_refused():
+    for rule in RULES:
+        for scale in [-1, -0.5, float("nan")]:
+            with pytest.raises(ValueError, match="at least 0"):
+                RULES[rule](DENOISE, scale)
 
 
 @pytest.mark.parametrize("rule", WITH_INTERVAL)

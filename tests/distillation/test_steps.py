@@ -33,6 +33,7 @@ def train(made, mesh=None, steps=STEPS, state=None, first=0):
 QUICK = ("shortcut", "mean_flow", "dmd2")  # one of each kind; the others take a minute more
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in students.METHODS]
 )

@@ -105,9 +105,8 @@ def test_drawn_scales_lie_in_their_range_evenly_in_the_logarithm():
     assert abs(np.mean(scales < 3) - 0.5) < 0.02
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
+def test_settings_that_cannot_be_meant_are_refused():
+    for make, message in [
         (lambda: teachers.Guidance(scale=-1.0), "scale=-1"),
         (lambda: teachers.Guidance(scale=2.0, max_scale=1.0), "max_scale"),
         (lambda: teachers.Guidance(interval=(0.5, 0.2)), "interval"),
@@ -120,11 +119,9 @@ def test_drawn_scales_lie_in_their_range_evenly_in_the_logarithm():
         (lambda: distillation.DMD2(sampler="euler"), "renoise or flow_map"),
         (lambda: distillation.Joint(flow_scale=0.0, matching_scale=0.0), "one above 0"),
         (lambda: distillation.AnyPair(same_share=0.9, full_share=0.2), "together <= 1"),
-    ],
-)
-def test_settings_that_cannot_be_meant_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_methods_of_earlier_versions_keep_loading():

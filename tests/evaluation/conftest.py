@@ -4,14 +4,13 @@ import importlib
 
 import pytest
 
-from nova_jax import experiment
 from tests import tiny_run
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained(once):
     """The folder of the smallest run."""
-    return experiment.run(tiny_run.make_config(tmp_path_factory.mktemp("teacher"))).directory
+    return once("tiny_run", tiny_run.train)
 
 
 @pytest.fixture

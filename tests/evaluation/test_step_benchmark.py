@@ -224,9 +224,8 @@ def test_the_interval_of_a_difference_is_that_of_newcombe():
     np.testing.assert_allclose(intervals.difference(*rates), (0.0524, 0.3339), atol=5e-5)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_grids_that_cannot_be_meant_are_refused():
+    for fields, message in [
         ({"samplers": ("eule",)}, "unknown sampler 'eule': choose one of euler, heun"),
         ({"samplers": ("unipc_3",), "steps": (2,)}, "unipc_3 needs at least 3 steps"),
         ({"steps": (0,)}, "num_steps is 0"),
@@ -238,11 +237,9 @@ def test_the_interval_of_a_difference_is_that_of_newcombe():
         ({"guidance": (float("inf"),)}, "guidance is .*inf"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**32}, "seed is 4294967296"),
-    ],
-)
-def test_grids_that_cannot_be_meant_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        step_benchmark.Grid(**({"samplers": ("euler",)} | fields))
+    ]:
+        with pytest.raises(ValueError, match=message):
+            step_benchmark.Grid(**({"samplers": ("euler",)} | fields))
 
 
 def test_the_earlier_name_of_images_still_works():
@@ -250,6 +247,7 @@ def test_the_earlier_name_of_images_still_works():
         assert step_benchmark.Grid(pictures=6) == step_benchmark.Grid(images=6)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("only_the_wheel")
 def test_without_the_repository_a_benchmark_measures_all_but_scores_and_says_so(trained, tmp_path, monkeypatch):
     console = rich.console.Console(file=io.StringIO())

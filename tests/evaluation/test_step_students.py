@@ -19,10 +19,12 @@ TEACHER = step_benchmark.TEACHER
 
 
 @pytest.fixture(scope="module")
-def student(trained):
+def student(trained, tmp_path_factory):
     """One step at a rate of nothing: the teacher's own network, which now reads a target time."""
     still = AdamW(peak=1e-30, warmup=1)
-    config = tiny_run.make_student_config(trained, trained.parent / "still", optimizer=still, steps=1)
+    config = tiny_run.make_student_config(
+        trained, tmp_path_factory.mktemp("students") / "still", optimizer=still, steps=1
+    )
     return experiment.run(dataclasses.replace(config, checkpoint_every=1)).directory
 
 
@@ -189,6 +191,7 @@ def test_diversity_is_the_root_of_the_mean_variance_over_seeds(trained, tmp_path
     assert np.all(bench.variances(cell) > 0)
 
 
+@pytest.mark.long
 def test_diversity_of_a_model_that_ignores_its_noise_is_0(trained, tmp_path, monkeypatch):
     bench = step_sampling.Bench({TEACHER: generation.load_run(trained)}, make_grid(prompts=("a circle",)), tmp_path)
     cell = step_benchmark.Cell("euler", "uniform", 1.0, 2)

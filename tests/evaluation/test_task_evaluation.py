@@ -1,8 +1,8 @@
 """`nova evaluate` on an untrained editing run: what it writes, and what it refuses."""
 
-import dataclasses
 import json
 import math
+import shutil
 import types
 
 import numpy as np
@@ -10,24 +10,18 @@ import PIL.Image
 import pytest
 
 from data_pipelines.scenes.exams import editing_exam
-from nova_jax import cli, experiment
+from nova_jax import cli
 from nova_jax.evaluation import exam, task_evaluation, task_report
-from nova_jax.training import checkpoint
 from tests import tiny_canvas
 
 PARTS = [*editing_exam.KINDS, "negative_off", "negative", "negative_words", "vary_similarity", "structure_strength"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Pretraining and editing, neither trained: what they draw is noise, and no training step is compiled."""
-    folders = []
-    for config in tiny_canvas.make_configs(tmp_path_factory.mktemp("canvas")):
-        result = experiment.run(dataclasses.replace(config, steps=0))
-        with checkpoint.Checkpoints(result.directory / "checkpoints", keep=1, metadata={}) as checkpoints:
-            checkpoints.save(0, result.state, {})
-        folders.append(result.directory)
-    return folders
+def runs(once, tmp_path_factory):
+    """Copies of pretraining and editing, which have learnt nothing: what they draw is noise."""
+    folder, copy = once("tiny_canvas", tiny_canvas.train), tmp_path_factory.mktemp("canvas")
+    return [shutil.copytree(folder / name, copy / name) for name in ("pretraining", "canvas")]
 
 
 def score(value, low, high, n=100):

@@ -13,7 +13,7 @@ from nova_jax.diffusion import DropRates, FlowMatching
 from nova_jax.parallel import distributed
 from nova_jax.parallel import mesh as meshes
 from nova_jax.runs import build
-from nova_jax.training import checkpoint, step
+from nova_jax.training import step
 from nova_jax.training.optimizer import AdamW
 from nova_jax.types import Batch, Conditioning
 from tests import tiny_canvas
@@ -25,13 +25,10 @@ MASK[8:20, 4:20] = 0  # black
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(once):
     """Pretraining, which stays as it was initialised, and editing."""
-    pretraining, editing = tiny_canvas.make_configs(tmp_path_factory.mktemp("canvas"))
-    first = experiment.run(dataclasses.replace(pretraining, steps=0))
-    with checkpoint.Checkpoints(first.directory / "checkpoints", keep=1, metadata={}) as checkpoints:
-        checkpoints.save(0, first.state, {})
-    return [first.directory, experiment.run(editing).directory]
+    folder = once("tiny_canvas", tiny_canvas.train)
+    return [folder / "pretraining", folder / "canvas"]
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_a_sum_of_2d_convolutions_equals_one_3d_convolution(video, time_stride, 
 @pytest.mark.parametrize("lengths", [(1, 1, 1, 1, 1, 1), (1, 4, 1), (2, 4), (5, 0, 1), (6,)])
 def test_chunks_of_any_length_give_the_result_of_the_whole_video(video, lengths):
     layer = convolution.CausalConv(4)
-    variables = layer.init(jax.random.key(2), video)
+    variables = jax.jit(layer.init)(jax.random.key(2), video)
     whole, last = layer.apply(variables, video)
     past, outputs = None, []
     for chunk in jnp.split(video, np.cumsum(lengths)[:-1], axis=1):
@@ -63,7 +63,7 @@ def test_chunks_of_any_length_give_the_result_of_the_whole_video(video, lengths)
 @pytest.mark.parametrize("lengths", [(2, 2, 2), (4, 2)])
 def test_a_time_stride_of_two_remembers_one_frame(video, lengths):
     layer = convolution.CausalConv(4, (3, 1, 1), 2)
-    variables = layer.init(jax.random.key(2), video)
+    variables = jax.jit(layer.init)(jax.random.key(2), video)
     whole, _ = layer.apply(variables, video)
     past, outputs = None, []
     for chunk in jnp.split(video, np.cumsum(lengths)[:-1], axis=1):

@@ -33,8 +33,13 @@ def params_of(head):
     return jax.tree.map(lambda a: jnp.asarray(0.5 * rng.standard_normal(a.shape), a.dtype), shapes)
 
 
-def judge(head, tokens, pooled):
-    return np.asarray(jax.jit(head.apply)({"params": params_of(head)}, tokens, pooled))
+@functools.cache
+def compiled(head):
+    return jax.jit(head.apply)
+
+
+def judge(head, tokens, pooled, params=None):
+    return np.asarray(compiled(head)({"params": params or params_of(head)}, tokens, pooled))
 
 
 @KINDS
@@ -44,7 +49,7 @@ def test_a_new_discriminator_is_undecided_and_can_learn(head):
     def total(params):
         return jnp.sum(head.apply({"params": params}, TOKENS, pooled_of(head)))
 
-    assert not np.any(head.apply({"params": params}, TOKENS, pooled_of(head)))
+    assert not np.any(judge(head, TOKENS, pooled_of(head), params))
     gradient = jax.jit(jax.grad(total))(params)
     assert np.any(gradient["head"]["kernel"])
     assert not head.pooled_dim or np.any(gradient["pooled_embed"]["out"]["kernel"])
@@ -52,14 +57,14 @@ def test_a_new_discriminator_is_undecided_and_can_learn(head):
 
 def test_the_text_enters_as_a_projection():
     # w -> w + V(pooled) / sqrt(d): a discriminator without text, whose last layer is the sum.
-    params = params_of(WITH_TEXT)
+    params, pooled = jax.tree.map(np.asarray, (params_of(WITH_TEXT), POOLED))
     embed = params["pooled_embed"]
-    hidden = jax.nn.silu(POOLED @ embed["in"]["kernel"] + embed["in"]["bias"][None])
-    directions = (hidden @ embed["out"]["kernel"] + embed["out"]["bias"][None]) / 4
+    inner = pooled @ embed["in"]["kernel"] + embed["in"]["bias"]
+    directions = (inner / (1 + np.exp(-inner)) @ embed["out"]["kernel"] + embed["out"]["bias"]) / 4
     for sample, direction in enumerate(directions):
         head = {**params["head"], "kernel": params["head"]["kernel"] + direction[:, None]}
-        by_hand = PLAIN.apply({"params": {"mlp": params["mlp"], "head": head}}, TOKENS[sample : sample + 1])
-        np.testing.assert_allclose(by_hand[0], judge(WITH_TEXT, TOKENS, POOLED)[sample], rtol=1e-4, atol=1e-5)
+        by_hand = judge(PLAIN, TOKENS, None, {"mlp": params["mlp"], "head": head})
+        np.testing.assert_allclose(by_hand[sample], judge(WITH_TEXT, TOKENS, POOLED)[sample], rtol=1e-4, atol=1e-5)
 
 
 def test_no_text_is_a_vector_of_zeros():
@@ -82,7 +87,7 @@ def test_scale_and_offset_of_the_tokens_do_not_matter(head):
 
 def test_logits_are_float32_whatever_the_tokens_are():
     head = WITH_TEXT.clone(dtype=jnp.bfloat16)
-    logits = head.apply({"params": params_of(WITH_TEXT)}, TOKENS.astype(jnp.bfloat16), POOLED)
+    logits = judge(head, TOKENS.astype(jnp.bfloat16), POOLED, params_of(WITH_TEXT))
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, judge(WITH_TEXT, TOKENS, POOLED), atol=0.2)
 

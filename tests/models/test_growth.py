@@ -24,7 +24,7 @@ def test_a_grown_student_answers_as_its_teacher_to_the_bit(r):
     teacher = students.make_teacher()
     model = students.make_model(has_second_time=True)
     x, t, cond = at(students.rows(3))
-    fresh = model.init(jax.random.key(5), x, t, cond)["params"]
+    fresh = jax.jit(model.init)(jax.random.key(5), x, t, cond)["params"]
     params = growth.grow(fresh, teacher.params)
     shown = cond if r is None else cond._replace(r=jnp.full(students.BATCH, r))
     answer = jax.jit(model.apply)({"params": params}, x, t, shown)
@@ -45,7 +45,7 @@ def test_a_text_to_image_model_grown_into_an_editing_one_draws_the_same_pictures
     old = students.make_teacher()
     model = students.make_model(**EDITING)
     x, t, cond = at(students.rows(3))
-    params = growth.grow(model.init(jax.random.key(5), x, t, cond)["params"], old.params)
+    params = growth.grow(jax.jit(model.init)(jax.random.key(5), x, t, cond)["params"], old.params)
 
     @functools.partial(jax.jit, static_argnums=0)
     def draw(network, params):
@@ -67,10 +67,11 @@ def test_a_text_to_image_model_grown_into_an_editing_one_draws_the_same_pictures
     np.testing.assert_array_equal(draw(model, params), draw(old.network, old.params))
 
 
+@pytest.mark.long
 def test_aligned_channels_and_a_masked_palette_change_nothing_at_the_start():
     model = students.make_model(**EDITING)
     x, t, cond = at(students.rows(3))
-    params = growth.grow(model.init(jax.random.key(5), x, t, cond)["params"], students.make_teacher().params)
+    params = growth.grow(jax.jit(model.init)(jax.random.key(5), x, t, cond)["params"], students.make_teacher().params)
     shown = cond._replace(
         aligned=jax.random.normal(jax.random.key(1), (*x.shape[:4], 6)),
         palette=jax.random.normal(jax.random.key(2), (students.BATCH, 3, 3)),

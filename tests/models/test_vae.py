@@ -89,6 +89,7 @@ def test_no_pixel_depends_on_a_later_latent(vae):
         assert depends[frame, -(-frame // time)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("vae", "lengths"),
     [

@@ -60,6 +60,8 @@ def test_a_global_batch_keeps_its_rows_in_order():
     np.testing.assert_array_equal(batch["x"], rows["x"])
     assert batch["x"].sharding == sharding
     assert batch["none"] is None
+    with pytest.raises(ValueError, match="global_shape"):
+        distributed.global_batch({"x": rows["x"][:4]}, sharding, 8)
 
 
 def test_half_an_address_is_refused(monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import sys
 
 import jax
@@ -21,8 +22,11 @@ from tests import tiny_run
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> experiment.TrainConfig:
-    return tiny_run.make_config(tmp_path_factory.mktemp("experiment"))
+def tiny(once, tmp_path_factory) -> experiment.TrainConfig:
+    """The config of the finished run, in a copy of its folder."""
+    run = once("tiny_run", tiny_run.train)
+    copy = shutil.copytree(run, tmp_path_factory.mktemp("experiment") / "run")
+    return dataclasses.replace(tiny_run.config_in(run.parent), run_dir=str(copy))
 
 
 @pytest.fixture(scope="module")

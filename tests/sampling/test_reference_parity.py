@@ -13,6 +13,7 @@ import pytest
 from data_pipelines import gaussian_mixtures
 from nova_jax import sampling
 from nova_jax.diffusion import RectifiedFlow, VarianceExploding, VariancePreservingCosine
+from nova_jax.sampling import time_grids
 
 FLOW = RectifiedFlow()
 SOLVERS = {
@@ -50,12 +51,12 @@ def test_trajectories_on_rectified_flow(reference, problem, name, float64):
     index, arrays = reference
     sampler, tolerance = SOLVERS[name]
     mixture = _mixture(index["problems"][problem])
+    run = jax.jit(lambda x, times: _walk(mixture.denoiser(FLOW), x, sampler, times, FLOW))
     for steps in (4, 10, 25):
         times, states = (arrays[f"{problem}/{name}/{steps}/{part}"] for part in ("s", "x"))
         if name == "dpmpp_2s_single_lam":  # two steps of that grid are one step of this solver
             times, states = times[::2], states[::2]
-        run = jax.jit(lambda x, times: _walk(mixture.denoiser(FLOW), x, sampler, times, FLOW))
-        ours = run(jnp.asarray(states[0]), jnp.asarray(times))
+        ours = run(jnp.asarray(states[0]), time_grids.pad(jnp.asarray(times), 25))[: len(times)]
         np.testing.assert_allclose(ours, states, atol=tolerance, rtol=0)
 
 

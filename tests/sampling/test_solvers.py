@@ -55,6 +55,13 @@ VARIANTS = {  # of one kind with others, which stand for them on the other sched
     *("heun_full", "ralston", "ab2", "dpmpp_1m", "dpmpp_2m_heun", "dpmpp_3m_corrected", "unipc_1", "unipc_2_bh1"),
     *("unip_3", "unipc_3_bh1", "deis_2", "ddim_eta", "sde_dpmpp_1", "sde_dpmpp_2m_heun", "midpoint", "unipc_2"),
 }
+
+
+def quick(name, *more):
+    """A case of the first tier; of the second one, if another solver of its kind is in the first."""
+    return pytest.param(name, *more, marks=pytest.mark.long if name in VARIANTS else ())
+
+
 # The least slope of log error over log steps, from 64 to 256 steps on the product of mixtures, uniform in log-SNR.
 ORDERS = {
     "euler": 0.85,
@@ -95,7 +102,7 @@ def uniform_in_logsnr(num_steps, ends=0.98):
     return 1 / (1 + np.exp(np.linspace(-limit, limit, num_steps + 1)))
 
 
-@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("name", map(quick, ORDERS))
 def test_solvers_converge_with_their_order(name, float64):
     x = np.random.default_rng(0).standard_normal((64, 2))
     start, end = gaussian_mixtures.PRODUCT.flow(x, 1.0, 0.98), gaussian_mixtures.PRODUCT.flow(x, 1.0, 0.02)
@@ -109,7 +116,12 @@ def test_solvers_converge_with_their_order(name, float64):
 
 @pytest.mark.parametrize(
     ("name", "schedule"),
-    [(name, FLOW) for name in ALL] + [(name, schedule) for name in ALL if name not in VARIANTS for schedule in OTHERS],
+    [quick(name, FLOW) for name in ALL]
+    + [
+        pytest.param(*case, marks=pytest.mark.long)
+        for case in itertools.product(ALL, OTHERS)
+        if case[0] not in VARIANTS
+    ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_any_number_of_steps_reaches_the_data(name, schedule):
@@ -238,10 +250,10 @@ def test_stochastic_solvers_draw_for_each_sample_alone(name):
     assert np.all(np.any(np.abs(np.asarray(together) - np.asarray(other)) > 1e-3, axis=1))
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
-def test_stochastic_solvers_ask_for_a_key(name):
-    with pytest.raises(ValueError, match="is stochastic: pass key"):
-        walk(gaussian_mixtures.GAUSSIAN, jnp.zeros((2, 2)), time_grids.uniform(4), STOCHASTIC[name])
+def test_stochastic_solvers_ask_for_a_key():
+    for name in STOCHASTIC:
+        with pytest.raises(ValueError, match="is stochastic: pass key"):
+            walk(gaussian_mixtures.GAUSSIAN, jnp.zeros((2, 2)), time_grids.uniform(4), STOCHASTIC[name])
 
 
 def ancestral_variances(steps, c=0.6):
@@ -310,9 +322,8 @@ def test_restarts_bring_a_wrong_path_back_to_the_data():
     assert abs(mixed - 0.6) < abs(plain - 0.6) / 4
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
+def test_wrong_fields_are_refused():
+    for make, message in [
         (lambda: sampling.DPMSolverPP(order=4), "orders 1, 2 and 3"),
         (lambda: sampling.DPMSolverPP(variant="fast"), "choose one of midpoint, heun, corrected"),
         (lambda: sampling.DPMSolverPP(order=2, variant="corrected"), "is of order 3"),
@@ -332,8 +343,6 @@ def test_restarts_bring_a_wrong_path_back_to_the_data():
         (lambda: sampling.Restart(low=0.5, high=0.4), "low < high"),
         (lambda: sampling.Restart(inner=sampling.UniPC(order=3), num_steps=2), "num_steps at least 3"),
         (lambda: sampling.Heun(final="none"), '"euler" or "heun"'),
-    ],
-)
-def test_wrong_fields_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()

@@ -22,14 +22,14 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 50])
-def test_every_grid_falls_from_exactly_one_to_exactly_zero(name, num_steps):
-    times = GRIDS[name](num_steps)
-    assert times.shape == (num_steps + 1,)
-    assert times[0] == 1
-    assert times[-1] == 0
-    assert np.all(np.diff(times) < 0)
+def test_every_grid_falls_from_exactly_one_to_exactly_zero():
+    for name in GRIDS:
+        for num_steps in [1, 2, 3, 50]:
+            times = GRIDS[name](num_steps)
+            assert times.shape == (num_steps + 1,)
+            assert times[0] == 1
+            assert times[-1] == 0
+            assert np.all(np.diff(times) < 0)
 
 
 def test_shift_one_is_uniform_and_the_shift_is_that_of_the_papers(shared):

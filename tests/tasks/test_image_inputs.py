@@ -47,12 +47,12 @@ def test_other_formats_are_refused(kind):
     ]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9])
-def test_a_truncated_file_is_refused(kind, kept):
-    data = examples.file_of(PIXELS, kind)
-    (problem,) = refused(data[: int(kept * len(data))])
-    assert problem.allowed in ("a PNG or JPEG", "a whole PNG or JPEG")
+def test_a_truncated_file_is_refused():
+    for kind in ["PNG", "JPEG"]:
+        for kept in [0.0, 0.1, 0.5, 0.9]:
+            data = examples.file_of(PIXELS, kind)
+            (problem,) = refused(data[: int(kept * len(data))])
+            assert problem.allowed in ("a PNG or JPEG", "a whole PNG or JPEG")
 
 
 def test_a_truncated_file_at_a_path_is_named(tmp_path):

@@ -29,23 +29,23 @@ def body_of(task, config=None, **changes):
     return body | {INNER[task]: inner} | ({} if config is None else {"imageGenerationConfig": config})
 
 
-@pytest.mark.parametrize(("form", "task"), CASES)
-def test_a_request_survives_json_exactly(form, task):
-    request = request_of(form, task)
-    again = tasks.parse_request(json.dumps(tasks.to_json(request)), request.limits)
-    assert type(again) is type(request)
-    for field in dataclasses.fields(request):
-        before, after = getattr(request, field.name), getattr(again, field.name)
-        if field.name == "images":
-            assert len(before) == len(after)
-            for a, b in zip(before, after, strict=True):
-                np.testing.assert_array_equal(a, b)
-        elif isinstance(before, np.ndarray):
-            assert after.dtype == before.dtype
-            np.testing.assert_array_equal(before, after)
-        else:
-            assert (tuple(after) if field.name == "colors" else after) == before
-    assert tasks.to_json(again) == tasks.to_json(request)
+def test_a_request_survives_json_exactly():
+    for form, task in CASES:
+        request = request_of(form, task)
+        again = tasks.parse_request(json.dumps(tasks.to_json(request)), request.limits)
+        assert type(again) is type(request)
+        for field in dataclasses.fields(request):
+            before, after = getattr(request, field.name), getattr(again, field.name)
+            if field.name == "images":
+                assert len(before) == len(after)
+                for a, b in zip(before, after, strict=True):
+                    np.testing.assert_array_equal(a, b)
+            elif isinstance(before, np.ndarray):
+                assert after.dtype == before.dtype
+                np.testing.assert_array_equal(before, after)
+            else:
+                assert (tuple(after) if field.name == "colors" else after) == before
+        assert tasks.to_json(again) == tasks.to_json(request)
 
 
 def test_the_public_form_is_read_with_the_limits_of_canvas():
@@ -99,22 +99,19 @@ def test_what_is_not_an_object_of_json_is_refused(source):
     assert paths(source) == ["request"]
 
 
-@pytest.mark.parametrize(
-    ("task", "missing"),
-    [
+def test_what_is_needed_and_missing_is_named():
+    for task, missing in [
         ("TEXT_IMAGE", ["text"]),
         ("COLOR_GUIDED_GENERATION", ["colors", "text"]),
         ("IMAGE_VARIATION", ["images"]),
         ("INPAINTING", ["image", "maskImage"]),
         ("OUTPAINTING", ["image", "maskImage", "text"]),
         ("BACKGROUND_REMOVAL", ["image"]),
-    ],
-)
-@pytest.mark.parametrize("body", [{}, None])
-def test_what_is_needed_and_missing_is_named(task, missing, body):
-    expected = [f"{INNER[task]}.{key}" for key in missing]
-    assert paths({"taskType": task, INNER[task]: body}) == expected
-    assert paths({"taskType": task}) == expected
+    ]:
+        for body in [{}, None]:
+            expected = [f"{INNER[task]}.{key}" for key in missing]
+            assert paths({"taskType": task, INNER[task]: body}) == expected
+            assert paths({"taskType": task}) == expected
 
 
 @pytest.mark.parametrize("task", json_form.FORMS)
@@ -181,30 +178,25 @@ def test_all_problems_of_a_body_are_reported_at_once():
     )
 
 
-@pytest.mark.parametrize(
-    ("task", "key"),
-    [
+def test_what_is_no_picture_in_base64_is_named_once():
+    for task, key in [
         ("TEXT_IMAGE", "conditionImage"),
         ("COLOR_GUIDED_GENERATION", "referenceImage"),
         ("INPAINTING", "image"),
         ("OUTPAINTING", "maskImage"),
         ("BACKGROUND_REMOVAL", "image"),
-    ],
-)
-@pytest.mark.parametrize(
-    "value", ["", "???", "é", PNG[:-3], f"data:image/png;base64,{PNG}", PNG[:400], "QUJD", 5, [PNG]]
-)
-def test_what_is_no_picture_in_base64_is_named_once(task, key, value):
-    (problem,) = examples.problems_of(tasks.parse_request, body_of(task, **{key: value}), TINY)
-    assert problem.field == f"{INNER[task]}.{key}"
+    ]:
+        for value in ["", "???", "é", PNG[:-3], f"data:image/png;base64,{PNG}", PNG[:400], "QUJD", 5, [PNG]]:
+            (problem,) = examples.problems_of(tasks.parse_request, body_of(task, **{key: value}), TINY)
+            assert problem.field == f"{INNER[task]}.{key}"
 
 
-@pytest.mark.parametrize("width", [64, 76])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_base64_may_be_broken_into_lines(width, end):
-    lines = "".join(PNG[i : i + width] + end for i in range(0, len(PNG), width))
-    request = tasks.parse_request(body_of("BACKGROUND_REMOVAL", image=lines), TINY)
-    np.testing.assert_array_equal(request.image, examples.picture())
+def test_base64_may_be_broken_into_lines():
+    for width in [64, 76]:
+        for end in ["\n", "\r\n"]:
+            lines = "".join(PNG[i : i + width] + end for i in range(0, len(PNG), width))
+            request = tasks.parse_request(body_of("BACKGROUND_REMOVAL", image=lines), TINY)
+            np.testing.assert_array_equal(request.image, examples.picture())
 
 
 def test_a_picture_outside_the_limits_is_named_by_its_path():

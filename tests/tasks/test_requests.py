@@ -30,14 +30,13 @@ def bounds(name, field, inside, outside):
     return [(name, field, value, True) for value in inside] + [(name, field, value, False) for value in outside]
 
 
-@pytest.mark.parametrize(
-    ("name", "field", "value", "is_right"),
-    [
+def test_a_field_takes_both_its_ends_and_nothing_beyond():
+    for name, field, value, is_right in [
         *(
             case
-            for name in ("TEXT_IMAGE", "COLOR_GUIDED_GENERATION", "IMAGE_VARIATION", "INPAINTING", "OUTPAINTING")
-            for field in ("text", "negative_text")
-            for case in bounds(name, field, ["a", "é" * 1024], ["", "a" * 1025, 5, b"a", "\ud800"])
+            for task in ("TEXT_IMAGE", "COLOR_GUIDED_GENERATION", "IMAGE_VARIATION", "INPAINTING", "OUTPAINTING")
+            for text in ("text", "negative_text")
+            for case in bounds(task, text, ["a", "é" * 1024], ["", "a" * 1025, 5, b"a", "\ud800"])
         ),
         *bounds("INPAINTING", "mask_prompt", ["a", "a" * 1024], ["", "a" * 1025, 5]),
         *bounds("TEXT_IMAGE", "style", [None, "PHOTOREALISM", "3D_ANIMATED_FAMILY_FILM"], ["photorealism", "", 1]),
@@ -51,15 +50,12 @@ def bounds(name, field, inside, outside):
             "COLOR_GUIDED_GENERATION", "colors", [["#0a0B0c"], ("#000000",) * 10], [(), ["#000000"] * 11, "#000000"]
         ),
         *bounds("IMAGE_VARIATION", "images", [[examples.picture()] * 5], [(), [examples.picture()] * 6, None]),
-    ],
-)
-def test_a_field_takes_both_its_ends_and_nothing_beyond(name, field, value, is_right):
-    assert change(name, **{field: value}) == ([] if is_right else [field])
+    ]:
+        assert change(name, **{field: value}) == ([] if is_right else [field])
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "is_right"),
-    [
+def test_a_setting_takes_both_its_ends_and_nothing_beyond():
+    for field, value, is_right in [
         case[1:]
         for case in (
             *bounds("", "cfg_scale", [1.1, 2, 10, 10.0], [1.099, 1, 10.001, math.nan, "5", None, True]),
@@ -69,17 +65,22 @@ def test_a_field_takes_both_its_ends_and_nothing_beyond(name, field, value, is_r
             *bounds("", "width", [None, 64], [64.0, "64", True]),
             *bounds("", "height", [None, 64], [64.0, "64", True]),
         )
-    ],
-)
-def test_a_setting_takes_both_its_ends_and_nothing_beyond(field, value, is_right):
-    assert examples.fields_of(ImageSettings, **{field: value}) == ([] if is_right else [field])
+    ]:
+        assert examples.fields_of(ImageSettings, **{field: value}) == ([] if is_right else [field])
 
 
-@pytest.mark.parametrize(
-    "color", ["#00000", "#0000000", "000000", "#00000g", "#\uff10\uff10\uff10\uff10\uff10\uff10", "#000000\n", 0, None]
-)
-def test_a_color_is_six_hexadecimal_digits(color):
-    assert change("COLOR_GUIDED_GENERATION", colors=("#000000", color)) == ["colors[1]"]
+def test_a_color_is_six_hexadecimal_digits():
+    for color in [
+        "#00000",
+        "#0000000",
+        "000000",
+        "#00000g",
+        "#\uff10\uff10\uff10\uff10\uff10\uff10",
+        "#000000\n",
+        0,
+        None,
+    ]:
+        assert change("COLOR_GUIDED_GENERATION", colors=("#000000", color)) == ["colors[1]"]
 
 
 def test_the_palette_is_the_bytes_of_its_colors():
@@ -88,30 +89,28 @@ def test_the_palette_is_the_bytes_of_its_colors():
     assert rgb.tolist() == [[1, 128, 255], [255, 0, 0]]
 
 
-@pytest.mark.parametrize("field", ["image", "condition_image", "reference_image"])
-@pytest.mark.parametrize(
-    "pixels",
-    [
-        np.zeros((32, 31, 3), np.uint8),
-        np.zeros((257, 257, 3), np.uint8),
-        np.zeros((33, 133, 3), np.uint8),
-        np.zeros((32, 32, 4), np.uint8),
-        np.zeros((32, 32), np.uint8),
-        np.zeros((1, 32, 32, 3), np.uint8),
-        np.zeros((32, 32, 3), np.float32),
-        np.zeros((0, 0, 3), np.uint8),
-        "picture.png",
-    ],
-    ids=lambda value: value if isinstance(value, str) else f"{value.dtype}{value.shape}",
-)
-def test_a_picture_is_eight_bit_rgb_of_an_allowed_size(field, pixels):
-    name = {"image": "BACKGROUND_REMOVAL", "condition_image": "TEXT_IMAGE"}.get(field, "COLOR_GUIDED_GENERATION")
-    assert set(change(name, **{field: pixels})) == {field}
+def test_a_picture_is_eight_bit_rgb_of_an_allowed_size():
+    for field in ["image", "condition_image", "reference_image"]:
+        for pixels in [
+            np.zeros((32, 31, 3), np.uint8),
+            np.zeros((257, 257, 3), np.uint8),
+            np.zeros((33, 133, 3), np.uint8),
+            np.zeros((32, 32, 4), np.uint8),
+            np.zeros((32, 32), np.uint8),
+            np.zeros((1, 32, 32, 3), np.uint8),
+            np.zeros((32, 32, 3), np.float32),
+            np.zeros((0, 0, 3), np.uint8),
+            "picture.png",
+        ]:
+            name = {"image": "BACKGROUND_REMOVAL", "condition_image": "TEXT_IMAGE"}.get(
+                field, "COLOR_GUIDED_GENERATION"
+            )
+            assert set(change(name, **{field: pixels})) == {field}
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (33, 37), (256, 256), (33, 132), (132, 33)])
-def test_the_sides_of_a_picture_need_not_be_divisible(shape):
-    assert change("BACKGROUND_REMOVAL", image=np.zeros((*shape, 3), np.uint8)) == []
+def test_the_sides_of_a_picture_need_not_be_divisible():
+    for shape in [(32, 32), (33, 37), (256, 256), (33, 132), (132, 33)]:
+        assert change("BACKGROUND_REMOVAL", image=np.zeros((*shape, 3), np.uint8)) == []
 
 
 def test_every_picture_of_a_variation_is_checked():
@@ -146,14 +145,14 @@ def test_all_wrong_settings_are_reported_at_once():
     assert examples.fields_of(ImageSettings, **wrong) == list(wrong)
 
 
-@pytest.mark.parametrize(("kind", "changed"), [(Inpaint, 0), (Outpaint, 255)])
-@pytest.mark.parametrize("corner", [((0, 0), (0, 255)), ((255, 0), (255, 0)), ((255, 255), (255, 255))])
-def test_inpainting_changes_black_and_outpainting_white(kind, changed, corner):
-    request = kind(image=examples.picture(), mask_image=examples.mask(corner), text="a", limits=TINY)
-    assert request.mask.dtype == bool
-    assert request.mask[:2, :2].tolist() == [[value == changed for value in row] for row in corner]
-    assert request.mask[2:].all() == (changed == 0)
-    assert request.mask[2:].any() == (changed == 0)
+def test_inpainting_changes_black_and_outpainting_white():
+    for kind, changed in [(Inpaint, 0), (Outpaint, 255)]:
+        for corner in [((0, 0), (0, 255)), ((255, 0), (255, 0)), ((255, 255), (255, 255))]:
+            request = kind(image=examples.picture(), mask_image=examples.mask(corner), text="a", limits=TINY)
+            assert request.mask.dtype == bool
+            assert request.mask[:2, :2].tolist() == [[value == changed for value in row] for row in corner]
+            assert request.mask[2:].all() == (changed == 0)
+            assert request.mask[2:].any() == (changed == 0)
 
 
 @pytest.mark.parametrize("kind", [Inpaint, Outpaint])
@@ -165,19 +164,16 @@ def test_a_mask_is_a_prompt_or_a_picture_and_not_both(kind):
     assert examples.fields_of(kind, **common, mask_prompt="", mask_image=1) == ["mask_prompt", "mask_image"]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
+def test_a_mask_has_the_size_of_its_image_and_two_values():
+    for wrong in [
         np.zeros((40, 32), np.uint8),
         np.full((32, 40), 254, np.uint8),
         np.full((32, 40), 1, np.uint8),
         np.zeros((32, 40), bool),
         np.zeros((32, 40, 3), np.uint8),
-    ],
-)
-@pytest.mark.parametrize("name", ["INPAINTING", "OUTPAINTING"])
-def test_a_mask_has_the_size_of_its_image_and_two_values(name, wrong):
-    assert change(name, mask_prompt=None, mask_image=wrong) == ["mask_image"]
+    ]:
+        for name in ["INPAINTING", "OUTPAINTING"]:
+            assert change(name, mask_prompt=None, mask_image=wrong) == ["mask_image"]
 
 
 def test_inpainting_without_text_removes():
@@ -196,12 +192,12 @@ def test_drawn_and_cut_out_pictures_say_their_size():
     assert sizes == dict.fromkeys(sizes, (40, 64)) | {"BACKGROUND_REMOVAL": (32, 40)}
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_requests_are_frozen_and_hashable(name):
-    request = CASES[name]
-    assert len({request, dataclasses.replace(request)}) == 2
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        request.limits = TINY  # pyright: ignore
+def test_requests_are_frozen_and_hashable():
+    for name in CASES:
+        request = CASES[name]
+        assert len({request, dataclasses.replace(request)}) == 2
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            request.limits = TINY  # pyright: ignore
 
 
 def test_defaults_are_the_public_ones():

@@ -57,18 +57,15 @@ def paths(body, limits=TINY_REEL):
     return examples.fields_of(tasks.parse_request, body, limits)
 
 
-@pytest.mark.parametrize("name", json_form.VIDEO_FORMS)
-@pytest.mark.parametrize(
-    ("field", "inside", "outside"),
-    [
-        ("seed", [0, 2_147_483_646], [-1, 2_147_483_647, 1.0, True, None]),
-        ("fps", [24], [25, 24.0, 0, None, "24"]),
-        ("dimension", [None, (36, 64), [36, 64]], [(64, 36), "64x36", 36, (36, 64, 3)]),
-    ],
-)
-def test_what_all_videos_share_is_checked_in_each(name, field, inside, outside):
-    assert [change(name, **{field: value}) for value in inside] == [[]] * len(inside)
-    assert [change(name, **{field: value}) for value in outside] == [[field]] * len(outside)
+def test_what_all_videos_share_is_checked_in_each():
+    for name in json_form.VIDEO_FORMS:
+        for field, inside, outside in [
+            ("seed", [0, 2_147_483_646], [-1, 2_147_483_647, 1.0, True, None]),
+            ("fps", [24], [25, 24.0, 0, None, "24"]),
+            ("dimension", [None, (36, 64), [36, 64]], [(64, 36), "64x36", 36, (36, 64, 3)]),
+        ]:
+            assert [change(name, **{field: value}) for value in inside] == [[]] * len(inside)
+            assert [change(name, **{field: value}) for value in outside] == [[field]] * len(outside)
 
 
 @pytest.mark.parametrize(
@@ -144,19 +141,19 @@ def test_limits_without_pixels_or_time_are_refused(wrong):
         VideoLimits(**wrong)
 
 
-@pytest.mark.parametrize("form", [minimal, full])
-@pytest.mark.parametrize("name", json_form.VIDEO_FORMS)
-def test_a_request_survives_json_exactly(form, name):
-    request = form()[name]
-    body = tasks.to_json(request)
-    again = tasks.parse_request(json.dumps(body), TINY_REEL)
-    assert type(again) is type(request)
-    assert (again.seed, again.fps, again.size) == (request.seed, request.fps, request.size)
-    assert again.duration_seconds == request.duration_seconds
-    for a, b in zip(again.storyboard, request.storyboard, strict=True):
-        assert a.text == b.text
-        np.testing.assert_array_equal(a.image, b.image)
-    assert tasks.to_json(again) == body
+def test_a_request_survives_json_exactly():
+    for form in [minimal, full]:
+        for name in json_form.VIDEO_FORMS:
+            request = form()[name]
+            body = tasks.to_json(request)
+            again = tasks.parse_request(json.dumps(body), TINY_REEL)
+            assert type(again) is type(request)
+            assert (again.seed, again.fps, again.size) == (request.seed, request.fps, request.size)
+            assert again.duration_seconds == request.duration_seconds
+            for a, b in zip(again.storyboard, request.storyboard, strict=True):
+                assert a.text == b.text
+                np.testing.assert_array_equal(a.image, b.image)
+            assert tasks.to_json(again) == body
 
 
 def test_the_public_form_is_written_as_published():
@@ -204,9 +201,8 @@ def test_what_is_needed_and_missing_is_named(name, missing):
     assert paths({"taskType": name}) == missing
 
 
-@pytest.mark.parametrize(
-    ("image", "fault"),
-    [
+def test_a_picture_at_fault_is_named_once():
+    for image, fault in [
         (5, ""),
         (source(format="gif"), ".format"),
         ({"source": source()["source"]}, ".format"),
@@ -219,14 +215,12 @@ def test_what_is_needed_and_missing_is_named(name, missing):
         (source(source={"bytes": examples.base64_of(examples.png_header(60_000, 60_000))}), ".source.bytes"),
         (source(source={"bytes": examples.base64_of(examples.png_header(64, 36, bits=16))}), ".source.bytes"),
         (source() | {"name": "a"}, ".name"),
-    ],
-)
-def test_a_picture_at_fault_is_named_once(image, fault):
-    single = {"taskType": "TEXT_VIDEO", "textToVideoParams": {"text": "a", "images": [image]}}
-    assert paths(single) == [f"textToVideoParams.images[0]{fault}"]
-    shots = [{"text": "a"}, {"text": "b", "image": image}]
-    several = {"taskType": "MULTI_SHOT_MANUAL", "multiShotManualParams": {"shots": shots}}
-    assert paths(several) == [f"multiShotManualParams.shots[1].image{fault}"]
+    ]:
+        single = {"taskType": "TEXT_VIDEO", "textToVideoParams": {"text": "a", "images": [image]}}
+        assert paths(single) == [f"textToVideoParams.images[0]{fault}"]
+        shots = [{"text": "a"}, {"text": "b", "image": image}]
+        several = {"taskType": "MULTI_SHOT_MANUAL", "multiShotManualParams": {"shots": shots}}
+        assert paths(several) == [f"multiShotManualParams.shots[1].image{fault}"]
 
 
 @pytest.mark.parametrize("images", [source(), [source()] * 2, 5])

@@ -174,9 +174,8 @@ def entry(begin, end, shape=(2,), dtype="F32"):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
-@pytest.mark.parametrize(
-    ("header", "data", "message"),
-    [
+def test_a_malformed_header_is_refused_in_one_sentence(tmp_path):
+    for header, data, message in [
         ({"a": entry(0, 8), "b": entry(4, 12)}, 12, "'b' at byte 4 overlaps 'a'"),
         ({"a": entry(0, 8), "b": entry(12, 20)}, 20, "leaves a gap after 'a'"),
         ({"a": entry(0, 8)}, 9, "too long"),
@@ -197,14 +196,12 @@ def entry(begin, end, shape=(2,), dtype="F32"):
         (b"[1]", 0, "is a list, not an object"),
         (b"\xff\xfe", 0, "cannot be read"),
         (b"[" * 100_000, 0, "cannot be read"),
-    ],
-)
-def test_a_malformed_header_is_refused_in_one_sentence(tmp_path, header, data, message):
-    bad = write_raw(tmp_path / "bad.safetensors", header, bytes(data))
-    with pytest.raises(WeightsError, match=message) as caught:
-        ours.read(bad)
-    assert "bad.safetensors" in str(caught.value)
-    assert len(str(caught.value)) < 2000
+    ]:
+        bad = write_raw(tmp_path / "bad.safetensors", header, bytes(data))
+        with pytest.raises(WeightsError, match=message) as caught:
+            ours.read(bad)
+        assert "bad.safetensors" in str(caught.value)
+        assert len(str(caught.value)) < 2000
 
 
 @pytest.mark.parametrize("data", [b"", b"1234567", b"\xff" * 64, (2**40).to_bytes(8, "little") + b"{}"])

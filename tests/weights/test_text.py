@@ -102,7 +102,7 @@ def test_an_encoder_that_is_trained_inside_a_network_has_no_folder(module):
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path):
-    weights.save(tiny_run.TINY_VAE, tiny_run.TINY_VAE.init(jax.random.key(0)), tmp_path)
+    weights.save(tiny_run.TINY_VAE, jax.jit(tiny_run.TINY_VAE.init)(jax.random.key(0)), tmp_path)
     with pytest.raises(weights.WeightsError, match="holds a VAE; a T5 or umT5 encoder is needed"):
         weights.load_text(T5TextEncoder(path=str(tmp_path)))
 

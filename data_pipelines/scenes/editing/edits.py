@@ -6,7 +6,7 @@ Each is a counterfactual: two scenes that differ in what the task says, and a ma
 import numpy as np
 from jaxtyping import Bool
 
-from data_pipelines.scenes import captions, counterfactuals, mask_shapes, render, world
+from data_pipelines.scenes import captions, mask_shapes, render, world
 from data_pipelines.scenes.captions import Described
 from data_pipelines.scenes.editing.truth import Truth
 from data_pipelines.scenes.world import Object, Pairs, Scene, World
@@ -19,11 +19,11 @@ def sample_add(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
         scene = world.sample_scene(of, rng)
         index = world.pick(rng, range(len(scene.objects)))
         shape, color = world.pick(rng, pairs)
-        after = counterfactuals.replace(scene, index, shape=shape, color=color)
+        after = _with(scene, index, shape, color)
         if of.fits(after.objects):
             break
     mask = mask_shapes.sample_mask(_touched(after.objects[index : index + 1], of.image_size), rng)
-    return Truth(after, _describe(after, index, rng), counterfactuals.remove(after, index), index, mask=mask)
+    return Truth(after, _describe(after, index, rng), _without(after, index), index, mask=mask)
 
 
 def sample_replace(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
@@ -32,7 +32,7 @@ def sample_replace(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
         before = world.sample_scene(of, rng)
         index = world.pick(rng, range(len(before.objects)))
         shape, color = world.pick(rng, pairs)
-        after = counterfactuals.replace(before, index, shape=shape, color=color)
+        after = _with(before, index, shape, color)
         if after != before and of.fits(after.objects):
             break
     changed = _touched((before.objects[index], after.objects[index]), of.image_size)
@@ -44,7 +44,7 @@ def sample_remove(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
     before = world.sample_scene(of, rng)
     index = world.pick(rng, range(len(before.objects)))
     mask = mask_shapes.sample_mask(_touched(before.objects[index : index + 1], of.image_size), rng)
-    return Truth(counterfactuals.remove(before, index), Described(""), before, index, mask=mask)
+    return Truth(_without(before, index), Described(""), before, index, mask=mask)
 
 
 def sample_outpaint(of: World, rng: np.random.Generator, pairs: Pairs) -> Truth:
@@ -105,3 +105,13 @@ def _describe(after: Scene, index: int, rng: np.random.Generator) -> Described:
     o = after.objects[index]
     size = rng.random() < 0.25
     return Described(geneval.phrase(o.shape, o.color, o.size if size else None), color=True, size=size)
+
+
+def _without(scene: Scene, index: int) -> Scene:
+    return scene._replace(objects=scene.objects[:index] + scene.objects[index + 1 :])
+
+
+def _with(scene: Scene, index: int, shape: str, color: str) -> Scene:
+    """One object in another shape and colour, where it was and as large as it was."""
+    changed = scene.objects[index]._replace(shape=shape, color=color)
+    return scene._replace(objects=(*scene.objects[:index], changed, *scene.objects[index + 1 :]))

@@ -158,7 +158,7 @@ def test_one_caption_comes_in_many_hues_with_and_without_a_gray_reference(source
 
 def test_held_out_pictures_are_every_tenth_and_the_rest_is_for_training(source):
     seen, held_out = cutouts.Cutouts(source), cutouts.Cutouts(source, held_out=True)
-    numbers = [[elements.picture_of(i) for i in range(len(elements))] for elements in (seen, held_out)]
+    numbers = [[elements.image_of(i) for i in range(len(elements))] for elements in (seen, held_out)]
     assert numbers[1] == [0, 10, 20]
     assert sorted(numbers[0] + numbers[1]) == list(range(COUNT))
     captions = {element["caption"] for element in held_out}

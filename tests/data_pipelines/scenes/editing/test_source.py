@@ -33,33 +33,33 @@ def pairs_of(scene):
     return {o[:2] for o in scene.objects}
 
 
-@pytest.mark.parametrize("of", [CANVAS_32, CANVAS_64], ids=lambda w: str(w.image_size))
-@pytest.mark.parametrize("task", elements.TASKS)
-def test_all_elements_of_a_task_have_the_same_keys_and_shapes(task, of):
-    size, scenes = of.image_size, source(task, of)
-    shapes = {"pixels": (1, size, size, 3), "source": (1, size, size, 3), "control": (1, size, size, 3)}
-    shapes |= {"mask": (size, size), "references": (5, size, size, 3), "palette": (10, 3)}
-    for element in (scenes[i] for i in range(15)):
-        assert set(element) == {"pixels", "caption"} | KEYS[task]
-        for key, value in element.items():
-            if key in shapes:
-                assert value.shape == shapes[key]
-                assert value.dtype == (bool if key == "mask" else np.uint8)
-            else:
-                assert isinstance(value, {"caption": str, "similarity": float}.get(key, int))
+def test_all_elements_of_a_task_have_the_same_keys_and_shapes():
+    for of in [CANVAS_32, CANVAS_64]:
+        for task in elements.TASKS:
+            size, scenes = of.image_size, source(task, of)
+            shapes = {"pixels": (1, size, size, 3), "source": (1, size, size, 3), "control": (1, size, size, 3)}
+            shapes |= {"mask": (size, size), "references": (5, size, size, 3), "palette": (10, 3)}
+            for element in (scenes[i] for i in range(15)):
+                assert set(element) == {"pixels", "caption"} | KEYS[task]
+                for key, value in element.items():
+                    if key in shapes:
+                        assert value.shape == shapes[key]
+                        assert value.dtype == (bool if key == "mask" else np.uint8)
+                    else:
+                        assert isinstance(value, {"caption": str, "similarity": float}.get(key, int))
 
 
-@pytest.mark.parametrize("task", elements.TASKS)
-def test_an_element_depends_on_seed_task_and_index_alone(task):
-    scenes = source(task)
-    copy = pickle.loads(pickle.dumps(scenes))
-    for i in (7, 3, 999):
-        for key, value in scenes[i].items():
-            np.testing.assert_array_equal(value, copy[i][key])
-        assert scenes.truth(i)[:2] == copy.truth(i)[:2]
-        assert scenes.truth(i).after != source(task, seed=4).truth(i).after
-    afters = [source(other).truth(7).after for other in elements.TASKS]
-    assert all(a != b for a, b in itertools.combinations(afters, 2))
+def test_an_element_depends_on_seed_task_and_index_alone():
+    for task in elements.TASKS:
+        scenes = source(task)
+        copy = pickle.loads(pickle.dumps(scenes))
+        for i in (7, 3, 999):
+            for key, value in scenes[i].items():
+                np.testing.assert_array_equal(value, copy[i][key])
+            assert scenes.truth(i)[:2] == copy.truth(i)[:2]
+            assert scenes.truth(i).after != source(task, seed=4).truth(i).after
+        afters = [source(other).truth(7).after for other in elements.TASKS]
+        assert all(a != b for a, b in itertools.combinations(afters, 2))
 
 
 @pytest.mark.parametrize("of", [CANVAS_32, CANVAS_64], ids=lambda w: str(w.image_size))
@@ -206,12 +206,12 @@ def test_every_color_of_a_palette_has_an_area_and_differs_from_the_others(of):
     assert set(counts) == set(range(1, 11))
 
 
-@pytest.mark.parametrize("task", [task for task in elements.TASKS if task != "colors"])
-def test_training_elements_show_no_held_out_pair(task):
-    held_out = set(CANVAS_32.held_out)
-    for truth in (source(task).truth(i) for i in range(60)):
-        scenes = [s for s in (truth.before, truth.after, *truth.references) if s is not None]
-        assert not any(pairs_of(scene) & held_out for scene in scenes)
+def test_training_elements_show_no_held_out_pair():
+    for task in [task for task in elements.TASKS if task != "colors"]:
+        held_out = set(CANVAS_32.held_out)
+        for truth in (source(task).truth(i) for i in range(60)):
+            scenes = [s for s in (truth.before, truth.after, *truth.references) if s is not None]
+            assert not any(pairs_of(scene) & held_out for scene in scenes)
 
 
 @pytest.mark.parametrize("task", elements.COMPOSED)

@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -9,13 +10,20 @@ from data_pipelines.scenes.video import sampling as video_sampling
 from data_pipelines.scenes.video import world as video_world
 from data_pipelines.scenes.video.world import CAMERA_MOTIONS, REEL_36, ReelWorld
 
-SHOTS = [video_sampling.sample_shot(REEL_36, randomness.make_rng(0, i), REEL_36.seen) for i in range(120)]
-FILMS = [video_sampling.sample_film(REEL_36, randomness.make_rng(1, i), REEL_36.seen) for i in range(12)]
+
+@functools.cache
+def shots_of_training():
+    return [video_sampling.sample_shot(REEL_36, randomness.make_rng(0, i), REEL_36.seen) for i in range(120)]
+
+
+@functools.cache
+def films_of_training():
+    return [video_sampling.sample_film(REEL_36, randomness.make_rng(1, i), REEL_36.seen) for i in range(12)]
 
 
 def test_every_actor_stays_in_the_picture_and_apart_from_the_other_in_every_frame():
     low, right = REEL_36.border - 1e-5, REEL_36.aspect - REEL_36.border + 1e-5
-    for shot in SHOTS + [shot for film in FILMS for shot in film.shots]:
+    for shot in shots_of_training() + [shot for film in films_of_training() for shot in film.shots]:
         for frame in range(0, shot.frames, 4):
             boxes = np.array([o.box for o in video_world.objects_at(shot, frame)])
             assert boxes.min() >= low
@@ -27,16 +35,16 @@ def test_every_actor_stays_in_the_picture_and_apart_from_the_other_in_every_fram
 
 
 def test_every_motion_of_the_camera_is_drawn_and_four_shots_in_ten_are_static():
-    seen = collections.Counter(shot.camera.motion for shot in SHOTS)
+    seen = collections.Counter(shot.camera.motion for shot in shots_of_training())
     assert set(seen) == set(CAMERA_MOTIONS)
-    assert 0.3 < seen["static"] / len(SHOTS) < 0.5
-    for shot in SHOTS:
+    assert 0.3 < seen["static"] / len(shots_of_training()) < 0.5
+    for shot in shots_of_training():
         low, high = video_world.AMOUNTS[CAMERA_MOTIONS[shot.camera.motion]]
         assert low <= shot.camera.amount <= high
 
 
 def test_under_a_moving_camera_at_most_one_actor_moves_and_across_a_camera_that_goes_along_a_line():
-    shots = [shot for shot in SHOTS if shot.camera.motion != "static"]
+    shots = [shot for shot in shots_of_training() if shot.camera.motion != "static"]
     moved = [sum(actor.direction is not None for actor in shot.actors) for shot in shots]
     assert max(moved) == 1
     assert 0.2 < np.mean(moved) < 0.45
@@ -47,7 +55,7 @@ def test_under_a_moving_camera_at_most_one_actor_moves_and_across_a_camera_that_
 
 
 def test_directions_and_speeds_are_those_of_the_velocities():
-    for shot in SHOTS:
+    for shot in shots_of_training():
         for actor in shot.actors:
             pace = np.hypot(actor.dx, actor.dy)
             if actor.direction is None:
@@ -62,20 +70,20 @@ def test_directions_and_speeds_are_those_of_the_velocities():
 
 
 def test_some_pairs_meet_within_the_shot_with_time_to_see_it():
-    meetings = [met.seconds for shot in SHOTS if (met := video_world.impact(shot))]
-    assert 0.02 < len(meetings) / len(SHOTS) < 0.15
+    meetings = [met.seconds for shot in shots_of_training() if (met := video_world.impact(shot))]
+    assert 0.02 < len(meetings) / len(shots_of_training()) < 0.15
     assert min(meetings) > 0.29
     assert max(meetings) < 0.61
 
 
 def test_some_actors_spin_but_never_a_circle():
-    spinning = [actor.object.shape for shot in SHOTS for actor in shot.actors if actor.spin]
+    spinning = [actor.object.shape for shot in shots_of_training() for actor in shot.actors if actor.spin]
     assert set(spinning) == {"square", "triangle"}
 
 
 def test_a_film_keeps_its_cast_and_changes_background_camera_and_layout_at_every_cut():
-    assert {len(film.shots) for film in FILMS} == {2, 3, 4}
-    for film in FILMS:
+    assert {len(film.shots) for film in films_of_training()} == {2, 3, 4}
+    for film in films_of_training():
         casts = {tuple((o.shape, o.color, o.size, o.radius) for o, *_ in shot.actors) for shot in film.shots}
         assert len(casts) == 1
         assert len({o.shape for o, *_ in film.shots[0].actors}) == len(film.shots[0].actors)
@@ -87,7 +95,7 @@ def test_a_film_keeps_its_cast_and_changes_background_camera_and_layout_at_every
 
 
 def test_held_out_pairs_are_never_drawn_for_training():
-    shots = SHOTS + [shot for film in FILMS for shot in film.shots]
+    shots = shots_of_training() + [shot for film in films_of_training() for shot in film.shots]
     drawn = {(actor.object.shape, actor.object.color) for shot in shots for actor in shot.actors}
     assert drawn == set(REEL_36.seen)
     assert not drawn & set(REEL_36.held_out)
