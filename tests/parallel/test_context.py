@@ -375,7 +375,7 @@ def compile_step(mesh, latents, **fields):
     """A training step on one sample, layers unrolled: XLA counts the body of a loop once."""
     sizes = SIZES | {"width": 128, "num_heads": 8, "scan_unroll": 2, "gate_init": "random"} | fields
     network = dit.DiT(**sizes)
-    x, text = np.zeros((1, *latents, 3), np.float32), np.zeros((1, 4, 5), np.float32)
+    x, text = jnp.zeros((1, *latents, 3)), jnp.zeros((1, 4, 5))
     adam, cond = optimizer.AdamW(), Conditioning(text=text)
     start = lambda key: step.start(network.init(key, x, jnp.zeros(1), cond)["params"], adam)  # noqa: E731
     with jax.set_mesh(mesh):
