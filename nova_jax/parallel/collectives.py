@@ -179,12 +179,8 @@ class Instruction(NamedTuple):
     name: str
     shape: str
     op: str
-    rest: str  # operands and attributes
-
-    @property
-    def operands(self) -> list[str]:
-        """Names of its operands."""
-        return re.findall(r"%([\w.\-]+)", self.rest.partition("), ")[0])
+    operands: list[str]
+    attributes: str  # all that follows the name of the operation
 
 
 class Computation(NamedTuple):
@@ -202,7 +198,8 @@ def _parse(hlo: str) -> dict[str, Computation]:
             current = []
             program[start[2]] = Computation(bool(start[1]), current)
         elif found := INSTRUCTION.match(line):
-            current.append(Instruction(*found.groups()))
+            *named, rest = found.groups()
+            current.append(Instruction(*named, re.findall(r"%([\w.\-]+)", rest.partition("), ")[0]), rest))
     return program
 
 
@@ -217,9 +214,9 @@ def _walk(
             yield from _collectives(program, program[name], found, times, sizes)
         turns = times
         if found.op == "while":
-            trips = re.search(r"known_trip_count\D*(\d+)", found.rest)
+            trips = re.search(r"known_trip_count\D*(\d+)", found.attributes)
             turns = int(trips[1]) * times if trips and times is not None else None
-        for called in re.findall(r"%([\w.\-]+)", found.rest.partition("), ")[2]):
+        for called in re.findall(r"%([\w.\-]+)", found.attributes.partition("), ")[2]):
             if called in program:
                 yield from _walk(program, called, turns, sizes)
 
@@ -229,7 +226,7 @@ def _collectives(
 ) -> Iterator[Collective]:
     """One instruction: two collectives where it sums several arrays, and a device keeps a part of some of them."""
     kind = found.op.removesuffix("-start")
-    group = _first_group(found.rest, math.prod(sizes.values()))
+    group = _first_group(found.attributes, math.prod(sizes.values()))
     places = np.unravel_index(group, tuple(sizes.values()))
     axes = tuple(axis for axis, along in zip(sizes, places, strict=True) if len(set(along)) > 1)
     results = _result_sizes(found, kind)
@@ -239,7 +236,7 @@ def _collectives(
     ]
     whole = sum(size for size, part in zip(results, is_part, strict=True) if not part)
     parts = sum(size for size, part in zip(results, is_part, strict=True) if part)
-    source = re.search(r'op_name="([^"]*)"', found.rest)
+    source = re.search(r'op_name="([^"]*)"', found.attributes)
     for name, size in ((kind, whole), ("reduce-scatter", parts // len(group))):
         if size:
             yield Collective(name, axes, len(group), size, times, source[1] if source else "")
@@ -300,7 +297,7 @@ def _keeps_parts(
     """Whether every user of a value, or of one element of a tuple, takes a slice of this size, each device its own."""
     users = [user for user in inside.instructions if name in user.operands]
     if index is not None and any(user.op == "get-tuple-element" for user in users):
-        users = [user for user in users if re.search(rf"index={index}\b", user.rest)]
+        users = [user for user in users if re.search(rf"index={index}\b", user.attributes)]
     return bool(users) and all(_is_slice(program, inside, user, name, size) for user in users)
 
 
@@ -311,7 +308,7 @@ def _is_slice(program: dict[str, Computation], inside: Computation, user: Instru
         return _keeps_parts(program, inside, user.name, size)
     if user.op != "fusion":
         return False
-    fused = program[re.findall(r"calls=%([\w.\-]+)", user.rest)[0]]
-    parameters = {int(p.rest.partition(")")[0]): p.name for p in fused.instructions if p.op == "parameter"}
+    fused = program[re.findall(r"calls=%([\w.\-]+)", user.attributes)[0]]
+    parameters = {int(p.attributes.partition(")")[0]): p.name for p in fused.instructions if p.op == "parameter"}
     places = [i for i, operand in enumerate(user.operands) if operand == name]
     return all(_keeps_parts(program, fused, parameters[i], size) for i in places)
