@@ -7,7 +7,14 @@ simulated devices of several meshes and read from their HLO. (AdamW and EMA send
 a kind of exchange: bytes that a device sends, bytes of the formula, and their ratio. Kinds below a hundredth of a
 program are left out; its row `all` has them.
 
-EEE
+Measured in 2026-12 with jax 0.10.2 (experiments/results/collectives.json): every kind within 6 % of its formula, all of
+a program within 3 %; MB of the training step:
+
+                               measured   formula   ratio
+    data=8                       34.01      34.01   1.000
+    fsdp=8                       48.69      48.69   1.000
+    tensor=8                     46.48      45.88   1.013
+    data=2 fsdp=2 tensor=2       26.18      25.47   1.028
 """
 
 import functools

@@ -23,7 +23,7 @@ import numpy as np
 
 from nova_jax.parallel import rules
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS: tuple[str, ...] = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)")
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 DTYPES = {"pred": "bool", "s": "int", "u": "uint", "f": "float", "bf16": "bfloat16"}
@@ -157,7 +157,7 @@ def training_step(params: Any, sizes: Mapping[str, int], tokens: Bytes, text: By
         tokens: bytes of the tokens (b, n, d) on a device.
         text: bytes of the text (b, l, d) on a device; 0: no cross-attention.
     """
-    sent = dict.fromkeys(KINDS, 0.0)
+    sent: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     layers, replicas = 0, math.prod(size for axis, size in sizes.items() if axis != "tensor")
     specs = jax.tree.leaves(rules.specs(params, sizes))
     for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(params), specs, strict=True):
@@ -198,8 +198,8 @@ def _parse(hlo: str) -> dict[str, Computation]:
             current = []
             program[start[2]] = Computation(bool(start[1]), current)
         elif found := INSTRUCTION.match(line):
-            *named, rest = found.groups()
-            current.append(Instruction(*named, re.findall(r"%([\w.\-]+)", rest.partition("), ")[0]), rest))
+            name, shape, op, rest = found.groups()
+            current.append(Instruction(name, shape, op, re.findall(r"%([\w.\-]+)", rest.partition("), ")[0]), rest))
     return program
 
 
