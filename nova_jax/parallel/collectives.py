@@ -114,7 +114,8 @@ def tensor_parallel(tokens: Bytes, ways: int, layers: int, branches: int = 3) ->
 def ulysses(tokens: Bytes, ways: int, layers: int) -> float:
     """A training step: queries, keys, values and output change from tokens to heads or back, each way once.
 
-    Jacobs et al. 2023, 2309.14509, section 3.2; `tokens` as in `tensor_parallel`, whole.
+    Jacobs et al. 2023, 2309.14509, section 3.2. `tokens` are bytes of (b, n, d) on all devices of the axis together;
+    where rings of r lie around it, an r-th of them.
     """
     return layers * 2 * 4 * gather(tokens / ways, ways)
 
@@ -122,7 +123,7 @@ def ulysses(tokens: Bytes, ways: int, layers: int) -> float:
 def ring(tokens: Bytes, ways: int, layers: int) -> float:
     """A training step: keys and values go round, and backwards once more with their gradients.
 
-    Liu et al. 2023, 2310.01889, section 3; `tokens` as in `tensor_parallel`, whole.
+    Liu et al. 2023, 2310.01889, section 3. `tokens` as in `ulysses`; where heads are cut u ways inside, a u-th of them.
     """
     return layers * (2 + 4) * (ways - 1) * tokens / ways
 
