@@ -23,7 +23,7 @@ import numpy as np
 
 from nova_jax.parallel import rules
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS: tuple[str, ...] = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)")
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 DTYPES = {"pred": "bool", "s": "int", "u": "uint", "f": "float", "bf16": "bfloat16"}
@@ -114,7 +114,8 @@ def tensor_parallel(tokens: Bytes, ways: int, layers: int, branches: int = 3) ->
 def ulysses(tokens: Bytes, ways: int, layers: int) -> float:
     """A training step: queries, keys, values and output change from tokens to heads or back, each way once.
 
-    Jacobs et al. 2023, 2309.14509, section 3.2; `tokens` as in `tensor_parallel`, whole.
+    Jacobs et al. 2023, 2309.14509, section 3.2. `tokens` are bytes of (b, n, d) on all devices of the axis together;
+    where rings of r lie around it, an r-th of them.
     """
     return layers * 2 * 4 * gather(tokens / ways, ways)
 
@@ -122,7 +123,7 @@ def ulysses(tokens: Bytes, ways: int, layers: int) -> float:
 def ring(tokens: Bytes, ways: int, layers: int) -> float:
     """A training step: keys and values go round, and backwards once more with their gradients.
 
-    Liu et al. 2023, 2310.01889, section 3; `tokens` as in `tensor_parallel`, whole.
+    Liu et al. 2023, 2310.01889, section 3. `tokens` as in `ulysses`; where heads are cut u ways inside, a u-th of them.
     """
     return layers * (2 + 4) * (ways - 1) * tokens / ways
 
@@ -157,7 +158,7 @@ def training_step(params: Any, sizes: Mapping[str, int], tokens: Bytes, text: By
         tokens: bytes of the tokens (b, n, d) on a device.
         text: bytes of the text (b, l, d) on a device; 0: no cross-attention.
     """
-    sent = dict.fromkeys(KINDS, 0.0)
+    sent: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     layers, replicas = 0, math.prod(size for axis, size in sizes.items() if axis != "tensor")
     specs = jax.tree.leaves(rules.specs(params, sizes))
     for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(params), specs, strict=True):
@@ -179,12 +180,8 @@ class Instruction(NamedTuple):
     name: str
     shape: str
     op: str
-    rest: str  # operands and attributes
-
-    @property
-    def operands(self) -> list[str]:
-        """Names of its operands."""
-        return re.findall(r"%([\w.\-]+)", self.rest.partition("), ")[0])
+    operands: list[str]
+    attributes: str  # all that follows the name of the operation
 
 
 class Computation(NamedTuple):
@@ -202,7 +199,8 @@ def _parse(hlo: str) -> dict[str, Computation]:
             current = []
             program[start[2]] = Computation(bool(start[1]), current)
         elif found := INSTRUCTION.match(line):
-            current.append(Instruction(*found.groups()))
+            name, shape, op, rest = found.groups()
+            current.append(Instruction(name, shape, op, re.findall(r"%([\w.\-]+)", rest.partition("), ")[0]), rest))
     return program
 
 
@@ -217,9 +215,9 @@ def _walk(
             yield from _collectives(program, program[name], found, times, sizes)
         turns = times
         if found.op == "while":
-            trips = re.search(r"known_trip_count\D*(\d+)", found.rest)
+            trips = re.search(r"known_trip_count\D*(\d+)", found.attributes)
             turns = int(trips[1]) * times if trips and times is not None else None
-        for called in re.findall(r"%([\w.\-]+)", found.rest.partition("), ")[2]):
+        for called in re.findall(r"%([\w.\-]+)", found.attributes.partition("), ")[2]):
             if called in program:
                 yield from _walk(program, called, turns, sizes)
 
@@ -229,7 +227,7 @@ def _collectives(
 ) -> Iterator[Collective]:
     """One instruction: two collectives where it sums several arrays, and a device keeps a part of some of them."""
     kind = found.op.removesuffix("-start")
-    group = _first_group(found.rest, math.prod(sizes.values()))
+    group = _first_group(found.attributes, math.prod(sizes.values()))
     places = np.unravel_index(group, tuple(sizes.values()))
     axes = tuple(axis for axis, along in zip(sizes, places, strict=True) if len(set(along)) > 1)
     results = _result_sizes(found, kind)
@@ -239,7 +237,7 @@ def _collectives(
     ]
     whole = sum(size for size, part in zip(results, is_part, strict=True) if not part)
     parts = sum(size for size, part in zip(results, is_part, strict=True) if part)
-    source = re.search(r'op_name="([^"]*)"', found.rest)
+    source = re.search(r'op_name="([^"]*)"', found.attributes)
     for name, size in ((kind, whole), ("reduce-scatter", parts // len(group))):
         if size:
             yield Collective(name, axes, len(group), size, times, source[1] if source else "")
@@ -300,7 +298,7 @@ def _keeps_parts(
     """Whether every user of a value, or of one element of a tuple, takes a slice of this size, each device its own."""
     users = [user for user in inside.instructions if name in user.operands]
     if index is not None and any(user.op == "get-tuple-element" for user in users):
-        users = [user for user in users if re.search(rf"index={index}\b", user.rest)]
+        users = [user for user in users if re.search(rf"index={index}\b", user.attributes)]
     return bool(users) and all(_is_slice(program, inside, user, name, size) for user in users)
 
 
@@ -311,7 +309,7 @@ def _is_slice(program: dict[str, Computation], inside: Computation, user: Instru
         return _keeps_parts(program, inside, user.name, size)
     if user.op != "fusion":
         return False
-    fused = program[re.findall(r"calls=%([\w.\-]+)", user.rest)[0]]
-    parameters = {int(p.rest.partition(")")[0]): p.name for p in fused.instructions if p.op == "parameter"}
+    fused = program[re.findall(r"calls=%([\w.\-]+)", user.attributes)[0]]
+    parameters = {int(p.attributes.partition(")")[0]): p.name for p in fused.instructions if p.op == "parameter"}
     places = [i for i, operand in enumerate(user.operands) if operand == name]
     return all(_keeps_parts(program, fused, parameters[i], size) for i in places)

@@ -1,9 +1,14 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from nova_jax.layers import linear
+from nova_jax.parallel import collectives, rules
+from nova_jax.parallel import mesh as meshes
 
 
 def normal(*shape, seed=0):
@@ -77,3 +82,33 @@ def test_dense_computes_in_its_dtype_from_float32_masters():
 def test_dense_without_bias_has_a_kernel_only():
     variables = linear.Dense(4, use_bias=False).init(jax.random.key(0), jnp.ones((2, 3)))
     assert list(variables["params"]) == ["kernel"]
+
+
+def test_layers_of_one_input_are_one_product_under_a_tensor_axis_and_apart_without(xw):
+    layers = [linear.Dense(16, name=name) for name in ("query", "key")]
+    weights = [layer.init(jax.random.key(i), xw[0])["params"] for i, layer in enumerate(layers)]
+
+    class Both(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return linear.project(x, [linear.Dense(16, name=name) for name in ("query", "key")])
+
+    def loss(params, x):
+        query, key = Both().apply({"params": params}, x)
+        return jnp.sum(jnp.sin(query) * jnp.cos(key)), (query, key)
+
+    params = {"query": {**weights[0], "bias": normal(16, seed=2)}, "key": weights[1]}
+    gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (_, apart), gradients = gradient(params, xw[0])
+    np.testing.assert_array_equal(apart[1], layers[1].apply({"params": params["key"]}, xw[0]))
+    mesh = meshes.MeshConfig(data=1, tensor=8).make()
+    x, named = jax.ShapeDtypeStruct(xw[0].shape, jnp.float32, sharding=NamedSharding(mesh, P())), {"attention": params}
+    placed = rules.shardings(named, mesh)["attention"]
+    shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), params, placed)
+    with jax.set_mesh(mesh):
+        program = jax.jit(gradient).lower(shapes, x).compile()
+    (_, together), of_mesh = program(jax.device_put(params, placed), jax.device_put(xw[0], NamedSharding(mesh, P())))
+    for a, b in zip(jax.tree.leaves((apart, gradients)), jax.tree.leaves((together, of_mesh)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    summed = [c.size for c in collectives.read(program.as_text(), mesh.shape) if c.kind == "all-reduce"]
+    assert sum(summed) <= xw[0].nbytes + 4, "the gradient of the input once, and the loss"

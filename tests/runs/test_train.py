@@ -77,6 +77,14 @@ def test_a_schedule_that_falls_ends_with_the_run_and_moves_when_the_run_goes_on(
 
 
 @pytest.mark.long
+def test_a_run_says_once_what_its_mesh_does_not_divide(tiny, tmp_path):
+    mesh = MeshConfig(data=1, tensor=8)
+    result = experiment.run(dataclasses.replace(tiny, mesh=mesh, steps=1, preview=None, run_dir=str(tmp_path)))
+    events = (result.directory / "events.jsonl").read_text()
+    assert events.count("the size 2 of heads does not divide over tensor=8, so it is whole on every device") == 1
+
+
+@pytest.mark.long
 def test_a_picture_depends_on_its_prompt_and_seed_alone(finished):
     trained = generation.load_run(finished.directory)
     settings = generation.SamplingSettings(num_steps=3)
