@@ -32,7 +32,7 @@ def make(name):
         )
     cond = jax.tree.map(jnp.asarray, cond)
     forms = jax.eval_shape(network.init, jax.random.key(0), X, T, cond)["params"]
-    return network, jax.tree.map(lambda a: 0.3 * rng.standard_normal(a.shape, np.float32), forms), cond
+    return network, jax.tree.map(lambda a: jnp.asarray(0.3 * rng.standard_normal(a.shape, np.float32)), forms), cond
 
 
 @pytest.mark.parametrize("name", ["editing", *(pytest.param(n, marks=pytest.mark.long) for n in ("wan", "bfloat16"))])
