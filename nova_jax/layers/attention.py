@@ -158,7 +158,9 @@ class MultiHeadAttention(_Projections):
             keys = self._as_keys(*rest)
         else:
             (query,) = self._project(x, d, "query")
-            keys = self._as_keys(*self._project(y, d, "key", "value")) if keys is None else keys
+            if keys is None:
+                assert y is not None
+                keys = self._as_keys(*self._project(y, d, "key", "value"))
         # q[B, N_context, K_tensor, Q] stays on its tokens' shard; keys and values are gathered over the context axis.
         q = constrain(self._split(self._normalize(query, "query_norm")), "batch", "tokens", "heads", "head_dim")
         k, v = (constrain(a, "batch", None, "heads", "head_dim") for a in keys)

@@ -229,6 +229,7 @@ class DiT(nn.Module):
             raise ValueError(
                 "text tokens have no frame whose time they share: use text_attention='cross' with times per frame"
             )
+        assert text is not None  # `embedders.check` refuses keys in its place
         joined, context = _join_text(tokens, text, text_mask, Context(shared, None, None, rotation))
         tokens = blocks(joined, context, None)[0][:, : tokens.shape[1]]
         return tokens, self._predict(tokens, e, grid)

@@ -63,3 +63,5 @@ def test_without_text_or_cross_attention_nothing_changes():
     assert with_text_keys(joint, params, cond) is cond
     assert with_text_keys(network, params, Conditioning()) == Conditioning()
     assert with_text_keys(lambda: None, params, cond) is cond
+    with pytest.raises(ValueError, match="text_keys is present, but text_attention='joint'"):
+        jax.eval_shape(lambda c: joint.apply({"params": params}, X, T, c), with_text_keys(network, params, cond))
