@@ -33,16 +33,16 @@ def measure(length: int) -> dict[str, Any]:
     """FLOPs of an evaluation and seconds of a sample, both ways, at one length of the text."""
     network = presets.dit(MODEL)
     rng = np.random.default_rng(0)
-    cond = Conditioning(text=jnp.asarray(rng.standard_normal((1, length, network.text_dim), np.float32)))
-    null = Conditioning(text=jnp.zeros_like(cond.text))
+    text = jnp.asarray(rng.standard_normal((1, length, network.text_dim), np.float32))
+    cond, null = Conditioning(text=text), Conditioning(text=jnp.zeros_like(text))
     x, t = jnp.zeros((1, *SHAPE)), jnp.ones(1)
     forms = jax.eval_shape(network.init, jax.random.key(0), x, t, cond)["params"]
     params = jax.tree.map(lambda a: jnp.asarray(0.05 * rng.standard_normal(a.shape, np.float32)), forms)
     once = jax.jit(lambda p, c: with_text_keys(network, p, c))(params, cond)
     flops = [_flops(network.clone(scan_unroll=network.depth), params, x, t, c) for c in (cond, once)]
     programs = [jax.jit(_sample(network, is_once)) for is_once in (False, True)]
-    outputs = [np.asarray(run(params, cond, null)) for run in programs]  # compiles
-    np.testing.assert_array_equal(*outputs)
+    first, second = (np.asarray(run(params, cond, null)) for run in programs)  # compiles
+    np.testing.assert_array_equal(first, second)
     seconds: list[list[float]] = [[], []]
     for turn in range(TURNS):
         for which in (0, 1) if turn % 2 else (1, 0):

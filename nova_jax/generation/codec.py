@@ -73,7 +73,7 @@ def decode_stream(
 def _decode_tiles(trained: TrainedRun, chunks: Sequence[np.ndarray]) -> Iterator[UInt8[np.ndarray, "b n h w 3"]]:
     """The pixels of each chunk of one clip's latents, tile by tile."""
     assert trained.tiles is not None
-    shown = map(np.asarray, map(trained.codec.denormalize, chunks))
+    shown = (np.asarray(trained.codec.denormalize(jnp.asarray(chunk))) for chunk in chunks)
     blended = tiling.decode_stream(trained.codec, trained.codec_params, shown, trained.tiles, mesh=trained.mesh)
     yield from (np.asarray(to_uint8(pixels)) for pixels in blended)
 

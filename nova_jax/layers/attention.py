@@ -209,7 +209,9 @@ class MultiHeadAttention(_Projections):
             keys = self._as_keys(*rest)
         else:
             (query,) = self._project(x, d, "query")
-            keys = self._as_keys(*self._project(y, d, "key", "value")) if keys is None else keys
+            if keys is None:
+                assert y is not None
+                keys = self._as_keys(*self._project(y, d, "key", "value"))
         shares_keys = y is x
         # q[B, N_context, K_tensor, Q]; keys and values lie alike in self-attention, and leave after the rotation, once.
         q = constrain(self._split(self._normalize(query, "query_norm")), "batch", "tokens", "heads", "head_dim")

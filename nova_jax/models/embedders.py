@@ -109,6 +109,8 @@ def check(network: Any, cond: Conditioning) -> None:
             raise ValueError(
                 f"cond.{condition.name} is present, but this network has {setting}={getattr(network, setting)}"
             )
+    if cond.text_keys is not None and network.text_attention == "joint":
+        raise ValueError("cond.text_keys is present, but text_attention='joint' has no keys of the text alone")
     known = {name for c in read_by(network) for name in (*c.fields, *c.details)}
     if unread := sorted(set(cond.extra or ()) - known):
         raise ValueError(

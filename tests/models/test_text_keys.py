@@ -32,7 +32,7 @@ def make(name):
         )
     cond = jax.tree.map(jnp.asarray, cond)
     forms = jax.eval_shape(network.init, jax.random.key(0), X, T, cond)["params"]
-    return network, jax.tree.map(lambda a: 0.3 * rng.standard_normal(a.shape, np.float32), forms), cond
+    return network, jax.tree.map(lambda a: jnp.asarray(0.3 * rng.standard_normal(a.shape, np.float32)), forms), cond
 
 
 @pytest.mark.parametrize("name", ["editing", *(pytest.param(n, marks=pytest.mark.long) for n in ("wan", "bfloat16"))])
@@ -63,3 +63,5 @@ def test_without_text_or_cross_attention_nothing_changes():
     assert with_text_keys(joint, params, cond) is cond
     assert with_text_keys(network, params, Conditioning()) == Conditioning()
     assert with_text_keys(lambda: None, params, cond) is cond
+    with pytest.raises(ValueError, match="text_keys is present, but text_attention='joint'"):
+        jax.eval_shape(lambda c: joint.apply({"params": params}, X, T, c), with_text_keys(network, params, cond))
