@@ -75,7 +75,7 @@ class Status(NamedTuple):
 
     Attributes:
         host: its machine.
-        count: phases that it has entered.
+        entered: how many phases so far.
         phase: the last of them, with the step.
         age: seconds in it without progress.
         limit: seconds allowed.
@@ -86,7 +86,7 @@ class Status(NamedTuple):
     """
 
     host: str
-    count: int = 0
+    entered: int = 0
     phase: str = "starting"
     age: float = 0.0
     limit: float = math.inf
@@ -117,7 +117,7 @@ def judge(statuses: Mapping[int, Status], silent: Mapping[int, float], count: in
     def name(k: int) -> str:
         return f"process {k} of {count} on {at_work[k].host}"
 
-    behind = {k: at_work[k] for k in at_work if at_work[k].count == min(s.count for s in at_work.values())}
+    behind = {k: at_work[k] for k in at_work if at_work[k].entered == min(s.entered for s in at_work.values())}
     for k, status in at_work.items():
         if status.is_own:
             return Verdict(f"{name(k)} failed in {status.phase}: {status.failure}")
@@ -166,7 +166,7 @@ class Watch:
         self._moved = 0  # signs of progress
         self._entered: set[str] = set()
         self._answered = time.monotonic()  # when the coordinator last did
-        unheard = json.dumps(Status("an unknown host", count=-1))
+        unheard = json.dumps(Status("an unknown host", entered=-1))
         self._heard = dict.fromkeys(range(self._count), (unheard, 0.0))  # by process: its last post, and when it came
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -197,7 +197,7 @@ class Watch:
         limit = self._limits.step if name in self._entered else self._limits.start
         self._entered.add(name)
         text = name if step is None else f"step {step}, {name}"
-        self._now = self._now._replace(count=self._now.count + 1, phase=text, limit=limit)
+        self._now = self._now._replace(entered=self._now.entered + 1, phase=text, limit=limit)
         self.progress()
 
     def progress(self) -> None:
@@ -250,7 +250,7 @@ class Watch:
             if text != self._heard[int(key)][0]:
                 self._heard[int(key)] = (text, now)
         known = {k: Status(*json.loads(text)) for k, (text, _) in self._heard.items()}
-        silent = {k: now - since if known[k].count >= 0 else 0.0 for k, (_, since) in self._heard.items()}
+        silent = {k: now - since if known[k].entered >= 0 else 0.0 for k, (_, since) in self._heard.items()}
         if self._index:  # process 0 judges all, and the others its silence
             known = {0: known[0]._replace(limit=math.inf)}
         return judge(known, silent, self._count, float(self._limits.heartbeat))
