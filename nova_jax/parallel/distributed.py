@@ -59,7 +59,7 @@ def initialize(
             of one job, the processes disagree about how many they are, or this process has joined as another one.
         NoCoordinator: the coordinator does not answer, or not all processes come.
     """
-    seconds = {"heartbeat_timeout_seconds": heartbeat_seconds, "initialization_timeout": join_seconds}
+    seconds: Any = {"heartbeat_timeout_seconds": heartbeat_seconds, "initialization_timeout": join_seconds}
     given = (coordinator, num_processes, process_id)
     known = [os.environ.get(name) if value is None else value for name, value in zip(EXPLICIT, given, strict=True)]
     if all(value is None for value in known):
@@ -120,7 +120,7 @@ def _check_count(number: int, index: int, seconds: int) -> None:
         return
     post(f"count/{index}", str(number))
     for other in range(1, number) if index == 0 else (0,):
-        count = runtime.global_state.client.blocking_key_value_get(f"{PREFIX}count/{other}", 1000 * seconds)
+        count = _store().blocking_key_value_get(f"{PREFIX}count/{other}", 1000 * seconds)
         if int(count) != number:
             raise ValueError(
                 f"process {index} was told NOVA_NUM_PROCESSES={number} and process {other} {count}: start all with the "
@@ -144,14 +144,18 @@ def coordinator_answers() -> bool:
     return True
 
 
+def _store() -> Any:
+    return runtime.global_state.client
+
+
 def post(key: str, text: str) -> None:
     """Writes a short text where all processes can read it: at the coordinator, which is process 0."""
-    runtime.global_state.client.key_value_set(PREFIX + key, text, allow_overwrite=True)
+    _store().key_value_set(PREFIX + key, text, allow_overwrite=True)
 
 
 def posted(folder: str) -> dict[str, str]:
     """What was posted under keys `folder/...`: the texts by the rest of their keys."""
-    found = runtime.global_state.client.key_value_dir_get(f"{PREFIX}{folder}/")
+    found = _store().key_value_dir_get(f"{PREFIX}{folder}/")
     return {key.rpartition("/")[2]: text for key, text in found}
 
 
@@ -167,7 +171,7 @@ def gather(name: str, text: str) -> list[str]:
     post(f"{name}/{number}/{index}", text)
     barrier(name)
     if number > 1:  # every process has read the texts before these, or it would not have posted again
-        runtime.global_state.client.key_value_delete(f"{PREFIX}{name}/{number - 1}/{index}")
+        _store().key_value_delete(f"{PREFIX}{name}/{number - 1}/{index}")
     found = posted(f"{name}/{number}")
     return [found[str(other)] for other in range(count)]
 
@@ -223,7 +227,7 @@ def barrier(name: str) -> None:
     """Waits until every process is here, under the same name; it needs no device, and may take a day."""
     if process_place()[1] > 1:
         key = f"{PREFIX}{name}/{serial(f'{name} barrier')}"
-        runtime.global_state.client.wait_at_barrier(key, int(1000 * DAY))
+        _store().wait_at_barrier(key, int(1000 * DAY))
 
 
 def agree(value: int) -> int:

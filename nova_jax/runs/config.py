@@ -167,6 +167,13 @@ class TrainConfig:
             raise ValueError(f"seed is {self.seed}; it must be a whole number from 0 to {SEEDS - 1:,}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), and 0 keeps the newest parameters")
+        folders = {name: getattr(self, name) for name in ("run_dir", "teacher", "start_from")}
+        for name, path in (folders | {"data.cache_path": getattr(self.data, "cache_path", None)}).items():
+            if path and "://" in str(path):
+                raise ValueError(
+                    f"{name} is {path}; it must be a path, since files of a run are locked, appended to and renamed: "
+                    "mount the bucket, as with gcsfuse or mount-s3, and give the folder where it is mounted"
+                )
 
     @property
     def directory(self) -> pathlib.Path:

@@ -52,6 +52,7 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
         for size in config.data.batch_sizes(config.batch_size):
             meshes.check_batch_size(devices, size, config.accumulate)
         with lock.RunLock(config.directory):
+            watching.report = functools.partial(logging.add_event, config.directory)
             _check_shared(config)
             _check_channels(config)
             watch.phase("encoding")
@@ -64,7 +65,7 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
                 _write_codec(config)
             distributed.barrier("nova_jax run folder")
             with jax.set_mesh(devices):
-                return Result(_train(config, devices, record, callbacks, notes, watching), config.directory)
+                return Result(_train(config, devices, record, callbacks, notes), config.directory)
 
 
 def _check_shared(config: TrainConfig) -> None:
@@ -100,7 +101,6 @@ def _train(
     record: dict[str, Any],
     callbacks: Sequence[loop.Callback],
     notes: Sequence[str],
-    watching: watch.Watch,
 ) -> TrainState:
     """Restores or initialises the state, then hands it to the loop."""
     watch.phase("restoring or making the state")
@@ -119,8 +119,6 @@ def _train(
         with logging.RunLog(
             folder, throughput, total_steps=config.steps, start_step=first, tensorboard=config.tensorboard
         ) as log:
-            if distributed.is_main():
-                watching.report = log.event
             checkpoints.metadata["origins"] = restored.metadata.get("origins", {}) if restored else _origins(config)
             state = _start(config, restored, made, devices, log)
             denoiser = getattr(config.model, "dit", config.model)

@@ -107,8 +107,7 @@ class RunLog:
         """Tells people, now and in events.jsonl."""
         if not self._is_main:
             return
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        _append(self._events, {"time": now, "event": text, **fields})
+        _append(self._events, _event(text, fields))
         self._console.print(text, markup=False)
 
     def close(self) -> None:
@@ -175,6 +174,13 @@ class Progress:
             self._start = self._printed = now
 
 
+def add_event(directory: pathlib.Path, text: str) -> None:
+    """Adds to events.jsonl of a run whose log may be closed; from the main process only."""
+    if distributed.is_main():
+        with (directory / "events.jsonl").open("a") as file:
+            _append(file, _event(text, {}))
+
+
 def keep_lines(path: pathlib.Path, *, through: int) -> None:
     """Drops the lines of later steps, and a last line torn by a crash, in one atomic rewrite."""
     if not path.exists():
@@ -188,6 +194,10 @@ def keep_lines(path: pathlib.Path, *, through: int) -> None:
         if is_kept:
             kept.append(line + "\n")
     atomic.write(path, "".join(kept))
+
+
+def _event(text: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "event": text, **fields}
 
 
 def _bits(loss: np.ndarray) -> str:

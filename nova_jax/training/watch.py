@@ -25,6 +25,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ class Status(NamedTuple):
 
     Attributes:
         host: its machine.
-        count: phases that it has entered.
+        entered: how many phases so far.
         phase: the last of them, with the step.
         age: seconds in it without progress.
         limit: seconds allowed.
@@ -85,7 +86,7 @@ class Status(NamedTuple):
     """
 
     host: str
-    count: int = 0
+    entered: int = 0
     phase: str = "starting"
     age: float = 0.0
     limit: float = math.inf
@@ -116,16 +117,19 @@ def judge(statuses: Mapping[int, Status], silent: Mapping[int, float], count: in
     def name(k: int) -> str:
         return f"process {k} of {count} on {at_work[k].host}"
 
+    behind = {k: at_work[k] for k in at_work if at_work[k].entered == min(s.entered for s in at_work.values())}
     for k, status in at_work.items():
-        if status.is_own or (status.failure and status.age > heartbeat):
+        if status.is_own:
             return Verdict(f"{name(k)} failed in {status.phase}: {status.failure}")
-    for k, status in at_work.items():
         if silent[k] > heartbeat:
             return Verdict(
                 f"{name(k)} gave no sign of life for {heartbeat:g} s (limits.heartbeat): it was killed, or its machine "
                 f"is gone; it was last in {status.phase}"
             )
-    behind = {k: at_work[k] for k in at_work if at_work[k].count == min(s.count for s in at_work.values())}
+    for k, status in at_work.items():
+        if status.failure and status.age > heartbeat:
+            last = "".join(f"; furthest behind is {name(j)}, in {at_work[j].phase}" for j in behind if j != k)
+            return Verdict(f"{name(k)} failed in {status.phase}: {status.failure}{last}")
     if behind and all(status.age > status.limit for status in behind.values()):
         first = min(behind, key=lambda k: behind[k].age)
         others = f", as all of {len(behind)} processes" if len(behind) > 1 else ""
@@ -150,11 +154,11 @@ class Watch:
         name: of what is done before the first phase, which may take as long as it likes.
 
     Attributes:
-        report: gets the verdict before the process ends; a log may take the place of standard error.
+        report: gets the verdict that standard error gets, before the process ends.
     """
 
     def __init__(self, limits: Limits, name: str = "starting") -> None:
-        self.report: Callable[[str], None] = _print
+        self.report: Callable[[str], None] = lambda sentence: None
         self._limits = limits
         self._index, self._count = distributed.process_place()
         self._folder = f"watch/{distributed.serial('watch')}"
@@ -162,7 +166,7 @@ class Watch:
         self._moved = 0  # signs of progress
         self._entered: set[str] = set()
         self._answered = time.monotonic()  # when the coordinator last did
-        unheard = json.dumps(Status("an unknown host", count=-1))
+        unheard = json.dumps(Status("an unknown host", entered=-1))
         self._heard = dict.fromkeys(range(self._count), (unheard, 0.0))  # by process: its last post, and when it came
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -193,7 +197,7 @@ class Watch:
         limit = self._limits.step if name in self._entered else self._limits.start
         self._entered.add(name)
         text = name if step is None else f"step {step}, {name}"
-        self._now = self._now._replace(count=self._now.count + 1, phase=text, limit=limit)
+        self._now = self._now._replace(entered=self._now.entered + 1, phase=text, limit=limit)
         self.progress()
 
     def progress(self) -> None:
@@ -216,8 +220,9 @@ class Watch:
         """Ends the process if there is a verdict."""
         try:
             verdict = judging(*arguments)
-        except jax.errors.JaxRuntimeError:
-            verdict = self._lost()
+        except jax.errors.JaxRuntimeError as error:
+            failed = self._now._replace(failure=_first_line(error), is_own=True)
+            verdict = self._lost() if self._index else judge({0: failed}, {0: 0.0}, self._count, math.inf)
         if verdict:
             self._end(verdict)
 
@@ -245,7 +250,7 @@ class Watch:
             if text != self._heard[int(key)][0]:
                 self._heard[int(key)] = (text, now)
         known = {k: Status(*json.loads(text)) for k, (text, _) in self._heard.items()}
-        silent = {k: now - since if known[k].count >= 0 else 0.0 for k, (_, since) in self._heard.items()}
+        silent = {k: now - since if known[k].entered >= 0 else 0.0 for k, (_, since) in self._heard.items()}
         if self._index:  # process 0 judges all, and the others its silence
             known = {0: known[0]._replace(limit=math.inf)}
         return judge(known, silent, self._count, float(self._limits.heartbeat))
@@ -253,15 +258,18 @@ class Watch:
     def _end(self, verdict: Verdict) -> None:
         """Says the verdict, and ends the process."""
         try:
-            self._tell(verdict)
             if self._index in verdict.slow:
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+            print(f"nova: {verdict.sentence}", file=sys.__stderr__, flush=True)
+            self._tell(verdict)
             self.report(verdict.sentence)
             sys.stdout.flush()
             for child in multiprocessing.active_children():
                 child.kill()
             if self._index == 0 and self._count > 1:
                 time.sleep(LINGER * self._limits.interval)
+        except Exception:
+            traceback.print_exc()  # the run ends all the same
         finally:
             os._exit(EXIT_HUNG)
 
@@ -301,10 +309,6 @@ def progress(*_: Any) -> None:
     """Says that the phase goes on: its time begins again."""
     if _running:
         _running[-1].progress()
-
-
-def _print(sentence: str) -> None:
-    print(f"nova: {sentence}", file=sys.__stderr__, flush=True)
 
 
 def _first_line(error: BaseException) -> str:

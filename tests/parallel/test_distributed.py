@@ -71,6 +71,18 @@ def test_half_an_address_is_refused(monkeypatch):
         distributed.initialize("localhost:1234")
 
 
+@pytest.mark.parametrize("given", [("host", 2, 0), ("host:x", 2, 0), ("host:1", 2, 2), ("host:1", 0, 0)])
+def test_an_address_or_a_number_that_fits_no_job_is_refused(given):
+    with pytest.raises(ValueError, match=r"NOVA_COORDINATOR=host\S* NOVA_NUM_PROCESSES=\d NOVA_PROCESS_ID=\d: give"):
+        distributed.initialize(*given)
+
+
+def test_what_processes_tell_each_other_is_what_a_lonely_one_says():
+    assert distributed.process_place() == (0, 1)
+    assert distributed.gather("test", "text") == ["text"]
+    distributed.barrier("test")
+
+
 def test_a_lonely_process_does_not_wait_for_others(monkeypatch):
     for name in (*distributed.EXPLICIT, "NOVA_DISTRIBUTED", "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)

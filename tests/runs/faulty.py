@@ -40,15 +40,19 @@ def hang_after(index, reads):
         return read(self, at)
 
     encoding.LatentCache.read = blocking
+    return []
 
 
-def main(path, fault="", *numbers):
-    callbacks = kill_at(*map(int, numbers)) if fault == "--kill" else []
-    if fault == "--hang":
-        hang_after(*map(int, numbers))
-    saved = json.loads(pathlib.Path(path).read_text())
-    experiment.run(configs.from_dict(saved, ("nova_jax", "data_pipelines")), callbacks)
+def main(arguments):
+    callbacks = []
+    if arguments[0].startswith("--"):
+        fault, index, number = arguments[0], *map(int, arguments[1:3])
+        arguments = arguments[3:]
+        callbacks = kill_at(index, number) if fault == "--kill" else hang_after(index, number)
+    for path in arguments:
+        saved = json.loads(pathlib.Path(path).read_text())
+        experiment.run(configs.from_dict(saved, ("nova_jax", "data_pipelines")), callbacks)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

@@ -27,21 +27,22 @@ pytestmark = pytest.mark.long
 
 
 def environment():
+    """Without a cache of compiled programs, which process 0 alone fills: the others would keep it waiting."""
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
         "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": os.environ["NOVA_TEST_CACHE"],
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 
 
-def launch(processes, devices, config, *fault):
-    """So many processes that train the config: the exit code, and what they said."""
-    path = pathlib.Path(f"{config.directory}.json")
-    path.write_text(json.dumps(configs.to_dict(config)))
+def launch(processes, devices, *runs, fault=()):
+    """So many processes that train the configs one after the other: the exit code, and what they said."""
+    paths = []
+    for config in runs:
+        paths.append(f"{config.directory}.json")
+        pathlib.Path(paths[-1]).write_text(json.dumps(configs.to_dict(config)))
     nova = [sys.executable, "-c", "from nova_jax import cli; cli.main()", "launch"]
     places = ["--processes", str(processes), "--devices", str(devices), "--"]
-    command = [*nova, *places, sys.executable, str(WORKER), str(path), *map(str, fault)]
+    command = [*nova, *places, sys.executable, str(WORKER), *map(str, fault), *paths]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     return done.returncode, done.stderr
 
@@ -68,7 +69,7 @@ def killed(tmp_path_factory):
     undisturbed = dataclasses.replace(config, run_dir=str(folder / "undisturbed"))
     code, error = launch(1, 2, undisturbed)
     assert code == 0, error[-3000:]
-    return config, launch(2, 2, config, "--kill", 1, 5)
+    return config, launch(2, 2, config, fault=("--kill", 1, 5))
 
 
 def test_a_killed_process_ends_the_other_with_a_sentence_that_names_it(killed):
@@ -99,7 +100,7 @@ def test_a_read_that_never_returns_ends_all_processes_within_the_limit(tmp_path)
     data = dataclasses.replace(config.data, in_memory=False)
     limits = Limits(step=5.0, start=600.0, heartbeat=60)
     config = dataclasses.replace(config, data=data, preview=None, steps=100, checkpoint_every=100, limits=limits)
-    code, error = launch(2, 1, config, "--hang", 1, 40)
+    code, error = launch(2, 1, config, fault=("--hang", 1, 40))
     ended = time.time()
     assert code == 76
     sentences = {line.removeprefix("[1] ") for line in error.splitlines() if "has not moved" in line}

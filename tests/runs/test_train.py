@@ -281,12 +281,24 @@ def test_a_tilde_is_the_home_folder_on_writing_as_on_reading(tmp_path, monkeypat
     assert list(work.iterdir()) == []
 
 
-def test_what_comes_after_a_run_of_several_processes_is_left_to_one(tiny, monkeypatch, capsys):
+def test_what_comes_after_a_run_is_done_by_all_processes_and_printed_by_one(tiny, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["experiment"])
     monkeypatch.setattr(main, "run", lambda config: None)
     done = []
-    experiment.main(tiny, lambda config, result: done.append(config))
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    experiment.main(tiny, lambda config, result: done.append(config))
-    assert done == [tiny]
-    assert "the same command as one process" in capsys.readouterr().out
+
+    def then(config, result):
+        done.append(config)
+        print("scored")
+
+    experiment.main(tiny, then)
+    assert capsys.readouterr().out == "scored\n"
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    experiment.main(tiny, then)
+    assert capsys.readouterr().out == ""
+    assert done == [tiny, tiny]
+
+
+@pytest.mark.parametrize("name", ["run_dir", "teacher", "start_from", "data.cache_path"])
+def test_a_bucket_that_is_not_mounted_is_refused(tiny, name):
+    with pytest.raises(ValueError, match=rf"{name} is gs://bucket/x; it must be a path, .* mount the bucket"):
+        dataclasses.replace(configs.override(tiny, [f"{name}=gs://bucket/x"]))
