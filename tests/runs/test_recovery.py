@@ -129,7 +129,7 @@ def start(folders, config, counts=None):
         env = environment() | {"JAX_PLATFORMS": "cpu"} | env
         processes.append(subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True))
     try:
-        return [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
+        return [(process.communicate(timeout=600)[1], process.returncode) for process in processes]
     finally:
         for process in processes:
             process.kill()
