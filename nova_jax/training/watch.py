@@ -61,7 +61,7 @@ class Limits:
     @property
     def interval(self) -> float:
         """Seconds between exchanges."""
-        return min(1.0, self.heartbeat / 10)
+        return min(0.5, self.heartbeat / 10)
 
 
 class Status(NamedTuple):
