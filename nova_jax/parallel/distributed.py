@@ -11,6 +11,7 @@ SLURM steps, Open MPI jobs and TPU pods that show themselves in their usual vari
 import atexit
 import collections
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -76,16 +77,23 @@ def initialize(
             )
         return
     is_loopback = address.rsplit(":", 1)[0] in ("localhost", "127.0.0.1")
+    waited = _who_waited(address, number, index, join_seconds)
+
+    def say_so() -> None:
+        print(f"nova: {waited}", file=sys.stderr, flush=True)
+        os._exit(1)
+
     try:
-        jax.distributed.initialize(
-            address,
-            num_processes=number,
-            process_id=index,
-            coordinator_bind_address=address if is_loopback else None,  # the default listens on every interface
-            **seconds,
-        )
+        with before_abort(say_so):
+            jax.distributed.initialize(
+                address,
+                num_processes=number,
+                process_id=index,
+                coordinator_bind_address=address if is_loopback else None,  # the default listens on every interface
+                **seconds,
+            )
     except RuntimeError as error:
-        raise NoCoordinator(_who_waited(address, number, index, join_seconds, error)) from error
+        raise NoCoordinator(f"{waited} ({str(error).splitlines()[0][:300]})") from error
     _check_count(number, index, join_seconds)
 
 
@@ -100,18 +108,33 @@ def _checked(address: str, number: str, index: str) -> tuple[str, int, int]:
     return address, int(number), int(index)
 
 
-def _who_waited(address: str, number: int, index: int, seconds: int, error: Exception) -> str:
-    reason = str(error).splitlines()[0][:300]
+def _who_waited(address: str, number: int, index: int, seconds: int) -> str:
     if index:
         return (
             f"process {index} of {number} on {socket.gethostname()} found no coordinator at {address} within "
-            f"{seconds} s ({reason}): process 0 must run there with the same NOVA_COORDINATOR and NOVA_NUM_PROCESSES, "
-            "and its port be open to this host"
+            f"{seconds} s: process 0 must run there with the same NOVA_COORDINATOR and NOVA_NUM_PROCESSES, and its "
+            "port be open to this host"
         )
     return (
-        f"process 0 of {number} waited {seconds} s at {address} for the others, and not all came ({reason}): start "
-        f"processes 1 to {number - 1} with this NOVA_COORDINATOR, or correct NOVA_NUM_PROCESSES"
+        f"process 0 of {number} waited {seconds} s at {address} for the others, and not all came: start processes 1 to "
+        f"{number - 1} with this NOVA_COORDINATOR, or correct NOVA_NUM_PROCESSES"
     )
+
+
+@contextlib.contextmanager
+def before_abort(action: Callable[[], None]) -> Iterator[None]:
+    """Calls `action` when JAX aborts this process, as it does when its coordinator is lost or never found.
+
+    Python's own handlers come too late: they run in the main thread, for which an abort does not wait.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: action())
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    previous = set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        set_handler(signal.SIGABRT, previous)
 
 
 def _check_count(number: int, index: int, seconds: int) -> None:

@@ -107,7 +107,7 @@ def fit(
                 watch.phase("saving a checkpoint", step)
                 checkpoints.save(step, state, {"position": position})
             for number, callback in enumerate(due, 1):
-                watch.phase(f"calling back {number} of {len(due)}", step)
+                watch.phase(f"callback {number} of {len(due)}", step)
                 callback.run(step, state)
             if stops and not is_last:
                 watch.phase("finishing a checkpoint", step)

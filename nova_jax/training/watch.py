@@ -13,14 +13,12 @@ took too long with the stacks of all their threads. Heartbeats of JAX itself do 
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import faulthandler
 import json
 import math
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import threading
@@ -37,10 +35,6 @@ EXIT_HUNG = os.EX_PROTOCOL  # 76: some process died or hung, and the others were
 TICK = 0.25  # seconds between looks at the clock
 LINGER = 3  # exchanges that process 0 stays for, so that all read its verdict
 BROKEN = ("Gloo", "NCCL", "coordination service")  # in the error of an exchange whose other side is gone
-
-_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_signal = ctypes.CDLL(None).signal  # of C: handlers of Python run in the main thread, for which an abort does not wait
-_signal.argtypes, _signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +61,7 @@ class Limits:
     @property
     def interval(self) -> float:
         """Seconds between exchanges."""
-        return min(1.0, self.heartbeat / 10)
+        return min(0.5, self.heartbeat / 10)
 
 
 class Status(NamedTuple):
@@ -170,14 +164,14 @@ class Watch:
         self._heard = dict.fromkeys(range(self._count), (unheard, 0.0))  # by process: its last post, and when it came
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._on_abort = _HANDLER(lambda number: self._judge(self._lost))
+        self._abort = distributed.before_abort(lambda: self._judge(self._lost))
 
     def __enter__(self) -> "Watch":
         _running.append(self)
         self._post(self._now)  # of a process that dies at once the others know at least this
         self._thread.start()
-        if self._index:  # JAX aborts a process whose coordinator is gone, in most cases before the thread has noticed
-            self._before = _signal(signal.SIGABRT, ctypes.cast(self._on_abort, ctypes.c_void_p))
+        if self._index:
+            self._abort.__enter__()  # which comes before the thread has noticed that the coordinator is gone
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -284,7 +278,7 @@ class Watch:
             time.sleep(LINGER * self._limits.interval)  # until the others have heard it
         self._thread.join(LINGER * self._limits.interval)
         if self._index:
-            _signal(signal.SIGABRT, self._before)
+            self._abort.__exit__(None, None, None)
 
     def _tell(self, verdict: Verdict | None) -> None:
         if self._index == 0 and self._count > 1:

@@ -17,7 +17,7 @@ from nova_jax.models.text import encoder
 from nova_jax.parallel import rules
 from nova_jax.parallel.mesh import MeshConfig
 from nova_jax.runs import main
-from nova_jax.training import loop
+from nova_jax.training import checkpoint, loop
 from tests import tiny_run
 
 
@@ -164,6 +164,18 @@ def test_a_mesh_or_batch_that_does_not_fit_is_refused(tiny):
         experiment.run(dataclasses.replace(tiny, mesh=MeshConfig(fsdp=16)))
     with pytest.raises(ValueError, match=r"batch_size 12 does not divide.*use 8 or 16"):
         experiment.run(dataclasses.replace(tiny, batch_size=12))
+
+
+@pytest.mark.long
+def test_every_checkpoint_of_a_run_remembers_the_one_that_it_began_with(tiny, finished, tmp_path):
+    config = dataclasses.replace(
+        tiny, start_from=str(finished.directory), run_dir=str(tmp_path), steps=1, preview=None, keep=9
+    )
+    newest = checkpoint.origin(finished.directory / "checkpoints")
+    experiment.run(config)
+    experiment.run(dataclasses.replace(config, steps=2))
+    saved = [json.loads(path.read_text())["custom_metadata"] for path in tmp_path.rglob("_CHECKPOINT_METADATA")]
+    assert [metadata["origins"] for metadata in saved] == [{"start_from": newest}] * 2
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -189,6 +189,6 @@ def test_without_process_0_and_its_coordinator_the_others_end_at_once_and_name_i
 
 @pytest.mark.long
 def test_processes_that_end_well_are_not_disturbed():
-    codes, errors = ends(start("works,works", heartbeat=2, step=5.0), 60)
+    codes, errors = ends(start("works,works", heartbeat=10, step=20.0), 300)
     assert codes == [0, 0]
     assert [sentences(error) for error in errors] == [[], []]
