@@ -222,6 +222,7 @@ class DiT(nn.Module):
         frames = modulation.token_frames(counts, grid[1] * grid[2]) if shared.shape[1] > 1 else None
         context = Context(shared, text, text_mask, rotation, real, frames)
         if self.text_attention == "joint":
+            assert text is not None  # `embedders.check` refuses keys in its place
             tokens, context = _join_text(tokens, context)
             lengths += text.shape[1:2]
 
