@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import collectives as programs
+from nova_jax.layers import attention
 from nova_jax.parallel import collectives
 from nova_jax.parallel import mesh as meshes
 from nova_jax.runs import build
@@ -133,3 +134,26 @@ def test_a_training_step_sends_what_the_formulas_say(sizes):
     }
     if len(sizes) == 1:
         assert whole["bytes"] == pytest.approx(formulas[next(iter(sizes))], rel=0.1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("degree", "expected"),
+    [
+        (8, lambda tokens: collectives.ulysses(tokens, 8, 1)),
+        (2, lambda tokens: collectives.ulysses(tokens / 4, 2, 1) + collectives.ring(tokens / 2, 4, 1)),
+        (1, lambda tokens: collectives.ring(tokens, 8, 1)),
+    ],
+    ids=["ulysses", "ulysses and ring", "ring"],
+)
+def test_attention_of_cut_tokens_sends_what_the_formulas_say(degree, expected):
+    mesh = meshes.MeshConfig(data=1, context=8).make()
+    x = jax.ShapeDtypeStruct((2, 64, 8, 16), jnp.float32, sharding=NamedSharding(mesh, P(None, "context")))
+
+    @jax.checkpoint  # as in a block: or the first turn of the ring would be kept for the backward pass
+    def attend(q, k, v):
+        return attention.attend_cut(q, k, v, shares_keys=True, ulysses_degree=degree)
+
+    with jax.set_mesh(mesh):
+        found = read(jax.grad(lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v))), (0, 1, 2)), mesh, x, x, x)
+    assert collectives.sent(found) == pytest.approx(expected(x.size * 4), rel=0.1)
