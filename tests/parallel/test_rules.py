@@ -51,7 +51,7 @@ def test_devices_that_share_tokens_share_parameters():
     mesh = meshes.MeshConfig(fsdp=2, context=2, tensor=2).make()
     assert spec(mesh, "blocks/mlp/up/kernel", 3, 64, 256) == P(None, ("fsdp", "context"), "tensor")
     assert spec(mesh, "blocks/mlp/down/kernel", 3, 256, 6) == P(None, "tensor", "fsdp")
-    assert spec(mesh, "patch_embed/kernel", 64, 64) == P(None, ("fsdp", "context", "tensor"))
+    assert spec(mesh, "patch_embed/kernel", 64, 64) == P(None, ("fsdp", "context"))
 
 
 def test_an_axis_that_does_not_divide_is_dropped_and_reported(mesh):
