@@ -48,13 +48,22 @@ def modulate(
     x: Float[Array, "b n d"], shift: PerFrame, scale: PerFrame, eps: float, frames: Membership = None
 ) -> Float[Array, "b n d"]:
     """LN(x) (1 + scale) + shift, computed in float32 and returned in the dtype of x."""
-    shift, scale = (per_token(a, x.shape[1], frames) for a in (shift, scale))
-    return (standardize(x, eps) * (1 + scale) + shift).astype(x.dtype)
+    h, shift, scale = _align(standardize(x, eps), shift, scale, frames=frames)
+    return (h * (1 + scale) + shift).reshape(x.shape).astype(x.dtype)
 
 
 def add_gated(
     x: Float[Array, "b n d"], y: Float[Array, "b n d"], gate: PerFrame, frames: Membership = None
 ) -> Float[Array, "b n d"]:
     """Adds gate * y to x, computed in float32 and returned in the dtype of x."""
-    gated = y.astype(jnp.float32) * per_token(gate, x.shape[1], frames)
-    return (x.astype(jnp.float32) + gated).astype(x.dtype)
+    y, gate = _align(y.astype(jnp.float32), gate, frames=frames)
+    return (x.astype(jnp.float32) + (y * gate).reshape(x.shape)).astype(x.dtype)
+
+
+def _align(x: Float[Array, "b n d"], *rows: PerFrame, frames: Membership) -> tuple[Array, ...]:
+    """Tokens, and the row of each in a shape that broadcasts with them."""
+    if frames is not None:
+        return x, *(per_token(row, x.shape[1], frames) for row in rows)
+    b, n, d = x.shape
+    m = rows[0].shape[1]
+    return x.reshape(b, m, n // m, d), *(row[:, :, None] for row in rows)
