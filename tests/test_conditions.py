@@ -92,7 +92,7 @@ def test_a_condition_of_ones_own_grows_trains_drops_and_guides(aesthetic):
 
 def test_every_field_of_a_conditioning_belongs_to_one_entry():
     fields = [name for c in conditions.BUILT_IN for name in (*c.fields, *c.details)]
-    assert sorted((*fields, "extra")) == sorted(Conditioning._fields)
+    assert sorted((*fields, "extra", "text_keys")) == sorted(Conditioning._fields)  # keys are made of those of the text
 
 
 def test_every_entry_has_an_embedder_and_a_setting_of_the_network_switches_it_on():

@@ -205,6 +205,7 @@ class Evaluate:
         from nova_jax.evaluation import task_evaluation, task_report
         from nova_jax.parallel import distributed
 
+        task_evaluation.check(self.per_task, self.guidance)
         command = " ".join(["nova", *sys.argv[1:]])
         found = task_evaluation.run(
             self.run,

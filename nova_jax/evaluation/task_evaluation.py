@@ -129,7 +129,7 @@ def run(
         ValueError: A number out of range, the run's data sets no exam or is not installed here, or the network lacks
             what the exam asks for.
     """
-    refuse([*checks.whole("per_task", per_task, PER_TASK), *checks.number("guidance", guidance, CFG_SCALE)])
+    check(per_task, guidance)
     run_dir = pathlib.Path(run_dir)
     trained = generation.load_run(run_dir, mesh=mesh)
     saved = records.read(run_dir)["config"]
@@ -167,6 +167,15 @@ def run(
         evaluation = Evaluation(*grade(exam, answered), answered, facts, where)
         (where / SCORES).write_text(json.dumps(record(evaluation), indent=1) + "\n", encoding="utf-8")
     return evaluation
+
+
+def check(per_task: int, guidance: float) -> None:
+    """Refuses settings of `run`, before a run is looked for.
+
+    Raises:
+        InvalidRequest: numbers out of range.
+    """
+    refuse([*checks.whole("per_task", per_task, PER_TASK), *checks.number("guidance", guidance, CFG_SCALE)])
 
 
 def find_exam(run_dir: pathlib.Path, data: dict[str, Any], per_task: int) -> Exam:

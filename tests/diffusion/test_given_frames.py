@@ -161,7 +161,7 @@ def test_noise_that_is_not_given_is_refused():
 
 
 def draw(given, frames=FRAMES, count=20_000, t=0.7):
-    return jax.jit(given.draw)(jax.random.key(0), jnp.full((count, frames), t))
+    return jax.jit(given.sample)(jax.random.key(0), jnp.full((count, frames), t))
 
 
 def test_patterns_come_in_their_shares():

@@ -70,6 +70,7 @@ def test_a_method_resumes_to_the_bit_with_all_it_remembers(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
+@pytest.mark.long
 def test_the_teacher_stays_and_has_no_optimizer_state():
     made = toy_students.make_recipe("dmd2")
     _, state = train(made, steps=2)

@@ -82,6 +82,7 @@ def check_equals_one_device(mesh):
     assert np.abs(difference).max() <= 1  # of 255, where rounding turned
 
 
+@pytest.mark.long
 def test_a_mesh_of_all_kinds_samples_what_one_device_samples():
     check_equals_one_device(mesh_of(data=2, fsdp=2, tensor=2))
 
