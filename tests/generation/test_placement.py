@@ -83,11 +83,6 @@ def check_equals_one_device(mesh):
 
 
 @pytest.mark.long
-def test_a_mesh_of_all_kinds_samples_what_one_device_samples():
-    check_equals_one_device(mesh_of(data=2, fsdp=2, tensor=2))
-
-
-@pytest.mark.long
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_every_mesh_samples_what_one_device_samples(sizes):
     check_equals_one_device(mesh_of(**sizes))

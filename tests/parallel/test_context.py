@@ -356,10 +356,15 @@ def factorizations(n, parts):
 
 
 GRID = [(sizes, degree) for sizes in factorizations(8, 4) for degree in ([None, 1] if sizes[2] > 1 else [None])]
+# Every axis beside every other one, and each form alone; the rest of the grid is run by hand (-m slow).
+LONG = [((1, 1, 8, 1), None), ((1, 1, 8, 1), 1), ((2, 1, 2, 2), 1), ((1, 2, 2, 2), None), ((2, 2, 2, 1), None)]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("sizes", "degree"), GRID, ids=lambda value: str(value).replace(" ", ""))
+@pytest.mark.parametrize(
+    ("sizes", "degree"),
+    [pytest.param(*case, marks=pytest.mark.long if case in LONG else pytest.mark.slow) for case in GRID],
+    ids=lambda value: str(value).replace(" ", ""),
+)
 def test_every_mesh_trains_and_samples_like_one_device(quick_compilation, sizes, degree):
     check_network("frames", sizes, ulysses_degree=degree)
 

@@ -1,4 +1,7 @@
-"""Eight devices do the same in one process, in two and in four: train, preview, start from a run, distil."""
+"""Eight devices do the same in one process, in two and in four: train, preview, start from a run, distil.
+
+Twelve runs of eight devices each take more minutes than a test suite has: run by hand (`-m slow`).
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from tests.runs import test_processes, test_recovery
 
 SHAPES = ((2, 4), (4, 2))  # processes, devices of each
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
