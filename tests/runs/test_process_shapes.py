@@ -1,6 +1,6 @@
 """Eight devices do the same in one process, in two and in four: train, preview, start from a run, distil.
 
-Twelve runs of eight devices each take more minutes than a test suite has: run by hand (`-m slow`).
+They take more minutes than a test suite has: run by hand (`-m slow`).
 """
 
 import numpy as np
