@@ -321,7 +321,7 @@ def test_all_problems_of_a_task_are_named_at_once_by_their_options(runs, files, 
 def test_a_prompt_that_cannot_be_read_is_refused_before_the_first_is_drawn(runs, monkeypatch):
     monkeypatch.setattr(program, "make_draw", lambda *args: pytest.fail("drawn"))
     trained = generation.load_run(runs[0])
-    prompts, seeds = ["circle"] * generation.batches.CHUNK, range(generation.batches.CHUNK + 1)
+    prompts, seeds = ["circle"] * generation.placement.CHUNK, range(generation.placement.CHUNK + 1)
     for wrong, sentence in (("circle " * 99, "fit: shorten it"), ("half \ud83d", r"'half \\ud83d' holds half a char")):
         with pytest.raises(ValueError, match=sentence):
             generation.generate(trained, [*prompts, wrong], seeds)
