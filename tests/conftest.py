@@ -6,9 +6,11 @@ import pathlib
 import shutil
 import tempfile
 
+from tests import xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests spend their time in compilation of programs that run once: leave those unoptimised.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {xla_flags.known()}"
 
 import jax
 import pytest

@@ -16,7 +16,7 @@ from PIL import Image
 
 from nova_jax import config as configs
 from nova_jax.parallel.mesh import MeshConfig
-from tests import tiny_canvas, tiny_run
+from tests import tiny_canvas, tiny_run, xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORKER = pathlib.Path(__file__).with_name("worker.py")
@@ -52,11 +52,11 @@ def commands(folder):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """What two processes of one device, and one process of two, leave behind."""
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
+    env = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": os.environ["NOVA_TEST_CACHE"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": xla_flags.known(),
     }
     found = {}
     for processes in (2, 1):

@@ -17,7 +17,7 @@ import pytest
 from nova_jax import config as configs
 from nova_jax.parallel.mesh import MeshConfig
 from nova_jax.training.watch import Limits
-from tests import tiny_run
+from tests import tiny_run, xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORKER = pathlib.Path(__file__).with_name("faulty.py")
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.long
 
 def environment():
     """Without a cache of compiled programs, which process 0 alone fills: the others would keep it waiting."""
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
+    return os.environ | {
         "PYTHONPATH": str(ROOT),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": xla_flags.known(),
     }
 
 

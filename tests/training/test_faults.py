@@ -13,6 +13,8 @@ import time
 
 import pytest
 
+from tests import xla_flags
+
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 ROOT = WORKER.parents[2]
 PREEMPTED = 75
@@ -28,10 +30,9 @@ def launch(tmp_path_factory):
         env = {name: value for name, value in os.environ.items() if not name.startswith("NOVA_")}
         env |= {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {xla_flags.known()}",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": str(ROOT),
         }
         command = [sys.executable, str(WORKER), str(directory), *map(str, options)]
