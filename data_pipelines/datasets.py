@@ -26,7 +26,7 @@ from data_pipelines.sources import base, digests, memory
 from nova_jax import conditions, config, weights
 from nova_jax.generation import codec as codecs
 from nova_jax.models.text.encoder import TextEncoder
-from nova_jax.runs.config import DataSource
+from nova_jax.runs.config import DataSource, OnDevice
 from nova_jax.types import Batch, Params
 
 LATENTS = ("latents", "source", "control", "references")
@@ -77,6 +77,13 @@ class Pixels(DataSource):
         else:
             batches = (rows["pixels"] for rows in order.batches(start, **shard))
         return (loader.to_batch({"pixels": pixels}) for pixels in batches)
+
+    def on_device(self) -> OnDevice | None:
+        """Images of one size that are in memory, as bytes; made floats on the devices."""
+        held = self.source.samples if isinstance(self.source, memory.InMemory) and self.size is None else None
+        if held is None or held.faults:
+            return None
+        return OnDevice(held.arrays["pixels"], _as_pixels, lambda start, rows: self._loader(rows).records(start))
 
     def _loader(self, batch_size: int) -> loader.Loader:
         return loader.Loader(
@@ -298,6 +305,15 @@ class CaptionedLatents(Latents):
         shape, count = self._shape_and_count(self.source)
         return {"latent_shape": shape, "text_length": length, "samples": count}
 
+    def on_device(self) -> OnDevice | None:
+        """All latents, as they are stored, with their captions as ids or as states that are kept."""
+        encoder, latents = captions.check(self.text_encoder), self.latents
+        if not isinstance(latents, memory.Arrays) or (encoder.is_frozen and not self.caches_text):
+            return None
+        table = {"latents": latents.latents, **latents.extra, "caption": np.asarray(latents.captions)}
+        read = captions.batch_step(encoder, is_cached=self.caches_text)
+        return OnDevice(read(table), _as_batch, lambda start, rows: self._loader(rows).records(start))
+
     def pixels_of(self, source: Any) -> Pixels:
         """Images to train an autoencoder on, such as its own: of the same size, and as many may be corrupt."""
         limit = encoding.max_corrupt_of_all(source, self.max_corrupt)
@@ -311,6 +327,17 @@ class CaptionedLatents(Latents):
 
     def _transform(self) -> Callable[[base.Sample, np.random.Generator], base.Sample]:
         return _without_index
+
+
+def _as_pixels(pixels: jax.Array) -> Batch:
+    """What `images.to_float` makes of them on the host, to the bit: looked up, since compilers rearrange arithmetic."""
+    levels = jnp.asarray(images.to_float(np.arange(256, dtype=np.uint8)))
+    return loader.to_batch({"pixels": levels[pixels.astype(jnp.int32)]})
+
+
+def _as_batch(rows: Mapping[str, jax.Array]) -> Batch:
+    """A batch of rows as they are stored, on the device."""
+    return loader.to_batch({**rows, "latents": rows["latents"].astype(jnp.float32)})
 
 
 def load_codec(path: str) -> tuple[Any, Params]:

@@ -10,6 +10,7 @@ from nova_jax import atomic, environment, generation
 from nova_jax.evaluation import plots, report
 from nova_jax.runs.config import TrainConfig
 from nova_jax.runs.train import Result
+from nova_jax.training import goodput
 
 SETTINGS = generation.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=2.0)
 PER_PROMPT = 4
@@ -42,6 +43,7 @@ def write(config: TrainConfig, result: Result, sections: Mapping[str, Any] | Non
             ],
             **(sections or {}),
             "Loss": [plots.draw(loss_curves(lines), x_label="step", y_label="loss", log_y=True)],
+            "Time": time_parts(lines, goodput.of_run(result.directory)),
             "Run": [report.command(f"python -m experiments.{config.name}"), report.facts(facts)],
             "Environment": [report.facts(environment.describe())],
             "Config": [report.facts(record["config"])],
@@ -63,6 +65,24 @@ def loss_curves(lines: list[dict[str, Any]]) -> list[plots.Series]:
         values = [line["loss_by_time"][i] / share for line, share in zip(lines, shares, strict=True)]
         curves.append(plots.Series(f"t in {i / bins:g} .. {(i + 1) / bins:g}", steps, plots.smooth(values, window)))
     return curves
+
+
+def time_parts(lines: list[dict[str, Any]], seconds: Mapping[str, float]) -> list[Any]:
+    """What the time of a run went to, and how well the devices were used over its steps."""
+    total = sum(seconds.values())
+    parts: list[Any] = []
+    if total:
+        rows = [[name, value, 100 * value / total] for name, value in (*seconds.items(), ("all", total))]
+        share = seconds.get("step", 0.0) / total
+        parts += [f"Goodput, the share of training in {total:.0f} s: {share:.1%}."]
+        parts += [report.table(["activity", "seconds", "percent"], rows)]
+    for name in ("mfu", "data_wait"):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if len(points) > 1:
+            steps, values = zip(*points, strict=True)
+            curve = plots.Series(name, steps, plots.smooth(values, max(1.0, len(values) / 40)))
+            parts += [plots.draw([curve], x_label="step", y_label=name)]
+    return parts
 
 
 def describe(settings: generation.SamplingSettings) -> str:

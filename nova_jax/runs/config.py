@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from nova_jax.generation.settings import SamplingSettings
 from nova_jax.models.dit import DiT
@@ -12,7 +12,7 @@ from nova_jax.models.text import encoder as text_encoders
 from nova_jax.models.text.encoder import TextEncoder
 from nova_jax.parallel import mesh as meshes
 from nova_jax.training import optimizer as optimizers
-from nova_jax.training import watch
+from nova_jax.training import profiling, tracking, watch
 from nova_jax.types import Batch, Params
 
 # What may change between two starts of one run. Everything else would make it another experiment.
@@ -23,7 +23,11 @@ CHANGEABLE = (
     "keep",
     "mesh",
     "limits",
+    "data_on_device",
+    "steps_per_dispatch",
     "run_dir",
+    "trackers",
+    "profile",
     "tensorboard",
     "preview",
     "teacher",
@@ -34,6 +38,20 @@ CHANGEABLE = (
     "optimizer.clip_norm",
 )
 SEEDS = 2**32
+
+
+class OnDevice(NamedTuple):
+    """Training data that fits the memory of the devices; see `runs.resident`.
+
+    Attributes:
+        table: all samples, a tree of host arrays whose first axis is samples.
+        prepare: rows of the table -> a batch, on the devices.
+        records: (start position, global batch size) -> for every batch which samples it holds.
+    """
+
+    table: Any
+    prepare: Callable[[Any], Batch]
+    records: Callable[[int, int], Iterator[list[int]]]
 
 
 @runtime_checkable
@@ -75,6 +93,10 @@ class DataSource(Protocol):
     def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
         """The global rows that a batch may have."""
         return (batch_size,)
+
+    def on_device(self) -> OnDevice | None:
+        """The same stream of batches as `batches`, to be held on the devices; None: it has to be made on the host."""
+        return None
 
     def codec(self) -> tuple[Any, Params] | None:
         """The autoencoder whose latents these are, with its parameters; None when x0 is pixels."""
@@ -132,9 +154,13 @@ class TrainConfig:
         mesh: axis sizes; the default replicates over all devices.
         limits: how long anything may take before the run ends rather than waits; see `training.watch`.
         batch_size: global.
+        data_on_device: hold the training data in the memory of the devices; see `runs.resident`.
+        steps_per_dispatch: steps that the host starts at once, with `data_on_device`.
         accumulate: parts that a batch is processed in, to save memory.
         ema_decay: of the averaged parameters, which are the ones sampled from.
         keep: newest checkpoints kept.
+        trackers: services that show the scalars while it trains; see `training.tracking`.
+        profile: "START:STOP", steps to trace; see `training.profiling`.
         preview: sample grids during training; needs a text-to-image network.
         teacher: run folder that a distillation method learns from, and starts from unless told otherwise.
         start_from: run folder whose averaged parameters are the first ones; the network may have new inputs, or time.
@@ -149,6 +175,8 @@ class TrainConfig:
     batch_size: int
     mesh: meshes.MeshConfig = meshes.MeshConfig()
     limits: watch.Limits = watch.Limits()
+    data_on_device: bool = False
+    steps_per_dispatch: int = 1
     accumulate: int = 1
     ema_decay: float = 0.999
     seed: int = 0
@@ -157,14 +185,26 @@ class TrainConfig:
     keep: int = 2
     preview: Preview | None = None
     run_dir: str | None = None
-    tensorboard: bool = False
+    trackers: tuple[str, ...] = ()
+    profile: str | None = None
+    tensorboard: bool = False  # the earlier form of trackers=("tensorboard",)
     teacher: str | None = None
     start_from: str | None = None
 
     def __post_init__(self) -> None:
         _check_least(self, steps=0, batch_size=1, accumulate=1, seed=0, log_every=1, checkpoint_every=1, keep=1)
+        _check_least(self, steps_per_dispatch=1)
+        if self.steps_per_dispatch > 1 and not self.data_on_device:
+            raise ValueError(
+                f"steps_per_dispatch={self.steps_per_dispatch} needs data_on_device=True: batches that the host makes "
+                "are sent one a step"
+            )
         if self.seed >= SEEDS:
             raise ValueError(f"seed is {self.seed}; it must be a whole number from 0 to {SEEDS - 1:,}")
+        for name in self.trackers:
+            tracking.check(name)
+        if self.profile is not None:
+            profiling.parse(self.profile)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), and 0 keeps the newest parameters")
         folders = {name: getattr(self, name) for name in ("run_dir", "teacher", "start_from")}

@@ -7,7 +7,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +18,11 @@ from nova_jax.config import ConfigError
 from nova_jax.models import flops
 from nova_jax.parallel import constrain, context, distributed, rules
 from nova_jax.parallel import mesh as meshes
-from nova_jax.runs import build, load, preview
+from nova_jax.runs import build, load, preview, resident
 from nova_jax.runs import record as records
 from nova_jax.runs.config import CHANGEABLE, TrainConfig, with_schedule, with_text_encoder
-from nova_jax.training import checkpoint, lock, logging, loop, step, watch
-from nova_jax.types import Batch, Params, TrainState
+from nova_jax.training import checkpoint, goodput, lock, logging, loop, step, watch
+from nova_jax.types import Batch, Params, TrainState, TrainStep
 
 CHECKPOINTS = "checkpoints"
 SHARED_SECONDS = 10.0  # that a file of process 0 may take until the others see it
@@ -44,6 +44,7 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
         RunLocked, CheckpointError, NonFiniteLoss, SystemExit(75): see `training`.
     """
     distributed.initialize(heartbeat_seconds=2 * config.limits.heartbeat, join_seconds=config.limits.join)
+    clock = goodput.Clock()
     with watch.Watch(config.limits) as watching:
         watch.phase("looking for devices")
         distributed.check_devices()
@@ -65,7 +66,7 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
                 _write_codec(config)
             distributed.barrier("nova_jax run folder")
             with jax.set_mesh(devices):
-                return Result(_train(config, devices, record, callbacks, notes), config.directory)
+                return Result(_train(config, devices, record, callbacks, notes, clock), config.directory)
 
 
 def _check_shared(config: TrainConfig) -> None:
@@ -101,6 +102,7 @@ def _train(
     record: dict[str, Any],
     callbacks: Sequence[loop.Callback],
     notes: Sequence[str],
+    clock: goodput.Clock,
 ) -> TrainState:
     """Restores or initialises the state, then hands it to the loop."""
     watch.phase("restoring or making the state")
@@ -116,8 +118,9 @@ def _train(
         misfits += rules.misfits(planned.params, devices)
         restored = checkpoints.restore(planned)
         first = restored.step if restored else 0
+        trackers = dict.fromkeys((*config.trackers, *["tensorboard"] * config.tensorboard))
         with logging.RunLog(
-            folder, throughput, total_steps=config.steps, start_step=first, tensorboard=config.tensorboard
+            folder, throughput, total_steps=config.steps, start_step=first, trackers=[*trackers], clock=clock
         ) as log:
             checkpoints.metadata["origins"] = restored.metadata.get("origins", {}) if restored else _origins(config)
             state = _start(config, restored, made, devices, log)
@@ -127,21 +130,43 @@ def _train(
                 log.event(note)
             if first >= config.steps:
                 return state
+            train_step, batches = _stream(config, devices, made.train_step)
             return loop.fit(
                 state,
-                made.train_step,
-                functools.partial(_global_batches, config, meshes.batch_sharding(devices)),
+                train_step,
+                batches,
                 loop=loop.Loop(
                     steps=config.steps,
                     batch_size=config.batch_size,
                     log_every=config.log_every,
                     checkpoint_every=config.checkpoint_every,
+                    steps_per_dispatch=config.steps_per_dispatch,
+                    profile=config.profile,
                 ),
                 checkpoints=checkpoints,
                 log=log,
                 position=restored.metadata["position"] if restored else 0,
                 callbacks=(*callbacks, *preview.callbacks(config)),
             )
+
+
+def _stream(config: TrainConfig, devices: Any, train_step: TrainStep) -> tuple[TrainStep, Callable[[int], Any]]:
+    """The step that the loop is handed, and what that reads, from a position on: batches, or which samples they hold.
+
+    Raises:
+        ConfigError: the data cannot be held on the devices.
+    """
+    if not config.data_on_device:
+        return train_step, functools.partial(_global_batches, config, meshes.batch_sharding(devices))
+    data = config.data.on_device()
+    if data is None:
+        raise ConfigError(
+            f"data_on_device=True, but the batches of this {type(config.data).__name__} are made on the host: it takes "
+            "captioned latents or images that are in memory, without random transforms; leave data_on_device out"
+        )
+    table, count = resident.place(data.table, devices), config.steps_per_dispatch
+    step_of_rows = resident.make_step(train_step, data, table, count)
+    return step_of_rows, resident.batches(data, devices, config.batch_size, count)
 
 
 def _recipe(config: TrainConfig) -> build.Recipe:

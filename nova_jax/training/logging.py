@@ -2,7 +2,7 @@
 
     log.jsonl       one line per logged step, each step once however often the run was interrupted
     events.jsonl    what happened, in order: started, resumed, checkpoint set aside, stopped
-    tensorboard/    the same scalars, on request (pip install "nova-jax[tensorboard]")
+    trackers        the same scalars, on request, for TensorBoard, Weights & Biases or trackio (`training.tracking`)
     stderr          a progress bar on a terminal or in a notebook, plain lines elsewhere
 
 A line of log.jsonl holds the metrics of its step and, over the steps since the line before,
@@ -11,6 +11,7 @@ A line of log.jsonl holds the metrics of its step and, over the steps since the 
     tflops          10^12 floating point operations a second, all devices together: flops_per_step / seconds per step
     mfu             the same over `peak_flops`, the sum of what the devices can do (Chowdhery et al. 2022, 2204.02311)
     data_wait       the part of the time spent waiting for the next batch
+    seconds         of each activity (`training.goodput`); those after the last line are in an event
 
 `loss_bits` is the float32 loss in hexadecimal: two runs are equal when these are.
 """
@@ -21,7 +22,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ import rich.progress
 
 from nova_jax import atomic
 from nova_jax.parallel import distributed
-from nova_jax.training import watch
+from nova_jax.training import goodput, tracking, watch
 
 PLAIN_SECONDS = 10.0  # between plain lines
 
@@ -52,8 +53,12 @@ class RunLog:
         throughput: see `Throughput`.
         total_steps: where the run ends, for the progress bar.
         start_step: step of the restored state; later lines of an interrupted run are dropped, since they come again.
-        tensorboard: also write TensorBoard files.
+        trackers: names of services that get the same scalars; see `training.tracking`.
+        clock: of the run, when it began before the log.
         console: where the progress goes; stderr by default.
+
+    Attributes:
+        clock: tells what the time is spent on.
     """
 
     def __init__(
@@ -63,24 +68,28 @@ class RunLog:
         *,
         total_steps: int,
         start_step: int = 0,
-        tensorboard: bool = False,
+        trackers: Sequence[str] = (),
+        clock: goodput.Clock | None = None,
         console: rich.console.Console | None = None,
     ) -> None:
         self._throughput, self._total_steps = throughput, total_steps
-        self._clock: tuple[int, float] | None = None  # step and time of the line before
+        self._step: int | None = None  # of the line before
+        self.clock = clock or goodput.Clock()
         self._is_main = distributed.is_main()
         if not self._is_main:
             return
         self.directory = pathlib.Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        keep_lines(self.directory / "log.jsonl", through=start_step)
+        lost = keep_lines(self.directory / "log.jsonl", through=start_step)
         self._lines = (self.directory / "log.jsonl").open("a")
         self._events = (self.directory / "events.jsonl").open("a")
         self._console = console or rich.console.Console(stderr=True, soft_wrap=True, highlight=False)
         self._progress = _progress_bar(self._console)
         self._task = self._progress and self._progress.add_task("", total=total_steps, completed=start_step)
-        self._board = _tensorboard(self.directory / "tensorboard", start_step) if tensorboard else None
+        self._trackers = [tracking.open_tracker(name, self.directory, start_step) for name in trackers]
         self._printed = -math.inf
+        if lost:
+            self.event(f"{lost:.0f} s of steps that were not saved are lost", seconds={"lost": round(lost, 4)})
 
     def __enter__(self) -> "RunLog":
         return self
@@ -88,19 +97,19 @@ class RunLog:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def step(self, step: int, metrics: Mapping[str, Any], *, data_wait: float = 0.0) -> None:
-        """Writes the line of one step; `data_wait` in seconds since the line before."""
-        rates = self._rates(step, data_wait)
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes the line of one step."""
+        seconds = self.clock.take()
+        rates = self._rates(step, seconds)
         if not self._is_main:
             return
         values = {name: np.asarray(value, np.float32) for name, value in jax.device_get(dict(metrics)).items()}
         scalars = {name: float(value) for name, value in values.items() if value.ndim == 0} | rates
         lists = {name: value.tolist() for name, value in values.items() if value.ndim > 0}
-        line = {"step": step, **scalars, "loss_bits": _bits(values["loss"]), **lists}
+        line = {"step": step, **scalars, "loss_bits": _bits(values["loss"]), **lists, "seconds": _rounded(seconds)}
         _append(self._lines, line)
-        if self._board:
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(scalars, step)
         self._show(step, scalars)
 
     def event(self, text: str, **fields: Any) -> None:
@@ -111,26 +120,28 @@ class RunLog:
         self._console.print(text, markup=False)
 
     def close(self) -> None:
-        """Ends the progress bar and closes the files."""
+        """Ends the progress bar, says where the time went, and closes the files."""
         if not self._is_main:
             return
         if self._progress:
             self._progress.stop()
-        if self._board:
-            self._board.close()
+        seconds = self.clock.take()
+        _append(self._events, _event("ended", {"seconds": _rounded(seconds)}))
+        for tracker in self._trackers:
+            tracker.close()
         self._lines.close()
         self._events.close()
 
-    def _rates(self, step: int, data_wait: float) -> dict[str, float]:
+    def _rates(self, step: int, seconds: Mapping[str, float]) -> dict[str, float]:
         """Speeds since the line before; none for the first, whose time is mostly compilation."""
-        now, before = time.perf_counter(), self._clock
-        self._clock = (step, now)
-        if before is None or step <= before[0] or now <= before[1]:
+        before, self._step = self._step, step
+        total = sum(seconds.values())
+        if before is None or step <= before or total <= 0:
             return {}
-        steps_per_s = (step - before[0]) / (now - before[1])
+        steps_per_s = (step - before) / total
         rates = {
             "images_per_s": self._throughput.batch_size * steps_per_s,
-            "data_wait": min(1.0, data_wait / (now - before[1])),
+            "data_wait": seconds.get("input_wait", 0.0) / total,
         }
         if self._throughput.flops_per_step:
             rates["tflops"] = self._throughput.flops_per_step * steps_per_s / 1e12
@@ -181,23 +192,31 @@ def add_event(directory: pathlib.Path, text: str) -> None:
             _append(file, _event(text, {}))
 
 
-def keep_lines(path: pathlib.Path, *, through: int) -> None:
-    """Drops the lines of later steps, and a last line torn by a crash, in one atomic rewrite."""
+def keep_lines(path: pathlib.Path, *, through: int) -> float:
+    """Drops the lines of later steps, and a last line torn by a crash, in one atomic rewrite; seconds they took."""
     if not path.exists():
-        return
-    kept = []
+        return 0.0
+    kept, lost = [], 0.0
     for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         try:
-            is_kept = json.loads(line)["step"] <= through
+            found = json.loads(line)
+            is_kept = found["step"] <= through
         except (ValueError, KeyError, TypeError):
-            is_kept = False
+            continue
         if is_kept:
             kept.append(line + "\n")
+        else:
+            lost += sum(found.get("seconds", {}).values())
     atomic.write(path, "".join(kept))
+    return lost
 
 
 def _event(text: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "event": text, **fields}
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in seconds.items()}
 
 
 def _bits(loss: np.ndarray) -> str:
@@ -230,11 +249,3 @@ def _progress_bar(console: rich.console.Console) -> rich.progress.Progress | Non
     progress = rich.progress.Progress(*columns, console=console, refresh_per_second=2)
     progress.start()
     return progress
-
-
-def _tensorboard(directory: pathlib.Path, start_step: int) -> Any:
-    try:
-        import tensorboardX
-    except ImportError as error:
-        raise ImportError('TensorBoard files need tensorboardX: pip install "nova-jax[tensorboard]"') from error
-    return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)

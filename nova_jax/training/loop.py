@@ -7,7 +7,6 @@ are not finite, save and call back when due, stop on a signal. A `watch` around 
 import dataclasses
 import os
 import pathlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from nova_jax.parallel import distributed
-from nova_jax.training import watch
+from nova_jax.training import goodput, profiling, watch
 from nova_jax.training.checkpoint import Checkpoints
 from nova_jax.training.logging import RunLog
 from nova_jax.types import Metrics, TrainState, TrainStep
@@ -37,16 +36,28 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How long to train and how often to log and save, in steps. The last step is always logged and saved."""
+    """How long to train and how often to log and save, in steps. The last step is always logged and saved.
+
+    A train step may be several, `steps_per_dispatch`: it takes their batches stacked, and gives their metrics stacked.
+    What is due at one of them then comes after the last. `profile`, "START:STOP", asks for a trace of these steps; see
+    `training.profiling`.
+    """
 
     steps: int
     batch_size: int
     log_every: int = 50
     checkpoint_every: int = 1000
+    steps_per_dispatch: int = 1
+    profile: str | None = None
 
     def __post_init__(self) -> None:
-        if min(dataclasses.astuple(self)) < 1:
-            raise ValueError(f"{self}: all four must be at least 1")
+        numbers = (self.steps, self.batch_size, self.log_every, self.checkpoint_every, self.steps_per_dispatch)
+        if min(numbers) < 1:
+            raise ValueError(f"{self}: all numbers must be at least 1")
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether something that comes every so many steps comes after the dispatch that ends with this step."""
+        return step >= self.steps or step // every > (step - self.steps_per_dispatch) // every
 
 
 class Callback(NamedTuple):
@@ -85,36 +96,48 @@ def fit(
     Raises:
         NonFiniteLoss: the loss of a step is not finite.
         RuntimeError: the stream of batches ended early.
+        ValueError: the steps of a dispatch do not divide those that are left.
         SystemExit: stopped by a signal; code 75.
     """
-    first, stream, reports = int(state.step), batches(position), _Reports(loop, checkpoints, log)
-    with distributed.graceful_stop() as should_stop:
-        for step in range(first + 1, loop.steps + 1):
-            watch.phase("waiting for a batch", step)
-            batch = reports.timed(lambda: next(stream, None))
+    first, stride = int(state.step), loop.steps_per_dispatch
+    if (loop.steps - first) % stride:
+        raise ValueError(f"steps_per_dispatch={stride} must divide the {loop.steps - first} steps that are left")
+    stream, reports = batches(position), _Reports(loop, checkpoints, log)
+    profile = profiling.Trace(loop.profile, checkpoints.directory.parent / "profile")
+
+    def enter(activity: goodput.Activity, text: str, step: int | None = None) -> None:
+        watch.phase(text, step)
+        log.clock.enter(activity)
+
+    with distributed.graceful_stop() as should_stop, profile:
+        for step in range(first + stride, loop.steps + 1, stride):
+            enter("input_wait", "waiting for a batch", step)
+            batch = next(stream, None)
             if batch is None:
                 raise RuntimeError(f"the data ended before step {step} of {loop.steps}, after {position} samples")
-            watch.phase("computing", step)
-            state, metrics = train_step(state, batch)
+            enter("step", "computing", step)
+            with profile.step(step):
+                state, metrics = train_step(state, batch)
             reports.put(step, metrics)
-            position += loop.batch_size
+            profile.end(step, reports.settle)
+            position += loop.batch_size * stride
             is_last, stops = step == loop.steps, should_stop(step)
-            due = [callback for callback in callbacks if is_last or step % callback.every == 0]
-            saves = is_last or stops or step % loop.checkpoint_every == 0
+            due = [callback for callback in callbacks if loop.is_due(step, callback.every)]
+            saves = stops or loop.is_due(step, loop.checkpoint_every)
             if due or saves:
                 reports.settle()  # the log is never behind a checkpoint
             if saves:
-                watch.phase("saving a checkpoint", step)
+                enter("checkpoint", "saving a checkpoint", step)
                 checkpoints.save(step, state, {"position": position})
             for number, callback in enumerate(due, 1):
-                watch.phase(f"callback {number} of {len(due)}", step)
+                enter("callback", f"callback {number} of {len(due)}", step)
                 callback.run(step, state)
             if stops and not is_last:
-                watch.phase("finishing a checkpoint", step)
+                enter("checkpoint", "finishing a checkpoint", step)
                 checkpoints.wait()
                 log.event(f"stopped by a signal and saved step {step}; the same command continues", step=step)
                 raise SystemExit(EXIT_PREEMPTED)
-        watch.phase("finishing the last checkpoint")
+        enter("checkpoint", "finishing the last checkpoint")
         checkpoints.wait()
     return state
 
@@ -125,13 +148,6 @@ class _Reports:
     def __init__(self, loop: Loop, checkpoints: Checkpoints, log: RunLog) -> None:
         self._loop, self._checkpoints, self._log = loop, checkpoints, log
         self._unread: tuple[int, Metrics] | None = None
-        self._waited = 0.0  # seconds for data since the last line
-
-    def timed(self, get: Callable[[], Any]) -> Any:
-        began = time.perf_counter()
-        result = get()
-        self._waited += time.perf_counter() - began
-        return result
 
     def put(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step just dispatched; reads those of the step before."""
@@ -142,9 +158,12 @@ class _Reports:
         """Reads what is unread: waits for that step, checks its loss, logs it when due."""
         if self._unread is None:
             return
-        (step, metrics), self._unread = self._unread, None
-        loss = float(jax.device_get(metrics["loss"]))
-        if not (np.isfinite(loss) and metrics.get("finite", True)):
+        (last, metrics), self._unread = self._unread, None
+        losses = np.atleast_1d(jax.device_get(metrics["loss"]))
+        is_good = np.isfinite(losses) & np.atleast_1d(np.asarray(metrics.get("finite", True)))
+        if not is_good.all():
+            failed = int(np.argmin(is_good))
+            step, loss = last - len(losses) + 1 + failed, float(losses[failed])
             self._checkpoints.wait()
             steps = self._checkpoints.steps()
             good = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved before"
@@ -154,7 +173,7 @@ class _Reports:
                 "optimizer.clip_norm).",
                 self._checkpoints.directory,
             )
-        if step % self._loop.log_every == 0 or step == self._loop.steps:
-            shown = {name: value for name, value in metrics.items() if name != "finite"}
-            self._log.step(step, shown, data_wait=self._waited)
-            self._waited = 0.0
+        if self._loop.is_due(last, self._loop.log_every):
+            stacked = self._loop.steps_per_dispatch > 1
+            shown = {name: value[-1] if stacked else value for name, value in metrics.items() if name != "finite"}
+            self._log.step(last, shown)

@@ -141,7 +141,9 @@ def test_a_signal_saves_and_exits_with_75(tmp_path, number):
         run(tmp_path, steps=100, train_step=train_step)
     assert stop.value.code == 75
     assert saved(tmp_path) == [3, 4]
-    assert "stopped by a signal and saved step 4" in lines(tmp_path, "events.jsonl")[-1]["event"]
+    stopped, ended = lines(tmp_path, "events.jsonl")
+    assert "stopped by a signal and saved step 4" in stopped["event"]
+    assert ended["event"] == "ended"
 
 
 def test_a_signal_during_the_last_step_lets_the_run_finish(tmp_path):
@@ -154,5 +156,5 @@ def test_a_signal_during_the_last_step_lets_the_run_finish(tmp_path):
 
 
 def test_intervals_of_zero_are_refused():
-    with pytest.raises(ValueError, match="all four must be at least 1"):
+    with pytest.raises(ValueError, match="all numbers must be at least 1"):
         loop.Loop(steps=1, batch_size=1, log_every=0)
