@@ -8,9 +8,9 @@ import numpy as np
 
 from nova_jax import atomic, environment, generation
 from nova_jax.evaluation import plots, report
+from nova_jax.runs import record as records
 from nova_jax.runs.config import TrainConfig
 from nova_jax.runs.train import Result
-from nova_jax.training import goodput
 
 SETTINGS = generation.SamplingSettings(sampler="heun", num_steps=12, guidance_scale=2.0)
 PER_PROMPT = 4
@@ -43,7 +43,7 @@ def write(config: TrainConfig, result: Result, sections: Mapping[str, Any] | Non
             ],
             **(sections or {}),
             "Loss": [plots.draw(loss_curves(lines), x_label="step", y_label="loss", log_y=True)],
-            "Time": time_parts(lines, goodput.of_run(result.directory)),
+            "Time": time_parts(lines, records.activity_seconds(result.directory)),
             "Run": [report.command(f"python -m experiments.{config.name}"), report.facts(facts)],
             "Environment": [report.facts(environment.describe())],
             "Config": [report.facts(record["config"])],

@@ -9,12 +9,14 @@ Runs of earlier versions keep loading. Classes that moved are known to `config.M
              encoder that reads its captions, and the encoder knows its length
 """
 
+import collections
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from nova_jax import config as configs
+from nova_jax.training import goodput
 
 FILE = "config.json"
 
@@ -41,6 +43,16 @@ def training_seconds(run_dir: pathlib.Path) -> float | None:
     speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
     samples = lines[-1]["step"] * read(run_dir)["config"]["batch_size"]
     return round(samples * len(speeds) / sum(speeds), 1) if speeds else None
+
+
+def activity_seconds(run_dir: pathlib.Path) -> dict[str, float]:
+    """Seconds of each activity over all starts of a run (`training.goodput`); empty for those of earlier versions."""
+    total: dict[str, float] = collections.defaultdict(float)
+    for path in (run_dir / "log.jsonl", run_dir / "events.jsonl"):
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            for activity, seconds in json.loads(line).get("seconds", {}).items():
+                total[activity] += seconds
+    return {activity: total[activity] for activity in goodput.ACTIVITIES if activity in total}
 
 
 def build(saved: Any) -> Any:

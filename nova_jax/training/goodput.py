@@ -15,12 +15,9 @@ process did after its last line is nowhere.
 """
 
 import collections
-import json
-import pathlib
 import threading
 import time
 import weakref
-from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import jax
@@ -71,24 +68,6 @@ class Clock:
         self._seconds[self._activity] += now - self._since - compiling
         self._since = now
         self._compiled.clear()
-
-
-def of_run(run_dir: str | pathlib.Path) -> dict[str, float]:
-    """Seconds of each activity over all starts of a run, as its log and its events say; empty for runs without them."""
-    total: dict[str, float] = collections.defaultdict(float)
-    for name in ("log.jsonl", "events.jsonl"):
-        path = pathlib.Path(run_dir) / name
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            for activity, seconds in json.loads(line).get("seconds", {}).items():
-                total[activity] += seconds
-    return {activity: total[activity] for activity in ACTIVITIES if activity in total}
-
-
-def shares(seconds: Mapping[str, float]) -> str:
-    """The activities in words, the largest first."""
-    total = sum(seconds.values()) or 1.0
-    ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {value / total:.1%}" for name, value in ordered if value >= 5e-4 * total)
 
 
 _clocks: weakref.WeakSet[Clock] = weakref.WeakSet()  # they hear of compilation

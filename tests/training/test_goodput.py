@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from nova_jax.runs import record
 from nova_jax.training import goodput, loop
 from tests.training.test_logging import lines, open_log
 from tests.training.test_loop import STATE, counting_step, numbers, run
@@ -61,7 +62,7 @@ def test_the_parts_of_a_run_sum_to_its_time(tmp_path):
     preview = loop.Callback(every=4, run=lambda step, state: time.sleep(0.05))
     run(tmp_path, steps=8, batches=slow, callbacks=[preview], checkpoint_every=4)
     wall = time.perf_counter() - began
-    seconds = goodput.of_run(tmp_path)
+    seconds = record.activity_seconds(tmp_path)
     assert sum(seconds.values()) == pytest.approx(wall, rel=0.01)
     assert seconds["input_wait"] >= 0.16
     assert seconds["callback"] >= 0.1
@@ -76,17 +77,13 @@ def test_steps_that_are_trained_again_are_lost(tmp_path, now):
             log.step(step, {"loss": 1.0})
     with open_log(tmp_path, start_step=1):
         pass
-    assert goodput.of_run(tmp_path) == {"start": 1.0, "lost": 2.0}
+    assert record.activity_seconds(tmp_path) == {"start": 1.0, "lost": 2.0}
     assert any("2 s of steps" in line["event"] for line in lines(tmp_path, "events.jsonl"))
 
 
 def test_a_run_of_an_earlier_version_has_no_seconds(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    assert goodput.of_run(tmp_path) == {}
-
-
-def test_shares_are_sorted_and_small_ones_left_out():
-    assert goodput.shares({"start": 1.0, "step": 98.99, "checkpoint": 0.01}) == "step 99.0%, start 1.0%"
+    assert record.activity_seconds(tmp_path) == {}
 
 
 def test_a_trace_holds_the_steps_asked_for(tmp_path):
