@@ -1,0 +1,174 @@
+"""Chips with their declared limits, and devices to compile for that are not here.
+
+    h200:N                   N H200s, eight to a machine
+    v5e:RxC   v6e:RxC        a slice of a TPU, by the shape of its torus
+    v5p:XxYxZ
+    here                     the devices of this process
+
+Compilers for absent hardware come with JAX's own packages: jax-cuda13-plugin for NVIDIA (`INSTALL` says how), libtpu
+for TPUs. Neither needs a driver. Without a GPU nothing can be tried out, so kernels of matrix products are not tuned,
+and cuDNN is assumed to be as new as `H200_CONFIG` says.
+
+Limits are those of data sheets, per device:
+
+    H100, H200    NVIDIA data sheets; NVLink 4: 450 GB/s each way; between machines one 400 Gbit/s adapter a GPU
+                  (DGX H200 user guide)
+    TPU           cloud.google.com/tpu/docs/v5e, /v5p, /v6e; links: Austin et al. 2025, "How to Scale Your Model",
+                  chapter 2: of one axis of the torus, both directions together
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from nova_jax.models import flops
+
+GIB = 2**30
+HERE = "here"
+INSTALL = {
+    "cuda": "pip install --no-deps jax-cuda13-plugin=={jax} jax-cuda13-pjrt=={jax}",
+    "tpu": 'pip install "jax[tpu]=={jax}"',
+}
+PLUGINS = {"cuda": "jax_cuda13_plugin", "tpu": "libtpu"}
+H200_CONFIG = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+ shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+ block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 4800000000000
+ l2_cache_size: 62914560 clock_rate_ghz: 1.98 device_memory_size: 149250113536 shared_memory_per_block_optin: 232448
+ registers_per_core_limit: 65536 registers_per_block_limit: 65536 cuda_compute_capability { major: 9 } }
+ platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }
+ device_description_str: "NVIDIA H200" """
+OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One device, by its data sheet."""
+
+    kind: str  # as `jax.Device.device_kind` begins
+    memory: int  # bytes
+    bandwidth: float  # bytes/s of that memory
+    link: float  # bytes/s that it sends to a neighbour
+    machine: int = 0  # devices that such links join; 0: all
+    network: float = 0.0  # bytes/s that it sends to another machine
+    launch: float = 0.0  # seconds that a kernel takes at least; see `planning.roofline`
+
+    @property
+    def flops(self) -> float:
+        """Dense bfloat16 FLOP/s."""
+        peak = flops.peak_flops(self.kind)
+        assert peak, self.kind
+        return peak
+
+
+CHIPS = {
+    "h200": Chip(
+        kind="NVIDIA H200", memory=141 * 10**9, bandwidth=4.8e12, link=450e9, machine=8, network=50e9, launch=1e-6
+    ),
+    "v5e": Chip(kind="TPU v5 lite", memory=16 * GIB, bandwidth=819e9, link=90e9),
+    "v5p": Chip(kind="TPU v5", memory=95 * GIB, bandwidth=2765e9, link=180e9),
+    "v6e": Chip(kind="TPU v6 lite", memory=32 * GIB, bandwidth=1638e9, link=180e9),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What to compile for."""
+
+    name: str  # h200:8
+    chip: Chip
+    platform: str  # cuda, tpu
+    shape: tuple[int, ...]  # of the torus, or the number of GPUs
+
+    @property
+    def count(self) -> int:
+        """Devices."""
+        return math.prod(self.shape)
+
+
+def find(name: str) -> Target:
+    """The target of a name such as h200:8, v5e:2x4 or v5p:8x8x4.
+
+    Raises:
+        ValueError: an unknown chip, or not a shape of it.
+    """
+    chip, _, shape = name.partition(":")
+    if chip not in CHIPS:
+        raise ValueError(
+            f"unknown target {name!r}: use {HERE}, or one of {', '.join(CHIPS)} with a shape, as in h200:8"
+        )
+    lengths = {"h200": 1, "v5p": 3}
+    dims = lengths.get(chip, 2)
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != dims:
+        example = {1: "8", 2: "2x4", 3: "4x4x4"}[dims]
+        raise ValueError(f"target {name!r}: {chip} takes {dims} number{'s' * (dims > 1)}, as in {chip}:{example}")
+    platform = "cuda" if chip == "h200" else "tpu"
+    target = Target(name=name, chip=CHIPS[chip], platform=platform, shape=tuple(map(int, shape.split("x"))))
+    if platform == "cuda" and target.count > 8 and target.count % 8:
+        raise ValueError(f"target {name!r}: more than one machine of H200s is a multiple of 8")
+    return target
+
+
+def devices(target: Target) -> Sequence[Any]:
+    """Devices that can be compiled for and hold nothing; call it before anything else touches a TPU.
+
+    Raises:
+        ImportError: the compiler is not installed.
+        ValueError: there is no slice of this shape.
+    """
+    if importlib.util.find_spec(PLUGINS[target.platform]) is None:
+        install = INSTALL[target.platform].format(jax=importlib.metadata.version("jax"))
+        raise ImportError(f"the compiler for {target.name} is missing: {install}")
+    try:
+        if target.platform == "cuda":
+            machines = max(target.count // 8, 1)
+            topology = f"1x{machines}x{target.count // machines}"
+            return topologies.get_topology_desc("", "cuda", target_config=H200_CONFIG, topology=topology).devices
+        with _no_search_for_tpus():
+            return topologies.get_topology_desc(target.name, "tpu").devices
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"target {target.name!r}: {str(error).splitlines()[0][:300]}") from error
+
+
+@contextlib.contextmanager
+def _no_search_for_tpus() -> Iterator[None]:
+    """Keeps libtpu, which reads these when it is loaded, from looking for TPUs and for others that use them."""
+    values = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_LOG_DIR": "disabled",
+    }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if before[name] is None})
+    yield
+    for name in [name for name in values if before[name] is None]:
+        del os.environ[name]
+
+
+@contextlib.contextmanager
+def without_gpu() -> Iterator[None]:
+    """Programs with cuDNN attention can be lowered and compiled inside, though no GPU can be asked for its version."""
+    kernels: Any = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    before = kernels.check_cudnn_version, kernels.check_compute_capability
+    kernels.check_cudnn_version = lambda: 91000  # as in H200_CONFIG
+    kernels.check_compute_capability = lambda capability: True
+    try:
+        yield
+    finally:
+        kernels.check_cudnn_version, kernels.check_compute_capability = before
+
+
+def compile_for(target: Target, lowered: Any) -> Any:
+    """`lowered.compile()` with what the compiler of an absent device must be told."""
+    with without_gpu():
+        return lowered.compile(OPTIONS.get(target.platform))
