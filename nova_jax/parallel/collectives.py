@@ -36,6 +36,7 @@ class Collective(NamedTuple):
     size: int  # bytes of its result on a device
     times: int  # how often it runs
     source: str  # what it was compiled from, as JAX names it
+    name: str = ""  # of the instruction
 
     @property
     def sent(self) -> float:
@@ -190,7 +191,7 @@ def _collectives(
     parts = sum(size for size, part in zip(results, is_part, strict=True) if part)
     for name, size in ((kind, whole), ("reduce-scatter", parts // len(group))):
         if size:
-            yield Collective(name, axes, len(group), size, times, found.source)
+            yield Collective(name, axes, len(group), size, times, found.source, found.name)
 
 
 def _first_group(rest: str, devices: int) -> list[int]:

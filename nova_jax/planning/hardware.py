@@ -24,12 +24,15 @@ import importlib.util
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import topologies
 
+from nova_jax import environment
 from nova_jax.models import flops
 
 GIB = 2**30
@@ -37,6 +40,12 @@ HERE = "here"
 INSTALL = {
     "cuda": "pip install --no-deps jax-cuda13-plugin=={jax} jax-cuda13-pjrt=={jax}",
     "tpu": 'pip install "jax[tpu]=={jax}"',
+}
+KINDS = {  # `jax.Device.device_kind`
+    "h200": ("NVIDIA H200",),
+    "v5e": ("TPU v5 lite", "TPU v5e"),
+    "v5p": ("TPU v5", "TPU v5p"),
+    "v6e": ("TPU v6 lite", "TPU v6e"),
 }
 PLUGINS = {"cuda": "jax_cuda13_plugin", "tpu": "libtpu"}
 H200_CONFIG = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -53,29 +62,29 @@ OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": F
 class Chip:
     """One device, by its data sheet."""
 
-    kind: str  # as `jax.Device.device_kind` begins
+    flops: float  # dense bfloat16, FLOP/s
     memory: int  # bytes
     bandwidth: float  # bytes/s of that memory
-    link: float  # bytes/s that it sends to a neighbour
+    link: float  # bytes/s that it sends to neighbours
     machine: int = 0  # devices that such links join; 0: all
     network: float = 0.0  # bytes/s that it sends to another machine
     launch: float = 0.0  # seconds that a kernel takes at least; see `planning.roofline`
 
-    @property
-    def flops(self) -> float:
-        """Dense bfloat16 FLOP/s."""
-        peak = flops.peak_flops(self.kind)
-        assert peak, self.kind
-        return peak
 
-
+PEAK = flops.PEAK_FLOPS
 CHIPS = {
     "h200": Chip(
-        kind="NVIDIA H200", memory=141 * 10**9, bandwidth=4.8e12, link=450e9, machine=8, network=50e9, launch=1e-6
+        flops=PEAK["NVIDIA H200"],
+        memory=141 * 10**9,
+        bandwidth=4.8e12,
+        link=450e9,
+        machine=8,
+        network=50e9,
+        launch=1e-6,
     ),
-    "v5e": Chip(kind="TPU v5 lite", memory=16 * GIB, bandwidth=819e9, link=90e9),
-    "v5p": Chip(kind="TPU v5", memory=95 * GIB, bandwidth=2765e9, link=180e9),
-    "v6e": Chip(kind="TPU v6 lite", memory=32 * GIB, bandwidth=1638e9, link=180e9),
+    "v5e": Chip(flops=PEAK["TPU v5e"], memory=16 * GIB, bandwidth=819e9, link=90e9),
+    "v5p": Chip(flops=PEAK["TPU v5"], memory=95 * GIB, bandwidth=2765e9, link=180e9),
+    "v6e": Chip(flops=PEAK["TPU v6e"], memory=32 * GIB, bandwidth=1638e9, link=180e9),
 }
 
 
@@ -85,13 +94,18 @@ class Target:
 
     name: str  # h200:8
     chip: Chip
-    platform: str  # cuda, tpu
-    shape: tuple[int, ...]  # of the torus, or the number of GPUs
+    platform: str  # cuda, tpu; of `here` that of JAX
+    shape: tuple[int, ...]  # of the torus, or the number of devices
 
     @property
     def count(self) -> int:
         """Devices."""
         return math.prod(self.shape)
+
+    @property
+    def chip_name(self) -> str:
+        """What stands before the shape."""
+        return self.name.partition(":")[0]
 
 
 def find(name: str) -> Target:
@@ -100,6 +114,8 @@ def find(name: str) -> Target:
     Raises:
         ValueError: an unknown chip, or not a shape of it.
     """
+    if name == HERE:
+        return _here()
     chip, _, shape = name.partition(":")
     if chip not in CHIPS:
         raise ValueError(
@@ -117,6 +133,34 @@ def find(name: str) -> Target:
     return target
 
 
+def _here() -> Target:
+    """The devices of this process; what no data sheet says of them is measured."""
+    kind, platform, count = jax.devices()[0].device_kind, jax.default_backend(), jax.device_count()
+    known = [chip for name, chip in CHIPS.items() if kind in KINDS[name]]
+    if known:
+        return Target(name=HERE, chip=known[0], platform=platform, shape=(count,))
+    peak, _ = environment.peak_flops()
+    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf(
+        "SC_PHYS_PAGES"
+    )
+    bandwidth = measured_bandwidth()
+    chip = Chip(flops=peak / count, memory=memory // count, bandwidth=bandwidth / count, link=bandwidth / count)
+    return Target(name=HERE, chip=chip, platform=platform, shape=(count,))
+
+
+def measured_bandwidth(size: int = 2**26, repeats: int = 4) -> float:
+    """Bytes/s that a copy of so many float32 numbers reads and writes on the default device: the best of a few."""
+    x = jnp.zeros(size)
+    add = jax.jit(lambda x: x + 1)
+    add(x).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        add(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * x.nbytes / min(seconds)
+
+
 def devices(target: Target) -> Sequence[Any]:
     """Devices that can be compiled for and hold nothing; call it before anything else touches a TPU.
 
@@ -124,6 +168,8 @@ def devices(target: Target) -> Sequence[Any]:
         ImportError: the compiler is not installed.
         ValueError: there is no slice of this shape.
     """
+    if target.name == HERE:
+        return jax.devices()
     if importlib.util.find_spec(PLUGINS[target.platform]) is None:
         install = INSTALL[target.platform].format(jax=importlib.metadata.version("jax"))
         raise ImportError(f"the compiler for {target.name} is missing: {install}")
@@ -170,5 +216,7 @@ def without_gpu() -> Iterator[None]:
 
 def compile_for(target: Target, lowered: Any) -> Any:
     """`lowered.compile()` with what the compiler of an absent device must be told."""
+    if target.name == HERE:
+        return lowered.compile()
     with without_gpu():
         return lowered.compile(OPTIONS.get(target.platform))

@@ -17,11 +17,13 @@ It knows nothing of stragglers, of input, or of kernels that are slower than the
 prediction is worth a profile, and the prediction is for ranking.
 """
 
-from collections.abc import Iterable
+import collections as containers
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from nova_jax.parallel import collectives, hlo
 from nova_jax.planning.hardware import Chip
-from nova_jax.planning.program import Kernel
+from nova_jax.planning.program import FOLLOWED, Kernel
 
 PRODUCT, MEMORY = 0.75, 0.85
 ATTENTION = {"forward": (0.70, 160), "backward": (0.53, 360)}
@@ -78,3 +80,41 @@ def kernel_seconds(kernel: Kernel, chip: Chip) -> dict[str, float]:
         "memory": (kernel.read + kernel.written) / (MEMORY * chip.bandwidth),
         "launch": chip.launch,
     }
+
+
+def exposed_seconds(text: str, kernels: Sequence[Kernel], sizes: Mapping[str, int], chip: Chip) -> float:
+    """Seconds of a program's exchanges that no kernel hides.
+
+    Args:
+        text: of the program.
+        kernels: of the same.
+        sizes: of the mesh axes, in their order.
+        chip: that it was compiled for.
+    """
+    takes = {kernel.name: max(kernel_seconds(kernel, chip).values()) for kernel in kernels if kernel.kind != "exchange"}
+    parts = {(found.name, found.kind): found for found in collectives.read(text, sizes)}
+    exchanges: dict[str, float] = containers.defaultdict(float)
+    for (name, _), found in parts.items():
+        exchanges[name] += found.sent / found.times / speed(found.axes, sizes, chip)
+    elapsed, exposed = 0.0, 0.0
+    started: dict[str, tuple[float, float]] = {}  # name of the start -> seconds of the exchange, elapsed before it
+    for run in hlo.walk(hlo.parse(text), FOLLOWED):
+        instruction, times = run.instruction, run.times or 0
+        elapsed += takes.get(instruction.name, 0.0) * times
+        if instruction.op.endswith("-start") and instruction.name in exchanges:
+            started[instruction.name] = exchanges[instruction.name], elapsed
+        elif instruction.op.endswith("-done") and instruction.operands[0] in started:
+            seconds, before = started.pop(instruction.operands[0])
+            exposed += max(seconds * times - (elapsed - before), 0.0)
+        elif instruction.name in exchanges:
+            exposed += exchanges[instruction.name] * times
+    return exposed
+
+
+def speed(axes: Sequence[str], sizes: Mapping[str, int], chip: Chip) -> float:
+    """Bytes/s that a device sends to others along these axes of a mesh, of which the last are neighbours."""
+    span, reach = 1, 1  # devices from the first to the last of a group
+    for axis, size in reversed(list(sizes.items())):
+        reach += span * (size - 1) if axis in axes else 0
+        span *= size
+    return chip.network if chip.machine and reach > chip.machine else chip.link
