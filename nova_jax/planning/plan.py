@@ -158,8 +158,8 @@ def measure(config: TrainConfig, example: Batch, target: Target, mesh: Mesh, wha
     denoiser = getattr(config.model, "dit", config.model)
     depth = getattr(denoiser, "depth", 0)
     if depth <= max(SHALLOW) or denoiser.scan_unroll < depth:
-        return _measure(config, example, target, mesh, what)
-    few, more = (_measure(with_depth(config, n), example, target, mesh, what) for n in SHALLOW)
+        return compile_costs(config, example, target, mesh, what)
+    few, more = (compile_costs(with_depth(config, n), example, target, mesh, what) for n in SHALLOW)
     return extrapolate(few, more, *SHALLOW, depth)
 
 
@@ -180,7 +180,7 @@ def extrapolate(few: Any, more: Any, few_layers: int, more_layers: int, layers: 
     return jax.tree.map(lambda a, b: a + share * (b - a), few, more)
 
 
-def _measure(config: TrainConfig, example: Batch, target: Target, mesh: Mesh, what: What) -> Costs:
+def compile_costs(config: TrainConfig, example: Batch, target: Target, mesh: Mesh, what: What) -> Costs:
     with hardware.without_gpu():
         if what == "train":
             lowered = programs.lower_training(config, example, mesh)
@@ -195,7 +195,7 @@ def costs_of(compiled: Any, mesh: Mesh, target: Target) -> Costs:
     kernels, sent = program.read(text), collectives.read(text, mesh.shape)
     network = roofline.exposed_seconds(text, kernels, mesh.shape, target.chip)
     axes = [axis for axis, size in mesh.shape.items() if size > 1]
-    return Costs(
+    costs = Costs(
         state=held.arguments + held.results,
         activations=held.temporaries,
         kernels={kind: program.count(kernels, kind) for kind in program.KINDS},
@@ -204,6 +204,7 @@ def costs_of(compiled: Any, mesh: Mesh, target: Target) -> Costs:
         sent={axis: collectives.sent(sent, axis=axis) for axis in axes},
         seconds=roofline.of_kernels(kernels, target.chip, network),
     )
+    return jax.tree.map(float, costs)
 
 
 def _help(config: TrainConfig, example: Batch, mesh: Mesh, what: What) -> list[str]:
@@ -234,7 +235,7 @@ def _help(config: TrainConfig, example: Batch, mesh: Mesh, what: What) -> list[s
     return [f"{text} (by formula)" for text in found]
 
 
-def gigabytes(size: float) -> str:
+def gigabytes(size: float | int) -> str:
     """Bytes as text."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 

@@ -140,7 +140,7 @@ def place(source: str) -> str:
     """
     if not source:
         return "(of the compiler)"
-    *modules, _ = [part for part in source.split("/") if re.fullmatch(r"[\w.\-]+", part)] or [""]
+    *modules, _ = [part for part in source.split("/") if re.fullmatch(r"[\w\-]+", part)] or [""]  # not DiT._forward
     kept = [part for part in modules if part not in {"while", "body", "cond", "closed_call", "checkpoint"}]
     is_repeated, is_backward = "rematted_computation" in kept, "transpose(" in source
     kept = list(dict.fromkeys(part for part in kept if part != "rematted_computation"))
@@ -258,7 +258,7 @@ class _Reader:
 
 
 def _dot_flops(found: hlo.Instruction, operands: Sequence[hlo.Instruction]) -> int:
-    contracted = re.search(r"lhs_contracting_dim(?:s=\{|ensions\":\[)([\d,\"]*)", found.attributes)
+    contracted = re.search(r'lhs_contracting_dim(?:s=\{|ensions": ?\[)([\d," ]*)', found.attributes)
     left = hlo.arrays(operands[0].shape)[0].dims
     inner = math.prod(left[i] for i in hlo.dims(contracted[1].replace('"', ""))) if contracted else 1
     return 2 * math.prod(hlo.arrays(found.shape)[0].dims) * inner
@@ -291,7 +291,7 @@ def _convolution_flops(found: hlo.Instruction, operands: Sequence[hlo.Instructio
 
 def _scores(found: hlo.Instruction) -> list[int]:
     """Sizes (b, k, n, l) of the scores of cuDNN's flash attention."""
-    named = re.search(r'"intermediate_tensor_shape":\{[^}]*?"dimensions":\[([\d,\"]*)', found.attributes)
+    named = re.search(r'"intermediate_tensor_shape": ?\{[^}]*?"dimensions": ?\[([\d," ]*)', found.attributes)
     return hlo.dims(named[1].replace('"', "")) if named else [0]
 
 

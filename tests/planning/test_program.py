@@ -143,7 +143,7 @@ def test_calls_of_libraries_and_products_inside_fusions_are_known_with_their_flo
 
 
 def test_kernels_are_grouped_by_pass_and_module():
-    source = "jit(step)/transpose(jvp(DiT))/blocks/while/body/closed_call/checkpoint/{}mlp/up/dot_general"
+    source = "jit(step)/transpose(jvp(DiT))/DiT._forward/blocks/while/body/closed_call/checkpoint/{}mlp/up/dot_general"
     assert program.place(source.format("rematted_computation/")) == "recomputed blocks/mlp/up"
     assert program.place(source.format("")) == "backward blocks/mlp/up"
     assert program.place("jit(step)/jvp(DiT)/blocks/while/body/mlp/tanh") == "forward blocks/mlp"
