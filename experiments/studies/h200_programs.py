@@ -13,14 +13,11 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import time
 from typing import Any
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +147,7 @@ def main() -> None:
     parser.add_argument("--table", type=int, default=0, help="lines of a table of kernels by place")
     parser.add_argument("--text", type=pathlib.Path, help="file for the program's HLO")
     asked = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # of what is computed before anything is compiled
     if asked.model is None:
         write_all()
         return

@@ -162,7 +162,7 @@ def measured_bandwidth(size: int = 2**26, repeats: int = 4) -> float:
 
 
 def devices(target: Target) -> Sequence[Any]:
-    """Devices that can be compiled for and hold nothing; call it before anything else touches a TPU.
+    """Devices that can be compiled for and hold nothing.
 
     Raises:
         ImportError: the compiler is not installed.

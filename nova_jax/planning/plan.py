@@ -181,19 +181,24 @@ def extrapolate(few: Any, more: Any, few_layers: int, more_layers: int, layers: 
 
 
 def compile_costs(config: TrainConfig, example: Batch, target: Target, mesh: Mesh, what: What) -> Costs:
+    """The costs of the whole program."""
+    return costs_of(compile_program(config, example, target, mesh, what), mesh, target)
+
+
+def compile_program(config: TrainConfig, example: Batch, target: Target, mesh: Mesh, what: What) -> Any:
+    """A program of an experiment, compiled for a mesh of the target."""
     with hardware.without_gpu():
         if what == "train":
             lowered = programs.lower_training(config, example, mesh)
         else:
             lowered = programs.lower_evaluation(config, example, mesh, _samples(mesh))
-    return costs_of(hardware.compile_for(target, lowered), mesh, target)
+    return hardware.compile_for(target, lowered)
 
 
 def costs_of(compiled: Any, mesh: Mesh, target: Target) -> Costs:
     """The costs of a compiled program."""
     text, held = compiled.as_text(), program.memory(compiled)
     kernels, sent = program.read(text), collectives.read(text, mesh.shape)
-    network = roofline.exposed_seconds(text, kernels, mesh.shape, target.chip)
     axes = [axis for axis, size in mesh.shape.items() if size > 1]
     costs = Costs(
         state=held.arguments + held.results,
@@ -202,7 +207,7 @@ def costs_of(compiled: Any, mesh: Mesh, target: Target) -> Costs:
         traffic={kind: program.traffic(kernels, kind) for kind in program.KINDS},
         flops=program.flops(kernels),
         sent={axis: collectives.sent(sent, axis=axis) for axis in axes},
-        seconds=roofline.of_kernels(kernels, target.chip, network),
+        seconds=roofline.of_program(text, kernels, mesh.shape, target.chip),
     )
     return jax.tree.map(float, costs)
 

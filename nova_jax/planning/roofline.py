@@ -52,6 +52,11 @@ class Roofline(NamedTuple):
         return model_flops / self.seconds / chip.flops
 
 
+def of_program(text: str, kernels: Sequence[Kernel], sizes: Mapping[str, int], chip: Chip) -> Roofline:
+    """The roofline of a program on a mesh; see `exposed_seconds`."""
+    return of_kernels(kernels, chip, exposed_seconds(text, kernels, sizes, chip))
+
+
 def of_kernels(kernels: Iterable[Kernel], chip: Chip, network: float = 0.0) -> Roofline:
     """The roofline of a program.
 

@@ -10,7 +10,14 @@ from nova_jax.parallel import rules
 from nova_jax.parallel.mesh import MeshConfig
 from nova_jax.planning import hardware, plan, programs
 
-SMALL = ("model.width=32", "model.num_heads=2", "data.latent_shape=(1,8,8,4)", "model.in_channels=4", "batch_size=8", "model.dtype=float32")
+SMALL = (
+    "model.width=32",
+    "model.num_heads=2",
+    "data.latent_shape=(1,8,8,4)",
+    "model.in_channels=4",
+    "batch_size=8",
+    "model.dtype=float32",
+)
 
 
 @pytest.fixture(scope="module")
