@@ -1,7 +1,6 @@
 """What one of eight devices holds and sends when it trains Wan 2.1's 1.3B model on clips: compiled, with no device.
 
-    pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION      VERSION: that of jax
-    pip install "jax[tpu]==VERSION"
+    pip install 'nova-jax[plan]'
     python -m experiments.studies.context_plan                  every case, into results/context_plan.json
     python -m experiments.studies.context_plan target=h200:8 mesh.context=4 mesh.fsdp=2 batch_size=2
 

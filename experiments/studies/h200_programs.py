@@ -1,6 +1,6 @@
 """Kernels and bytes of training steps compiled for an H200 that is not here, and what they let one expect.
 
-    pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION      VERSION: that of jax
+    pip install 'nova-jax[plan]'
     python -m experiments.studies.h200_programs                        every case, into results/h200_programs.json
     python -m experiments.studies.h200_programs XL/2 --attention cudnn --unroll 28        one case, printed
     python -m experiments.studies.h200_programs XL/2 --attention cudnn --depth 4 --unroll 4 --table 20 --text step.hlo

@@ -1,6 +1,6 @@
 """How well a plan knows a program that it has not compiled whole, and what planning a large one takes.
 
-    pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION      VERSION: that of jax
+    pip install 'nova-jax[plan]'
     python -m experiments.studies.plan_accuracy                 every case, into results/plan_accuracy.json
     python -m experiments.studies.plan_accuracy XL/2 data=8     one case, printed
 

@@ -5,9 +5,9 @@
     v5p:XxYxZ
     here                     the devices of this process
 
-Compilers for absent hardware come with JAX's own packages: jax-cuda13-plugin for NVIDIA (`INSTALL` says how), libtpu
-for TPUs. Neither needs a driver. Without a GPU nothing can be tried out, so kernels of matrix products are not tuned,
-and cuDNN is assumed to be as new as `H200_CONFIG` says.
+Compilers for absent hardware come with JAX's own packages, `pip install nova-jax[plan]`: jax-cuda13-plugin without
+CUDA itself, and libtpu. Without a GPU nothing can be tried out, so kernels of matrix products are not tuned, and cuDNN
+is assumed to be as new as `H200_CONFIG` says.
 
 Limits are those of data sheets, per device:
 
@@ -38,7 +38,7 @@ from nova_jax.models import flops
 GIB = 2**30
 HERE = "here"
 INSTALL = {
-    "cuda": "pip install --no-deps jax-cuda13-plugin=={jax} jax-cuda13-pjrt=={jax}",
+    "cuda": 'pip install "jax[cuda13-local]=={jax}"',
     "tpu": 'pip install "jax[tpu]=={jax}"',
 }
 KINDS = {  # `jax.Device.device_kind`

@@ -226,18 +226,27 @@ def _help(config: TrainConfig, example: Batch, mesh: Mesh, what: What) -> list[s
         return found
     denoiser = getattr(config.model, "dit", config.model)
     rows = config.batch_size // (_samples(mesh) * config.accumulate)
+    saved = _saved_bytes(denoiser, example, rows, mesh)
     if rows > 1:
         parts = next(n for n in range(2, rows + 1) if rows % n == 0)
-        found.append(f"accumulate={config.accumulate * parts}: activations of {rows // parts} samples, not of {rows}")
-    if getattr(denoiser, "remat", None) in SAVED:
-        patches = math.prod(-(-n // p) for n, p in zip(example.x0.shape[1:4], denoiser.patch_size, strict=True))
-        tokens = rows * patches / shape["context"]
-        unit = tokens * denoiser.width * denoiser.depth * jnp.dtype(denoiser.dtype).itemsize / 2 / shape["tensor"]
-        policies = list(SAVED)
-        for policy in policies[policies.index(denoiser.remat) + 1 :]:
-            saved = (SAVED[denoiser.remat] - SAVED[policy]) * unit
-            found.append(f"model.remat={policy}: {gigabytes(saved)} less of activations")
+        less = f"{gigabytes(saved * (1 - 1 / parts))} less of" if saved else f"{rows // parts} of {rows} samples'"
+        found.append(f"accumulate={config.accumulate * parts}: {less} activations")
+    if saved:
+        name = "model.dit.remat" if denoiser is not config.model else "model.remat"
+        for policy in list(SAVED)[list(SAVED).index(denoiser.remat) + 1 :]:
+            less = saved * (1 - SAVED[policy] / SAVED[denoiser.remat])
+            found.append(f"{name}={policy}: {gigabytes(less)} less of activations")
     return [f"{text} (by formula)" for text in found]
+
+
+def _saved_bytes(denoiser: Any, example: Batch, rows: int, mesh: Mesh) -> float:
+    """Bytes of a device that a named policy keeps for the backward pass, of so many samples; 0: no named policy."""
+    if getattr(denoiser, "remat", None) not in SAVED:
+        return 0.0
+    tokens = rows * math.prod(-(-n // p) for n, p in zip(example.x0.shape[1:4], denoiser.patch_size, strict=True))
+    itemsize = jnp.dtype(denoiser.dtype).itemsize / 2  # `SAVED` is of bfloat16
+    ways = mesh.shape["context"] * mesh.shape["tensor"]
+    return SAVED[denoiser.remat] * denoiser.width * denoiser.depth * tokens * itemsize / ways
 
 
 def gigabytes(size: float | int) -> str:
