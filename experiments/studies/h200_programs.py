@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     for field in dataclasses.fields(Case)[1:]:
         parser.add_argument(
-            f"--{field.name}", type=type(field.default) if field.default else str, default=field.default
+            f"--{field.name}", type=str if field.default is None else type(field.default), default=field.default
         )
     parser.add_argument("--table", type=int, default=0, help="lines of a table of kernels by place")
     parser.add_argument("--text", type=pathlib.Path, help="file for the program's HLO")
