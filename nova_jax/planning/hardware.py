@@ -202,8 +202,11 @@ def _no_search_for_tpus() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_gpu() -> Iterator[None]:
-    """Programs with cuDNN attention can be lowered and compiled inside, though no GPU can be asked for its version."""
+def standing_in(target: Target) -> Iterator[None]:
+    """Programs with cuDNN attention can be traced, lowered and compiled inside, though no GPU tells its version."""
+    if target.name == HERE or target.platform != "cuda":
+        yield
+        return
     kernels: Any = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
     before = kernels.check_cudnn_version, kernels.check_compute_capability
     kernels.check_cudnn_version = lambda: 91000  # as in H200_CONFIG
@@ -216,7 +219,4 @@ def without_gpu() -> Iterator[None]:
 
 def compile_for(target: Target, lowered: Any) -> Any:
     """`lowered.compile()` with what the compiler of an absent device must be told."""
-    if target.name == HERE:
-        return lowered.compile()
-    with without_gpu():
-        return lowered.compile(OPTIONS.get(target.platform))
+    return lowered.compile(None if target.name == HERE else OPTIONS.get(target.platform))

@@ -118,10 +118,11 @@ def make(config: TrainConfig, target: Target, mesh_configs: Sequence[MeshConfig]
         ImportError: the compiler for the target is missing.
     """
     example = programs.make_example(config)
-    init = functools.partial(build.init_params, config.model, example)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
     meshes = [mesh_config.make(hardware.devices(target)) for mesh_config in mesh_configs]
-    rows = [_row(config, example, target, mesh, what) for mesh in meshes]
+    init = functools.partial(build.init_params, config.model, example)
+    with hardware.standing_in(target):
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
+        rows = [_row(config, example, target, mesh, what) for mesh in meshes]
     rows.sort(key=lambda row: (not row.fits, row.costs.seconds.seconds if row.costs else math.inf))
     return Plan(what, target, parameters, model_flops(config, example, what, meshes[0]), rows)
 
@@ -187,12 +188,12 @@ def compile_costs(config: TrainConfig, example: Batch, target: Target, mesh: Mes
 
 def compile_program(config: TrainConfig, example: Batch, target: Target, mesh: Mesh, what: What) -> Any:
     """A program of an experiment, compiled for a mesh of the target."""
-    with hardware.without_gpu():
+    with hardware.standing_in(target):
         if what == "train":
             lowered = programs.lower_training(config, example, mesh)
         else:
             lowered = programs.lower_evaluation(config, example, mesh, _samples(mesh))
-    return hardware.compile_for(target, lowered)
+        return hardware.compile_for(target, lowered)
 
 
 def costs_of(compiled: Any, mesh: Mesh, target: Target) -> Costs:
