@@ -58,6 +58,15 @@ class Computation(NamedTuple):
     is_entry: bool
     instructions: list[Instruction]
 
+    @property
+    def root(self) -> Instruction:
+        """What it returns."""
+        return next(instruction for instruction in self.instructions if instruction.is_root)
+
+    def find(self, name: str) -> Instruction:
+        """The instruction that makes a value."""
+        return next(instruction for instruction in self.instructions if instruction.name == name)
+
     def users(self, name: str) -> list[Instruction]:
         """The instructions that read a value."""
         return [instruction for instruction in self.instructions if name in instruction.operands]
@@ -107,11 +116,43 @@ def _walk(program: Program, name: str, times: int | None, into: Container[str] |
             continue
         turns = times
         if found.op == "while":
-            trips = re.search(r"known_trip_count\D*(\d+)", found.attributes)
-            turns = int(trips[1]) * times if trips and times is not None else None
+            trips = _trips(program, program[name], found)
+            turns = None if times is None or trips is None else trips * times
         for called in found.called:
             if called in program:
                 yield from _walk(program, called, turns, into)
+
+
+def _trips(program: Program, inside: Computation, loop: Instruction) -> int | None:
+    """Turns of a loop: where the compiler does not say, those of a counter that is compared with a constant."""
+    if said := re.search(r"known_trip_count\D*(\d+)", loop.attributes):
+        return int(said[1])
+    condition, body = (
+        program[re.findall(rf"{part}=%([\w.\-]+)", loop.attributes)[0]] for part in ("condition", "body")
+    )
+    test = condition.root
+    if test.op != "compare" or "direction=LT" not in test.attributes:
+        return None
+    place = re.search(r"index=(\d+)", condition.find(test.operands[0]).attributes)
+    made, given = body.root, inside.find(loop.operands[0])
+    if place is None or made.op != "tuple" or given.op != "tuple":
+        return None
+    add = body.find(made.operands[int(place[1])])
+    numbers = (
+        _constant(inside, given.operands[int(place[1])]),
+        _constant(condition, test.operands[1]),
+        _constant(body, add.operands[-1]) if add.op == "add" else None,
+    )
+    return None if None in numbers else len(range(*numbers))  # pyright: ignore[reportArgumentType]
+
+
+def _constant(inside: Computation, name: str) -> int | None:
+    """A whole number that stands in a program, if this is one."""
+    found = inside.find(name)
+    if found.op == "copy":
+        return _constant(inside, found.operands[0])
+    number = re.match(r"(-?\d+)\)", found.attributes)
+    return int(number[1]) if found.op == "constant" and number else None
 
 
 def arrays(shape: str) -> list[Array]:

@@ -232,7 +232,7 @@ class _Reader:
             results = [a for a in results if not (a.dtype in ("s8", "u8") and len(a.dims) == 1)]
         sizes = [_moved_of(array) for array in results]
         if found.op == "fusion":
-            root = next(i for i in self._fused(found) if i.is_root)
+            root = self._program[found.called[0]].root
             names = root.operands if root.op == "tuple" else [root.name]
             sizes = [
                 min(size, self._updated(found.called[0], name, size)) for size, name in zip(sizes, names, strict=False)
