@@ -145,7 +145,7 @@ def lower_training(config: TrainConfig, example: Batch, mesh: Mesh) -> Any:
 def lower_evaluation(config: TrainConfig, example: Batch, mesh: Mesh, samples: int) -> Any:
     """One evaluation of guided sampling, (params, x, t, cond, null) -> Denoised, ready to be compiled.
 
-    Text is encoded, and its keys are made, before: a sampler does that once for all its steps.
+    Text is encoded, and its keys are made, before: a sampler does that once for all its steps, and keeps the weights.
     """
     network, objective = config.model, config.objective
     init = functools.partial(build.init_params, network, example)
@@ -162,7 +162,7 @@ def lower_evaluation(config: TrainConfig, example: Batch, mesh: Mesh, samples: i
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), params, rules.shardings(params, mesh)
         )
         time = jax.ShapeDtypeStruct((samples,), jnp.float32)
-        return jax.jit(evaluate).lower(placed, rows.x0, time, rows.cond, rows.cond)
+        return jax.jit(evaluate, keep_unused=True).lower(placed, rows.x0, time, rows.cond, rows.cond)
 
 
 def _encode(network: Any, params: Any, cond: Conditioning) -> Conditioning:

@@ -37,6 +37,7 @@ def both(config, here):
     return plan.make(config, here, [MeshConfig(data=8), MeshConfig(data=1, fsdp=8)])
 
 
+@pytest.mark.long
 def test_state_is_what_the_table_of_parameters_says_and_flops_are_of_the_closed_form(both, config, here):
     by_mesh = {tuple(row.mesh.items()): row for row in both.rows}
     example = programs.make_example(config)
@@ -50,6 +51,7 @@ def test_state_is_what_the_table_of_parameters_says_and_flops_are_of_the_closed_
     assert both.model_flops == 3 * 8 * config.model.flops((1, 8, 8), 4)
 
 
+@pytest.mark.long
 def test_products_of_a_program_come_to_the_closed_form(config, here):
     mesh = MeshConfig(data=8).make()
     made = programs.make_example(config)
@@ -58,6 +60,7 @@ def test_products_of_a_program_come_to_the_closed_form(config, here):
     assert costs.flops * 8 == pytest.approx(plan.model_flops(plain, made, "train", mesh), rel=0.05)
 
 
+@pytest.mark.long
 def test_the_best_mesh_comes_first_and_the_table_names_each(both):
     seconds = [row.costs.seconds.seconds for row in both.rows]
     assert seconds == sorted(seconds)
@@ -67,6 +70,7 @@ def test_the_best_mesh_comes_first_and_the_table_names_each(both):
     assert "does not fit" not in text
 
 
+@pytest.mark.long
 def test_what_does_not_fit_comes_with_what_would_help(config, here):
     tight = dataclasses.replace(here, chip=dataclasses.replace(here.chip, memory=100_000))
     text = plan.table(plan.make(dataclasses.replace(config, batch_size=16), tight, [MeshConfig(data=8)]))
@@ -91,9 +95,9 @@ def test_unrolled_depth_is_linear_in_kernels_bytes_and_exchanges(config, here):
 
 
 def test_an_evaluation_of_sampling_holds_parameters_alone(config, here):
-    (row,) = plan.make(config, here, [MeshConfig(data=8)], "sample").rows
-    parameters = plan.make(config, here, [MeshConfig(data=8)], "sample").parameters
-    assert 4 * parameters <= row.costs.state < 2 * 4 * parameters
+    found = plan.make(config, here, [MeshConfig(data=8)], "sample")
+    assert 4 * found.parameters <= found.rows[0].costs.state < 1.2 * 4 * found.parameters
+    assert found.model_flops == 2 * 8 * config.model.flops((1, 8, 8), 4)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,7 @@ def test_meshes_and_batches_that_do_not_divide_are_refused(config, here):
         plan.make(dataclasses.replace(config, batch_size=4), here, [MeshConfig(data=8)])
 
 
+@pytest.mark.long
 def test_the_command_prints_a_table_for_each_program(capsys):
     commands.main(["plan", "nano", *SMALL, "model.depth=1", "--target", "here", "--mesh", "data=8"])
     text = capsys.readouterr().out
