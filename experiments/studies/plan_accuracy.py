@@ -42,7 +42,7 @@ def compare(model: str, mesh_text: str) -> dict[str, Any]:
     middle = time.perf_counter()
     compiled = plan.compile_program(config, example, target, mesh, "train")
     whole, end = plan.costs_of(compiled, mesh, target), time.perf_counter()
-    repeated = sum(k.flops * k.times for k in program.read(compiled.as_text()) if "Backward" in k.op) / 5
+    repeated = sum(k.flops * k.times for k in program.read(compiled.as_text()) if k.is_backward) / 5
     closed_form = plan.model_flops(config, example, "train", mesh) / mesh.size
     return {
         "model": model,

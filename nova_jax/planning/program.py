@@ -32,7 +32,16 @@ NO_KERNEL = FOLLOWED | {
 }
 NO_KERNEL_TARGETS = frozenset({"AllocateBuffer", "Sharding", "AssumeGatherIndicesInBound"})
 PRODUCT_TARGETS = ("__cublas", "__cudnn$conv", "__onednn$matmul", "__onednn$convolution")
-ATTENTION_TARGETS = ("__cudnn$fmha",)
+PALLAS = "tpu_custom_call"
+# Flash attention, by the target of cuDNN or the name of JAX's splash kernel -> its products with the scores (b, k, n,
+# l). Backwards it has four of its own and repeats one, or two where it is split.
+ATTENTION = {
+    r"__cudnn\$fmha.*Backward": 5,
+    r"__cudnn\$fmha": 2,
+    rf"{PALLAS}:splash_\w*_dkv": 4,
+    rf"{PALLAS}:splash_\w*_dq": 3,
+    rf"{PALLAS}:splash_\w*_fwd": 2,
+}
 VIEWS = frozenset({"bitcast", "reshape"})  # inside a fusion
 SLICES = frozenset({"dynamic-slice", "slice", "gather"})
 
@@ -49,6 +58,11 @@ class Kernel(NamedTuple):
     times: int
     source: str  # what it was compiled from, as JAX names it
     keys: int = 0  # of attention
+
+    @property
+    def is_backward(self) -> bool:
+        """Whether it is attention's way back."""
+        return self.kind == "attention" and ATTENTION[_attention(self.op) or ""] > 2
 
     @property
     def traffic(self) -> int:
@@ -149,6 +163,14 @@ def place(source: str) -> str:
     return " ".join([step, "/".join(kept)]).strip()
 
 
+def _op(instruction: hlo.Instruction) -> str:
+    """The operation, with what kind of it: the target of a call, the name of a Pallas kernel, the kind of a fusion."""
+    if target := _target(instruction):
+        return f"{target}:{instruction.name}" if target == PALLAS else target
+    kind = re.search(r"kind=(\w+)", instruction.attributes)
+    return f"{instruction.op}:{kind[1]}" if kind else instruction.op
+
+
 def _target(instruction: hlo.Instruction) -> str:
     found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
     return found[1] if found else ""
@@ -163,12 +185,11 @@ class _Reader:
 
     def kernel(self, inside: str, found: hlo.Instruction) -> Kernel:
         """An instruction outside fusions, as if it ran once."""
-        kind, target = self._kind(found), _target(found)
-        form = re.search(r"kind=(\w+)", found.attributes)
-        op = target or (f"{found.op}:{form[1]}" if form else found.op)
+        kind, op = self._kind(found), _op(found)
         read = sum(self._read(inside, found, operand) for operand in range(len(found.operands)))
         written = sum(self._written(inside, found, kind))
-        keys = _scores(found)[-1] if target.startswith(ATTENTION_TARGETS) else 0
+        operands = self._operands(inside, found)
+        keys = _scores(found, operands)[-1] if _attention(op) else 0
         return Kernel(found.name, op, kind, read, written, self._flops(inside, found), 1, found.source, keys)
 
     def _fused(self, found: hlo.Instruction) -> list[hlo.Instruction]:
@@ -178,10 +199,9 @@ class _Reader:
     def _kind(self, found: hlo.Instruction) -> Kind:
         if found.op.removesuffix("-start") in collectives.KINDS:
             return "exchange"
-        target = _target(found)
-        if target.startswith(ATTENTION_TARGETS) or (target == "tpu_custom_call" and "attention" in found.source):
+        if _attention(_op(found)):
             return "attention"
-        if found.op in ("dot", "convolution") or target.startswith(PRODUCT_TARGETS):
+        if found.op in ("dot", "convolution") or _target(found).startswith(PRODUCT_TARGETS):
             return "product"
         inside = [self._kind(instruction) for instruction in self._fused(found)]
         return min([*inside, "other"], key=KINDS.index)
@@ -246,15 +266,19 @@ class _Reader:
             return self._updated(inside, made.operands[0], whole)
         return _moved(self._made[inside][made.operands[1]].shape) if made.op == "dynamic-update-slice" else whole
 
+    def _operands(self, inside: str, found: hlo.Instruction) -> list[hlo.Instruction]:
+        return [self._made[inside][name] for name in found.operands if name in self._made[inside]]
+
     def _flops(self, inside: str, found: hlo.Instruction) -> int:
-        operands = [self._made[inside][name] for name in found.operands if name in self._made[inside]]
+        operands = self._operands(inside, found)
         if found.op == "fusion":
             return sum(self._flops(found.called[0], instruction) for instruction in self._fused(found))
         if found.op == "dot" or _target(found).startswith("__cublas"):
             return _dot_flops(found, operands)
         if found.op == "convolution":
             return _convolution_flops(found, operands)
-        return _attention_flops(found, operands) if _target(found).startswith(ATTENTION_TARGETS) else 0
+        flash = _attention(_op(found))
+        return ATTENTION[flash] * 2 * math.prod(_scores(found, operands)) * _heads(operands)[0][-1] if flash else 0
 
 
 def _dot_flops(found: hlo.Instruction, operands: Sequence[hlo.Instruction]) -> int:
@@ -289,16 +313,23 @@ def _convolution_flops(found: hlo.Instruction, operands: Sequence[hlo.Instructio
     return total
 
 
-def _scores(found: hlo.Instruction) -> list[int]:
-    """Sizes (b, k, n, l) of the scores of cuDNN's flash attention."""
-    named = re.search(r'"intermediate_tensor_shape": ?\{[^}]*?"dimensions": ?\[([\d," ]*)', found.attributes)
-    return hlo.dims(named[1].replace('"', "")) if named else [0]
+def _attention(op: str) -> str | None:
+    """The entry of `ATTENTION` that a kernel is; None: another kind."""
+    return next((pattern for pattern in ATTENTION if re.match(pattern, op)), None)
 
 
-def _attention_flops(found: hlo.Instruction, operands: Sequence[hlo.Instruction]) -> int:
-    """Two products with the scores forwards; five backwards, since a flash kernel repeats one."""
-    products = 5 if "Backward" in _target(found) else 2
-    return products * 2 * math.prod(_scores(found)) * hlo.arrays(operands[0].shape)[0].dims[-1]
+def _heads(operands: Sequence[hlo.Instruction]) -> list[tuple[int, ...]]:
+    """Shapes of queries, keys and values: of operands of flash attention the first floats of over two dimensions."""
+    found = [hlo.arrays(operand.shape)[0] for operand in operands]
+    return [array.dims for array in found if len(array.dims) > 2 and "f" in array.dtype]
+
+
+def _scores(found: hlo.Instruction, operands: Sequence[hlo.Instruction]) -> list[int]:
+    """Sizes (b, k, n, l) of the scores of flash attention."""
+    if said := re.search(r'"intermediate_tensor_shape": ?\{[^}]*?"dimensions": ?\[([\d," ]*)', found.attributes):
+        return hlo.dims(said[1].replace('"', ""))
+    queries, keys = _heads(operands)[:2]  # (.., k, n, q) and (.., k, l, q)
+    return [*queries[:-1], keys[-2]]
 
 
 def _number(parameter: hlo.Instruction) -> int:

@@ -78,7 +78,7 @@ def kernel_seconds(kernel: Kernel, chip: Chip) -> dict[str, float]:
     """What each limit alone would let a kernel take, each time it runs."""
     attained = PRODUCT
     if kernel.kind == "attention":
-        share, half = ATTENTION["backward" if "Backward" in kernel.op else "forward"]
+        share, half = ATTENTION["backward" if kernel.is_backward else "forward"]
         attained = share * kernel.keys / (kernel.keys + half) if kernel.keys else share
     return {
         "compute": kernel.flops / (attained * chip.flops),

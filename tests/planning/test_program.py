@@ -142,6 +142,25 @@ def test_calls_of_libraries_and_products_inside_fusions_are_known_with_their_flo
     assert (copy.kind, copy.flops, copy.traffic) == ("other", 0, 2 * 256 * tokens)
 
 
+SPLASH = """
+ENTRY %main (m: s8[1,2,1], q: bf16[2,4,1024,128], k: bf16[2,4,512,128]) -> bf16[2,4,1024,128] {
+  %m = s8[1,2,1]{2,1,0} parameter(0)
+  %q = bf16[2,4,1024,128]{3,2,1,0} parameter(1)
+  %k = bf16[2,4,512,128]{3,2,1,0} parameter(2)
+  %splash_mha_fwd_residuals.1 = bf16[2,4,1024,128]{3,2,1,0:T(8,128)S(1)} custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call"
+  ROOT %splash_mha_dkv.2 = bf16[2,4,512,128]{3,2,1,0} custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+
+
+def test_flash_attention_of_pallas_is_known_by_its_name():
+    forward, backward = program.read(SPLASH)
+    product = 2 * 2 * 4 * 1024 * 512 * 128
+    assert (forward.kind, forward.flops, forward.keys, forward.is_backward) == ("attention", 2 * product, 512, False)
+    assert (backward.kind, backward.flops, backward.keys, backward.is_backward) == ("attention", 4 * product, 512, True)
+    assert forward.written == 0
+
+
 def test_kernels_are_grouped_by_pass_and_module():
     source = "jit(step)/transpose(jvp(DiT))/DiT._forward/blocks/while/body/closed_call/checkpoint/{}mlp/up/dot_general"
     assert program.place(source.format("rematted_computation/")) == "recomputed blocks/mlp/up"
