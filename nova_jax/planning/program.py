@@ -62,7 +62,7 @@ class Kernel(NamedTuple):
     @property
     def is_backward(self) -> bool:
         """Whether it is attention's way back."""
-        return self.kind == "attention" and ATTENTION[_attention(self.op) or ""] > 2
+        return self.kind == "attention" and ATTENTION.get(_attention(self.op) or "", 0) > 2
 
     @property
     def traffic(self) -> int:
