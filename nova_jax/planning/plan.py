@@ -40,7 +40,7 @@ from nova_jax.types import Batch
 
 What = Literal["train", "sample"]
 
-SHALLOW = (3, 5)  # depths from which unrolled programs are extrapolated: the first and last layers are unlike others
+SHALLOW = (6, 8)  # of unrolled programs; XLA fuses the stacking of at most 4 gradients with what reads them
 USABLE = 0.92  # of a device's memory: what XLA_PYTHON_CLIENT_MEM_FRACTION is usually raised to
 SAVED = {
     "names": 28,
