@@ -40,7 +40,7 @@ from nova_jax.types import Batch
 
 What = Literal["train", "sample"]
 
-SHALLOW = (6, 8)  # of unrolled programs; XLA fuses the stacking of at most 4 gradients with what reads them
+SHALLOW = (6, 8)  # layers of two unrolled programs; XLA stacks up to four gradients in another way than more
 USABLE = 0.92  # of a device's memory: what XLA_PYTHON_CLIENT_MEM_FRACTION is usually raised to
 SAVED = {
     "names": 28,
