@@ -1,133 +1,113 @@
-"""What one of eight H200s holds and sends when it trains Wan 2.1's 1.3B model on one clip: compiled, with no GPU.
+"""What one of eight devices holds and sends when it trains Wan 2.1's 1.3B model on clips: compiled, with no device.
 
-    pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION      VERSION: that of jax
-    python -m experiments.studies.context_plan                  every case, into results/context_plan_h200.json
-    python -m experiments.studies.context_plan mesh.context=4 mesh.fsdp=2 batch_size=2
+    pip install 'nova-jax[plan]'
+    python -m experiments.studies.context_plan                  every case, into results/context_plan.json
+    python -m experiments.studies.context_plan target=h200:8 mesh.context=4 mesh.fsdp=2 batch_size=2
 
-81 frames of 480 x 832 are 32,760 tokens. The program is a whole training step (flow matching, AdamW, EMA) in bfloat16
-with flash attention of cuDNN. The GPU compiler does not refuse what does not fit: compare the bytes with 141 GB.
+81 frames of 480 x 832 are 32,760 tokens. The program is a whole training step (flow matching, AdamW, EMA) in bfloat16,
+with flash attention of cuDNN on H200s. `nova plan` prints the same for any experiment.
 """
 
-import collections
 import dataclasses
 import importlib.metadata
 import json
-import math
-import os
 import pathlib
-import re
+import subprocess
 import sys
 import time
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Without a GPU nothing can be tried out, so kernels are not tuned.
-os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false")
-
 import jax
-import jax.numpy as jnp
-from jax._src.cudnn import fused_attention_stablehlo as kernels
-from jax.experimental import topologies
 
 from nova_jax import config as configs
-from nova_jax.diffusion import FlowMatching
-from nova_jax.models import presets
-from nova_jax.parallel import context
-from nova_jax.parallel import mesh as meshes
+from nova_jax import environment
+from nova_jax.parallel import collectives, context
 from nova_jax.parallel.mesh import MeshConfig
-from nova_jax.runs import build
-from nova_jax.training import optimizer, step
-from nova_jax.types import Batch, Conditioning
+from nova_jax.planning import hardware, plan, program, programs, roofline
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results" / "context_plan_h200.json"
-H200 = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
- shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
- block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 4800000000000
- l2_cache_size: 62914560 clock_rate_ghz: 1.98 device_memory_size: 149250113536 shared_memory_per_block_optin: 232448
- registers_per_core_limit: 65536 registers_per_block_limit: 65536 cuda_compute_capability { major: 9 } }
- platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }
- device_description_str: "NVIDIA H200" """
-KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-BYTES = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
+RESULTS = pathlib.Path(__file__).parents[1] / "results" / "context_plan.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One case: a clip of so many frames, height and width in pixels, and how eight devices share it."""
+class Case:
+    """How eight devices share clips of so many frames, height and width in pixels."""
 
+    target: str = "h200:8"
     frames: int = 81
     height: int = 480
     width: int = 832
     batch_size: int = 1
-    text_length: int = 512
     mesh: MeshConfig = MeshConfig(data=1, context=8)
 
 
-CASES = (Plan(), Plan(batch_size=2, mesh=MeshConfig(data=1, fsdp=2, context=4)))
+CASES = (
+    Case(),
+    Case(batch_size=2, mesh=MeshConfig(data=1, fsdp=2, context=4)),
+    Case(batch_size=8, mesh=MeshConfig(data=1, fsdp=8)),
+    Case(target="v5p:2x2x2", batch_size=8, mesh=MeshConfig(data=1, fsdp=8)),
+)
 
 
-def compile_case(plan: Plan) -> dict[str, Any]:
-    """Bytes on a device and collectives of one training step."""
-    dit = presets.dit("wan-1.3B", dtype=jnp.bfloat16, attention_implementation="cudnn")
-    latents = presets.vae("wan2.1").latent_shape(plan.frames, plan.height, plan.width)
-    example = Batch(jnp.zeros((1, *latents)), Conditioning(text=jnp.zeros((1, plan.text_length, dit.text_dim))))
-    made = build.plain(dit, FlowMatching(num_bins=0), optimizer.AdamW(), example, seed=0)
-    mesh = plan.mesh.make(topologies.get_topology_desc("", "cuda", target_config=H200, topology="1x1x8").devices)
-    sharding = meshes.batch_sharding(mesh)
-    batch = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((plan.batch_size, *a.shape[1:]), a.dtype, sharding=sharding), example
-    )
+def compile_case(case: Case) -> dict[str, Any]:
+    """Bytes on a device, exchanges and predicted seconds of one training step."""
+    target = hardware.find(case.target)
+    flash = ["model.attention_implementation=cudnn"] if target.platform == "cuda" else []
+    config = programs.find("wan-1.3B", [*flash, f"batch_size={case.batch_size}"])
+    latents = programs.presets.vae("wan2.1").latent_shape(case.frames, case.height, case.width)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, latent_shape=latents))
+    mesh, example = case.mesh.make(hardware.devices(target)), programs.make_example(config)
     began = time.perf_counter()
-    with jax.set_mesh(mesh):
-        step_fn: Any = made.train_step
-        compiled = step_fn.lower(step.plan(made.make_state, *made.arguments, mesh=mesh), batch).compile()
-    memory: Any = compiled.memory_analysis()
+    compiled = plan.compile_program(config, example, target, mesh, "train")
+    seconds = time.perf_counter() - began
+    text, held = compiled.as_text(), program.memory(compiled)
+    kernels, found = program.read(text), collectives.read(text, mesh.shape)
+    line = roofline.of_program(text, kernels, mesh.shape, target.chip)
+    own_flops = plan.model_flops(config, example, "train", mesh) / mesh.size
     return {
+        "target": case.target,
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
-        "ulysses_degree": context.ways(dit.num_heads, plan.mesh.context, plan.mesh.tensor).width,
-        "samples": plan.batch_size,
+        "ulysses_degree": context.ways(config.model.num_heads, case.mesh.context, case.mesh.tensor).width,
+        "samples": case.batch_size,
         "tokens": latents[0] * latents[1] * latents[2] // 4,
-        "compile_seconds": round(time.perf_counter() - began, 1),
-        "bytes_per_device": {
-            "arguments": memory.argument_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-            "results_outside_arguments": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        },
-        "flash_attention_kernels": compiled.as_text().count('custom_call_target="__cudnn$fmha'),
-        "collectives_in_text": collectives(compiled.as_text()),
+        "compile_seconds": round(seconds, 1),
+        "bytes_per_device": {**held._asdict(), "peak": held.peak, "memory": target.chip.memory},
+        "flash_attention_kernels": program.count(kernels, "attention"),
+        "sent": [
+            {
+                "kind": kind,
+                "axes": list(axes),
+                "bytes": round(sum(c.sent for c in found if (c.kind, c.axes) == (kind, axes))),
+            }
+            for kind, axes in sorted({(c.kind, c.axes) for c in found})
+        ],
+        "predicted_seconds": {name: round(value, 4) for name, value in line._asdict().items()},
+        "predicted_step_s": round(line.seconds, 4),
+        "predicted_mfu": round(line.mfu(own_flops, target.chip), 4),
     }
-
-
-def collectives(program: str) -> dict[str, dict[str, int]]:
-    """How often each kind stands in a compiled program, and the bytes of its results; loops over depth count once."""
-    found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
-    for result, kind in re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", program):
-        sizes = [
-            BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
-            for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", result)
-        ]
-        found[kind]["count"] += 1
-        found[kind]["bytes"] += max(sizes)
-    return dict(found)
 
 
 def main(arguments: list[str]) -> None:
-    """One case, printed; or, without arguments, all of them, printed and written."""
-    # Both ask the GPU that is not here; H200 above says what they would find.
-    kernels.check_cudnn_version = lambda: 91000
-    kernels.check_compute_capability = lambda capability: True
+    """One case, printed; or, without arguments, all of them, each in a process of its own, printed and written."""
+    jax.config.update("jax_platforms", "cpu")  # of what is computed before anything is compiled
     if arguments:
-        print(json.dumps(compile_case(configs.override(Plan(), arguments)), indent=1))
+        print(json.dumps(compile_case(configs.override(Case(), arguments))))
         return
-    rows = [compile_case(plan) for plan in CASES]
+    rows = []
+    for case in CASES:
+        values = [f"target={case.target}", f"batch_size={case.batch_size}"]
+        values += [f"mesh.{axis}={size}" for axis, size in dataclasses.asdict(case.mesh).items()]
+        command = [sys.executable, "-m", "experiments.studies.context_plan", *values]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(done.stdout.splitlines()[-1], flush=True)
+    compilers = {name: importlib.metadata.version(name) for name in ("jax-cuda13-plugin", "libtpu")}
     record = {
         "command": "python -m experiments.studies.context_plan",
-        "model": "wan-1.3B, 81 frames of 480 x 832, bfloat16, cuDNN attention, remat names, AdamW",
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "jax-cuda13-plugin")},
+        "model": "wan-1.3B, 81 frames of 480 x 832, bfloat16, remat names, AdamW; flash attention on H200s alone",
+        "versions": environment.versions() | compilers,
         "cases": rows,
     }
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

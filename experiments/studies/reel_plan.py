@@ -16,7 +16,6 @@ import collections
 import dataclasses
 import importlib.metadata
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -24,17 +23,8 @@ import sys
 import time
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Keep the TPU compiler from looking for TPUs, or for another process that uses them.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-os.environ.setdefault("TPU_LOG_DIR", "disabled")
-
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from nova_jax import config as configs
 from nova_jax import environment, sampling
@@ -43,6 +33,7 @@ from nova_jax.diffusion import denoiser, guidance, schedules
 from nova_jax.models import presets
 from nova_jax.parallel import rules
 from nova_jax.parallel.mesh import MeshConfig
+from nova_jax.planning import hardware
 from nova_jax.sampling import time_grids
 from nova_jax.types import Conditioning, Params
 
@@ -86,7 +77,7 @@ def compile_case(plan: Plan) -> dict[str, Any]:
     """What the compiler says of one case; `fits` is False, with its reason, where it refuses."""
     dit = presets.dit("wan-5B", dtype=jnp.bfloat16, remat="none")
     latents = presets.vae("wan2.2").latent_shape(plan.frames, plan.height, plan.width)
-    chips = topologies.get_topology_desc(platform="tpu", topology_name=plan.slice).devices
+    chips = hardware.devices(hardware.find(plan.slice))
     mesh = plan.mesh.make(chips)
     text = jax.ShapeDtypeStruct((1, plan.text_length, dit.text_dim), jnp.bfloat16)
     init = lambda key: dit.init(key, jnp.zeros((1, *latents)), jnp.zeros(1))["params"]  # noqa: E731
@@ -191,10 +182,11 @@ def describe(record: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> None:
     """One case, printed; or, without arguments, all of them, each in a process of its own, printed and written."""
+    jax.config.update("jax_platforms", "cpu")  # of what is computed before anything is compiled
     try:
-        topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
-    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-        sys.exit(f"reel_plan: the TPU compiler is missing ({_first_line(error)}): pip install libtpu")
+        hardware.devices(hardware.find(CASES[0].slice))
+    except ImportError as error:
+        sys.exit(f"reel_plan: {error}")
     if arguments:
         try:
             record = compile_case(configs.override(Plan(), arguments))

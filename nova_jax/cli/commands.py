@@ -1,4 +1,4 @@
-"""The `nova` command: `nova generate`, `evaluate`, `bench`, `bench compare`, `launch`, `weights`, `doctor`.
+"""The `nova` command: `nova generate`, `evaluate`, `bench`, `bench compare`, `plan`, `launch`, `weights`, `doctor`.
 
 Each command is a frozen dataclass, read by tyro, whose `run` imports what it needs: `nova --help` must answer within a
 second, and jax alone takes longer than that.
@@ -328,10 +328,41 @@ class Weights:
             print(self.out)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Compile an experiment for hardware that is not here: memory, kernels, traffic, exchanges, seconds, what binds."""
+
+    experiment: Annotated[str, tyro.conf.Positional]
+    """A module, such as experiments.quickstart, or a preset, such as XL/2 or wan-14B."""
+    changes: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Fields of its config, as path=value: batch_size=512 model.remat=full data.latent_shape=(1,64,64,16)."""
+    target: str
+    """h200:8, v5e:2x4, v5p:8x8x4, v6e:4x4, or here."""
+    mesh: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """How devices are shared, as fsdp=8 or data=2,context=4; again for each mesh. Default: all data, and all fsdp."""
+    only: Literal["train", "sample"] | None = None
+    """The training step or an evaluation of guided sampling alone. Default: both."""
+
+    def execute(self) -> None:
+        """Prints a table for each program, the best mesh first."""
+        import jax
+
+        from nova_jax.planning import hardware, plan, programs
+
+        if self.target != hardware.HERE:
+            jax.config.update("jax_platforms", "cpu")  # nothing is computed, whatever there is
+        sys.path.insert(0, "")
+        target, config = hardware.find(self.target), programs.find(self.experiment, self.changes)
+        meshes = [plan.read_mesh(text) for text in self.mesh] or plan.default_meshes(target.count)
+        for what in (self.only,) if self.only else ("train", "sample"):
+            print(plan.table(plan.make(config, target, meshes, what)), end="\n\n")
+
+
 COMMANDS = {
     "generate": Generate,
     "evaluate": Evaluate,
     "bench": Bench,
+    "plan": Plan,
     "launch": launch.Launch,
     "doctor": Doctor,
     "weights": Weights,
@@ -355,7 +386,7 @@ def _execute(command: Any) -> None:
     from nova_jax.parallel import distributed
 
     try:
-        if not isinstance(command, Compare):
+        if not isinstance(command, Compare | Plan):
             distributed.initialize()
             distributed.check_devices()
         config.expand_home(command).execute()

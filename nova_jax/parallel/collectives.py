@@ -18,16 +18,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nova_jax.parallel import rules
+from nova_jax.parallel import hlo, rules
 
 KINDS: tuple[str, ...] = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)")
-COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-DTYPES = {"pred": "bool", "s": "int", "u": "uint", "f": "float", "bf16": "bfloat16"}
-
 
 Bytes = int | float
 
@@ -41,6 +36,7 @@ class Collective(NamedTuple):
     size: int  # bytes of its result on a device
     times: int  # how often it runs
     source: str  # what it was compiled from, as JAX names it
+    name: str = ""  # of the instruction
 
     @property
     def sent(self) -> float:
@@ -50,22 +46,26 @@ class Collective(NamedTuple):
         return float(self.size * factor * self.times)
 
 
-def read(hlo: str, sizes: Mapping[str, int]) -> list[Collective]:
+def read(text: str, sizes: Mapping[str, int]) -> list[Collective]:
     """The collectives of a program, the largest first.
 
     An all-reduce of which every user keeps a part is a reduce-scatter: compilers for accelerators make it one, that for
     the CPU does not. Both branches of a conditional count.
 
     Args:
-        hlo: `jax.jit(f).lower(..).compile().as_text()`.
+        text: `jax.jit(f).lower(..).compile().as_text()`.
         sizes: of the mesh axes, in the order of the mesh: `mesh.shape`.
 
     Raises:
         ValueError: a loop that exchanges something turns an unknown number of times.
     """
-    program = _parse(hlo)
-    entry = next(name for name, computation in program.items() if computation.is_entry)
-    found = [collective for collective in _walk(program, entry, 1, sizes) if collective.ways > 1]
+    program, found = hlo.parse(text), []
+    for inside, instruction, times in hlo.walk(program):
+        if instruction.op.removesuffix("-start") in KINDS:
+            if times is None:
+                raise ValueError(f"{instruction.name} runs in a loop whose number of turns the compiler does not know")
+            found += _collectives(program, program[inside], instruction, times, sizes)
+    found = [collective for collective in found if collective.ways > 1]
     return sorted(found, key=lambda c: -c.sent)
 
 
@@ -174,73 +174,24 @@ def training_step(params: Any, sizes: Mapping[str, int], tokens: Bytes, text: By
     return sent
 
 
-class Instruction(NamedTuple):
-    """One line of HLO."""
-
-    name: str
-    shape: str
-    op: str
-    operands: list[str]
-    attributes: str  # all that follows the name of the operation
-
-
-class Computation(NamedTuple):
-    """A function of HLO: the body of a loop, of a fusion, or the whole."""
-
-    is_entry: bool
-    instructions: list[Instruction]
-
-
-def _parse(hlo: str) -> dict[str, Computation]:
-    program: dict[str, Computation] = {}
-    current: list[Instruction] = []
-    for line in hlo.splitlines():
-        if start := COMPUTATION.match(line):
-            current = []
-            program[start[2]] = Computation(bool(start[1]), current)
-        elif found := INSTRUCTION.match(line):
-            name, shape, op, rest = found.groups()
-            current.append(Instruction(name, shape, op, re.findall(r"%([\w.\-]+)", rest.partition("), ")[0]), rest))
-    return program
-
-
-def _walk(
-    program: dict[str, Computation], name: str, times: int | None, sizes: Mapping[str, int]
-) -> Iterator[Collective]:
-    """The collectives of a computation that runs so often, and of those that it calls."""
-    for found in program[name].instructions:
-        if found.op.removesuffix("-start") in KINDS:
-            if times is None:
-                raise ValueError(f"{found.name} runs in a loop whose number of turns the compiler does not know")
-            yield from _collectives(program, program[name], found, times, sizes)
-        turns = times
-        if found.op == "while":
-            trips = re.search(r"known_trip_count\D*(\d+)", found.attributes)
-            turns = int(trips[1]) * times if trips and times is not None else None
-        for called in re.findall(r"%([\w.\-]+)", found.attributes.partition("), ")[2]):
-            if called in program:
-                yield from _walk(program, called, turns, sizes)
-
-
 def _collectives(
-    program: dict[str, Computation], inside: Computation, found: Instruction, times: int, sizes: Mapping[str, int]
+    program: hlo.Program, inside: hlo.Computation, found: hlo.Instruction, times: int, sizes: Mapping[str, int]
 ) -> Iterator[Collective]:
     """One instruction: two collectives where it sums several arrays, and a device keeps a part of some of them."""
     kind = found.op.removesuffix("-start")
     group = _first_group(found.attributes, math.prod(sizes.values()))
     places = np.unravel_index(group, tuple(sizes.values()))
     axes = tuple(axis for axis, along in zip(sizes, places, strict=True) if len(set(along)) > 1)
-    results = _result_sizes(found, kind)
+    results = result_sizes(found, kind)
     is_part = [
         kind == "all-reduce" and _keeps_parts(program, inside, found.name, size // len(group), i)
         for i, size in enumerate(results)
     ]
     whole = sum(size for size, part in zip(results, is_part, strict=True) if not part)
     parts = sum(size for size, part in zip(results, is_part, strict=True) if part)
-    source = re.search(r'op_name="([^"]*)"', found.attributes)
     for name, size in ((kind, whole), ("reduce-scatter", parts // len(group))):
         if size:
-            yield Collective(name, axes, len(group), size, times, source[1] if source else "")
+            yield Collective(name, axes, len(group), size, times, found.source, found.name)
 
 
 def _first_group(rest: str, devices: int) -> list[int]:
@@ -248,12 +199,12 @@ def _first_group(rest: str, devices: int) -> list[int]:
     iota = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
     if found := re.search(rf"replica_groups=\[([\d,]+)\]<={iota}", rest):
         shape, *source = found.groups()
-        return _iota(devices, *source).reshape(_numbers(shape))[0].tolist()
+        return _iota(devices, *source).reshape(hlo.dims(shape))[0].tolist()
     if found := re.search(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({iota}\))? \{{(.*?)\}}", rest):
         axes, *source, named = found.groups()
         return _first_along(_iota(devices, *source), axes, named)
     if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", rest):
-        groups = [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1])]
+        groups = [hlo.dims(group) for group in re.findall(r"\{([\d,]+)\}", found[1])]
         return next((group for group in groups if len(set(group)) > 1), groups[0])
     if "replica_groups={}" in rest:
         return list(range(devices))
@@ -272,39 +223,28 @@ def _first_along(places: np.ndarray, axes: str, named: str) -> list[int]:
 
 def _iota(devices: int, shape: str | None, order: str | None) -> np.ndarray:
     """All devices: counted in one shape, in another order of its dimensions."""
-    return np.arange(devices).reshape(_numbers(shape) or -1).transpose(_numbers(order) or None).ravel()
+    return np.arange(devices).reshape(hlo.dims(shape or "") or -1).transpose(hlo.dims(order or "") or None).ravel()
 
 
-def _numbers(text: str | None) -> list[int]:
-    return [int(n) for n in text.split(",")] if text else []
-
-
-def _result_sizes(found: Instruction, kind: str) -> list[int]:
+def result_sizes(found: hlo.Instruction, kind: str) -> list[int]:
     """Bytes of each result; an exchange that has only started also carries operands, a permutation its contexts."""
-    shapes = re.findall(r"([a-z]+)(\d*)\[([\d,]*)\]", found.shape)
+    sizes = hlo.sizes(found.shape)
     if found.op.endswith("-start") and kind != "all-reduce":
-        shapes = shapes[1:2] if kind == "collective-permute" else shapes[len(shapes) // 2 :]
-    return [_item_size(*shape[:2]) * math.prod(int(n) for n in shape[2].split(",") if n) for shape in shapes]
+        return sizes[1:2] if kind == "collective-permute" else sizes[len(sizes) // 2 :]
+    return sizes
 
 
-def _item_size(letters: str, bits: str) -> int:
-    name = DTYPES.get(letters + bits) or DTYPES.get(letters, letters) + bits
-    return jnp.dtype(name).itemsize
-
-
-def _keeps_parts(
-    program: dict[str, Computation], inside: Computation, name: str, size: int, index: int | None = None
-) -> bool:
+def _keeps_parts(program: hlo.Program, inside: hlo.Computation, name: str, size: int, index: int | None = None) -> bool:
     """Whether every user of a value, or of one element of a tuple, takes a slice of this size, each device its own."""
-    users = [user for user in inside.instructions if name in user.operands]
+    users = inside.users(name)
     if index is not None and any(user.op == "get-tuple-element" for user in users):
         users = [user for user in users if re.search(rf"index={index}\b", user.attributes)]
     return bool(users) and all(_is_slice(program, inside, user, name, size) for user in users)
 
 
-def _is_slice(program: dict[str, Computation], inside: Computation, user: Instruction, name: str, size: int) -> bool:
+def _is_slice(program: hlo.Program, inside: hlo.Computation, user: hlo.Instruction, name: str, size: int) -> bool:
     if user.op == "dynamic-slice":
-        return user.operands[0] == name and _result_sizes(user, user.op) == [size]
+        return user.operands[0] == name and result_sizes(user, user.op) == [size]
     if user.op in ("get-tuple-element", "bitcast", "copy", "transpose", "reshape", "all-reduce-done"):
         return _keeps_parts(program, inside, user.name, size)
     if user.op != "fusion":
