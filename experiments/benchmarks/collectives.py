@@ -19,6 +19,7 @@ a program within 3 %; MB of the training step:
 
 import functools
 import json
+import math
 import pathlib
 import shlex
 import sys
@@ -27,9 +28,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from nova_jax import environment
+from nova_jax import environment, sampling
 from nova_jax.diffusion import FlowMatching
+from nova_jax.generation import program
 from nova_jax.models.dit import DiT
 from nova_jax.parallel import collectives, rules
 from nova_jax.parallel import mesh as meshes
@@ -41,6 +44,8 @@ MODEL = DiT(width=256, depth=4, num_heads=8, in_channels=16, text_dim=64)
 BATCH, LATENTS, TEXT = 16, (1, 16, 16, 16), 16  # 64 tokens and 16 text states a sample
 TOKENS = 64
 MESHES = ({"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2})
+SAMPLING_MESHES = ({"data": 2}, {"data": 8}, {"fsdp": 8}, {"context": 8}, {"tensor": 8}, {"data": 2, "context": 4})
+STEPS = 4  # of a sampler that evaluates the network once in each
 
 
 def compile_step(mesh: Any) -> tuple[Any, Any]:
@@ -70,6 +75,26 @@ def compile_muon(mesh: Any) -> tuple[Any, Any]:
         placed = rules.shardings(matrices, mesh)
         inputs = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), matrices, placed)
         return jax.jit(muon.orthogonalize_tree, out_shardings=placed).lower(inputs).compile(), matrices
+
+
+def compile_sampling(mesh: Any) -> tuple[Any, Any]:
+    """Guided sampling, of as few samples as give each device a row, compiled for a mesh; the shapes of parameters."""
+    draw = program.make_draw(MODEL, FlowMatching(num_bins=0), sampling.Euler(), "guided", None, LATENTS)
+    shapes = jax.eval_shape(functools.partial(build.init_params, MODEL, make_example()), jax.random.key(0))
+    everywhere, samples = NamedSharding(mesh, PartitionSpec()), num_samples(mesh.shape)
+    text = make_example().cond
+    cond = jax.tree.map(lambda a: jnp.zeros((samples, *a.shape[1:]), a.dtype), text)
+    inputs = cond, text, jnp.arange(samples, dtype=jnp.uint32), jnp.linspace(1, 0, STEPS + 1), jnp.float32(3)
+    with jax.set_mesh(mesh):
+        placed = rules.shardings(shapes, mesh)
+        params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, placed)
+        inputs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), inputs)
+        return draw.lower(params, *inputs).compile(), shapes
+
+
+def num_samples(sizes: Any) -> int:
+    """Samples of a call, two rows of each evaluation for one: half as many as devices that share the rows."""
+    return max(1, sizes["data"] * sizes["fsdp"] // 2)
 
 
 def make_example(model: DiT = MODEL) -> Batch:
@@ -109,7 +134,7 @@ def count(tree: Any) -> int:
 
 def compare(name: str, sizes: dict[str, int]) -> list[dict[str, Any]]:
     """A row for every kind of exchange in one program on one mesh."""
-    mesh = meshes.MeshConfig(**{"data": 1, **sizes}).make()
+    mesh = meshes.MeshConfig(**{"data": 1, **sizes}).make(jax.devices()[: math.prod(sizes.values())])
     compile_program, formulas = PROGRAMS[name]
     program, arrays = compile_program(mesh)
     found = collectives.read(program.as_text(), mesh.shape)

@@ -71,9 +71,14 @@ def mesh_for(
 
 
 def call(trained: TrainedRun, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a jitted function on the mesh of a run; host arrays among its arguments go to every device."""
+    """The result of a jitted function on the mesh of a run; host arrays among its arguments go to every device.
+
+    A run with `programs` finds there what it calls.
+    """
     with scope(trained):
-        return function(*put(trained, arguments))
+        placed = put(trained, arguments)
+        found = function if trained.programs is None else trained.programs.find(function, placed)
+        return found(*placed)
 
 
 def scope(trained: TrainedRun) -> contextlib.AbstractContextManager[Any]:

@@ -128,9 +128,14 @@ def ring(tokens: Bytes, ways: int, layers: int) -> float:
     return layers * (2 + 4) * (ways - 1) * tokens / ways
 
 
-def guidance_parallel(latents: Bytes) -> float:
-    """An evaluation whose conditional and unconditional halves lie on two devices: each sends its prediction."""
-    return gather(2 * latents, 2)
+def guidance_parallel(latents: Bytes, ways: int = 2) -> float:
+    """An evaluation whose rows, two for each sample, lie on this many devices: each gets what the others predicted.
+
+    Args:
+        latents: bytes of the samples (b, f, h, w, c), whole on every device.
+        ways: devices that share the rows; with one sample two of them work.
+    """
+    return gather(2 * latents, ways)
 
 
 def muon(matrices: Bytes, cuts: Sequence[int], copies: int = 1) -> float:

@@ -7,7 +7,8 @@ the config names.
 
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -20,6 +21,14 @@ from nova_jax.training import checkpoint
 from nova_jax.types import Params
 
 CODEC_FOLDER = "codec"
+
+
+class Programs(Protocol):
+    """Where the compiled programs of a run come from; see `generation.compiled`."""
+
+    def find(self, function: Any, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        """What to call with these arguments in place of a jitted function."""
+        ...
 
 
 class TrainedRun(NamedTuple):
@@ -40,6 +49,7 @@ class TrainedRun(NamedTuple):
     step: int = 0  # training steps behind the parameters
     mesh: jax.sharding.Mesh | None = None  # None: one device
     tiles: tiling.Tiles | None = None  # None: images and clips are decoded whole
+    programs: Programs | None = None  # None: functions are compiled when they are called
 
 
 def load_run(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from nova_jax import atomic, conditions, distillation, environment, weights
+from nova_jax import atomic, compilation_cache, conditions, distillation, environment, weights
 from nova_jax import config as configs
 from nova_jax.config import ConfigError
 from nova_jax.models import flops
@@ -51,7 +51,7 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
         devices = config.mesh.make()
         for size in config.data.batch_sizes(config.batch_size):
             meshes.check_batch_size(devices, size, config.accumulate)
-        with lock.RunLock(config.directory):
+        with lock.RunLock(config.directory), compilation_cache.kept_in(config.directory):
             watching.report = functools.partial(logging.add_event, config.directory)
             _check_shared(config)
             _check_channels(config)
@@ -66,6 +66,23 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
             distributed.barrier("nova_jax run folder")
             with jax.set_mesh(devices):
                 return Result(_train(config, devices, record, callbacks, notes), config.directory)
+
+
+def compile_step(config: TrainConfig) -> None:
+    """Compiles the training step of a run for the devices here, into the cache of its folder, where `run` finds it.
+
+    Raises:
+        ValueError, ConfigError: see `run`.
+    """
+    config = with_schedule(with_text_encoder(configs.expand_home(config)))
+    devices = config.mesh.make()
+    rows = meshes.batch_sharding(devices)
+    with compilation_cache.kept_in(config.directory), jax.set_mesh(devices):
+        made = _recipe(config)
+        state = step.plan(made.make_state, *made.arguments, mesh=devices)
+        for size, (_, example) in zip(config.data.batch_sizes(config.batch_size), config.data.examples(), strict=True):
+            form = lambda a, size=size: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype, sharding=rows)  # noqa: E731
+            made.train_step.lower(state, jax.tree.map(form, example)).compile()
 
 
 def _check_shared(config: TrainConfig) -> None:
