@@ -163,14 +163,16 @@ def simulate_devices() -> None:
 
 
 def write(path: str, module: str, rows: list[dict[str, Any]]) -> None:
-    """The rows with the command, the model and versions."""
+    """The rows with the command, the model and versions; other parts of the file stay."""
+    file = pathlib.Path(path)
     record = {
         "command": shlex.join(["python", "-m", module, path]),
         "model": f"DiT width {MODEL.width}, depth {MODEL.depth}; batch {BATCH} of {TOKENS} tokens, {TEXT} text states",
         "environment": environment.describe(),
         "rows": rows,
     }
-    pathlib.Path(path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record = (json.loads(file.read_text()) if file.is_file() else {}) | record
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -194,6 +194,7 @@ def surroundings() -> dict[str, Any]:
         "device_kind": device.device_kind,
         "processor": environment.processor() if jax.default_backend() == "cpu" else None,
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "mesh": None if mesh.empty else dict(mesh.shape),
         "XLA_FLAGS": environment.xla_flags(),
         "matmul precision": jax.config.jax_default_matmul_precision,

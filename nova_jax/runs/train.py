@@ -18,7 +18,7 @@ from nova_jax.config import ConfigError
 from nova_jax.models import flops
 from nova_jax.parallel import constrain, context, distributed, rules
 from nova_jax.parallel import mesh as meshes
-from nova_jax.runs import build, load, preview
+from nova_jax.runs import build, load, mirror, preview
 from nova_jax.runs import record as records
 from nova_jax.runs.config import CHANGEABLE, TrainConfig, with_schedule, with_text_encoder
 from nova_jax.training import checkpoint, lock, logging, loop, step, watch
@@ -61,11 +61,15 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
             record = _record(config)
             notes: list[str] = []
             if distributed.is_main():
+                _fetch(config)
                 notes = _write_record(config, record)
                 _write_codec(config)
             distributed.barrier("nova_jax run folder")
             with jax.set_mesh(devices):
-                return Result(_train(config, devices, record, callbacks, notes), config.directory)
+                state = _train(config, devices, record, callbacks, notes)
+            if config.mirror and distributed.is_main():
+                mirror.push(config.directory, config.mirror)  # with the last lines of the log
+            return Result(state, config.directory)
 
 
 def compile_step(config: TrainConfig) -> None:
@@ -112,6 +116,24 @@ def _check_shared(config: TrainConfig) -> None:
         raise ConfigError(f"process {k} of {jax.process_count()} does not train the run of process 0: {fault}")
 
 
+def _fetch(config: TrainConfig) -> None:
+    """Takes a run that is not here from its copy in a bucket, if there is one."""
+    if config.mirror and not (config.directory / records.FILE).is_file() and mirror.holds_run(config.mirror):
+        watch.phase("fetching the run")
+        mirror.fetch(config.mirror, config.directory)
+        logging.add_event(config.directory, f"{config.name}: fetched from {config.mirror}")
+
+
+def _push(config: TrainConfig) -> None:
+    """Copies what the last checkpoint added to the bucket, if the run has one."""
+    if not config.mirror:
+        return
+    try:
+        mirror.push(config.directory, config.mirror)
+    except Exception as error:  # each store has its own; training goes on, and the next checkpoint copies both
+        logging.add_event(config.directory, f"{config.mirror} was not written to; the next checkpoint tries: {error}")
+
+
 def _train(
     config: TrainConfig,
     devices: Any,
@@ -127,7 +149,10 @@ def _train(
     metadata = {"data": config.data.fingerprint()}
     throughput = logging.Throughput(record["samples_per_step"], record["flops_per_step"], record["peak_flops"])
     folder = config.directory
-    with checkpoint.Checkpoints(folder / CHECKPOINTS, keep=config.keep, metadata=metadata) as checkpoints:
+    committed = functools.partial(_push, config)
+    with checkpoint.Checkpoints(
+        folder / CHECKPOINTS, keep=config.keep, metadata=metadata, committed=committed
+    ) as checkpoints:
         with constrain.noting() as misfits:
             planned = step.plan(made.make_state, *made.arguments, mesh=devices)
         misfits += rules.misfits(planned.params, devices)

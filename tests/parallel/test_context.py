@@ -342,7 +342,7 @@ def on_one_device(case):
 
 
 def check_network(case, sizes, record=lambda name, value: None, **fields):
-    """Losses, parameters after five steps and samples of a mesh are those of one device; how far they are is recorded."""
+    """Losses, parameters after five steps and samples of a mesh against those of one device; `record` gets errors."""
     mesh = make_mesh(*sizes)
     with jax.set_mesh(mesh):
         (losses, params), sampled = train(case, mesh, **fields), sample(case, mesh, **fields)
