@@ -32,7 +32,7 @@ def unused() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _set(option: str, value: str | bool) -> Iterator[None]:
+def _set(option: str, value: str | bool | None) -> Iterator[None]:
     before = getattr(jax.config, option)
     try:
         jax.config.update(option, value)

@@ -7,8 +7,8 @@
 
 Every jitted function of sampling is called through `placement.call`, which asks the run's `programs`: a `Writer`
 compiles and keeps what is called, a `Reader` finds it again. A program is known without tracing by what it computes:
-the name of the function, the values that it closes over, and the forms of its arguments. What it was compiled for must
-be the same as well: versions, the source of nova_jax, devices, mesh and settings of jax. A program that was compiled
+the name of the function, the values that it closes over, the mesh and the forms of its arguments. What it was compiled
+for must be the same as well: versions, the source of nova_jax, devices and settings of jax. A program that was compiled
 for something else is refused, by its name; one that is missing is compiled.
 
 These files are machine code, which jax reads through pickle: they do whatever their author wanted. Nothing is read
@@ -18,6 +18,7 @@ malice: use the programs of a run folder that you compiled yourself.
 
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 import logging
@@ -63,6 +64,8 @@ class Writer:
         self._programs: dict[str, Callable[..., Any]] = {}
         if jax.process_count() > 1:
             raise ValueError("programs are compiled ahead by one process: several would each need their own")
+        if platforms and importlib.util.find_spec("flatbuffers") is None:
+            raise ImportError("programs for other platforms need flatbuffers: pip install 'nova-jax[export]'")
 
     def find(self, function: Any, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         """The compiled function, once it is on disk."""
@@ -134,7 +137,8 @@ class Reader:
         kept, here = json.loads(self._read(f"{name}.json"))["compiled_for"], surroundings()
         changed = [key for key in here if kept.get(key) != here[key]]
         if not changed:
-            return serialize_executable.deserialize_and_load(*pickle.loads(self._read(f"{name}.program")))
+            content = pickle.loads(self._read(f"{name}.program"))
+            return serialize_executable.deserialize_and_load(*content, execution_devices=_devices())
         if set(changed) <= set(OF_DEVICES) and f"{name}.export" in self._digests:
             exported = jax.export.deserialize(bytearray(self._read(f"{name}.export")))
             if _platform() in exported.platforms:
@@ -162,17 +166,18 @@ def is_jitted(function: Any) -> bool:
 
 
 def describe(function: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """What a call of a jitted function computes, as JSON: its name, the values that it closes over, forms of arguments.
+    """What a call of a jitted function computes, as JSON: its name, what it closes over, mesh and forms of arguments.
 
     Raises:
         ConfigError: it closes over a value that has no JSON form.
     """
-    inner = function.__wrapped__
+    inner = inspect.unwrap(function)
     closed = inspect.getclosurevars(inner).nonlocals
     leaves = jax.tree_util.tree_leaves_with_path(arguments)
     return {
         "function": f"{inner.__module__}.{inner.__qualname__}",
         "closes_over": {name: configs.to_dict(value) for name, value in sorted(closed.items())},
+        "mesh": dict(jax.sharding.get_abstract_mesh().shape),
         "arguments": {jax.tree_util.keystr(path): _form(leaf) for path, leaf in leaves},
     }
 
@@ -185,7 +190,7 @@ def name_of(what: Mapping[str, Any]) -> str:
 
 def surroundings() -> dict[str, Any]:
     """What a program is compiled for, here and now."""
-    device, mesh = jax.devices()[0], jax.sharding.get_abstract_mesh()
+    device = jax.devices()[0]
     return {
         "jax": jax.__version__,
         "source of nova_jax": _source_digest(),
@@ -195,7 +200,6 @@ def surroundings() -> dict[str, Any]:
         "processor": environment.processor() if jax.default_backend() == "cpu" else None,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "mesh": None if mesh.empty else dict(mesh.shape),
         "XLA_FLAGS": environment.xla_flags(),
         "matmul precision": jax.config.jax_default_matmul_precision,
         "64 bits": jax.config.jax_enable_x64,
@@ -209,6 +213,12 @@ def _source_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _devices() -> list[jax.Device]:
+    """Those that programs run on here: of the mesh, or the default one."""
+    mesh = jax.sharding.get_mesh()
+    return jax.devices()[:1] if mesh.empty else list(mesh.devices.flat)
 
 
 def _platform() -> str:

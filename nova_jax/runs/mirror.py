@@ -27,27 +27,33 @@ LOCAL = ("lock.json", compilation_cache.FOLDER, "programs")  # what belongs to t
 
 
 def push(run_dir: str | pathlib.Path, url: str) -> None:
-    """Copies what the bucket lacks: whole checkpoints, and files beside them; checkpoints that are gone here go there.
+    """Copies what the bucket lacks: whole checkpoints, and files beside them; removes checkpoints older than all here.
 
     Raises:
         OSError: the bucket cannot be written to.
     """
     folder = pathlib.Path(run_dir)
-    here = {name: path.stat().st_size for name, path in _files(folder)}
-    files, root = fsspec.core.url_to_fs(url)
-    there = _sizes(files, root)
-    wanted = [name for name in _whole(here) if not (UNCHANGING.fullmatch(name) and there.get(name) == here[name])]
-    for name in sorted(wanted, key=lambda name: name.endswith(checkpoint.MANIFEST)):
-        files.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
-        files.put_file(str(folder / name), f"{root}/{name}")
-    gone = [name for name in there if CHECKPOINT.fullmatch(name) and name not in here]
-    for name in sorted(gone, key=lambda name: not name.endswith(checkpoint.MANIFEST)):
-        files.rm_file(f"{root}/{name}")
+    files, root = _open(url)
+    here, there = {name: path.stat().st_size for name, path in _files(folder)}, _sizes(files, root)
+    for step, names in _checkpoints(here).items():
+        manifest = f"checkpoints/{step}/{checkpoint.MANIFEST}"
+        if manifest in there and files.cat_file(f"{root}/{manifest}") == (folder / manifest).read_bytes():
+            continue
+        _remove(files, root, step, there)
+        for name in sorted(names, key=_manifest_last):
+            _put(files, folder, root, name)
+    oldest = min(_checkpoints(here), default="")
+    for step in {found[1] for name in there if (found := CHECKPOINT.fullmatch(name)) and found[1] < oldest}:
+        _remove(files, root, step, there)
+    for name in here:
+        is_same = UNCHANGING.fullmatch(name) and there.get(name) == here[name]
+        if not name.startswith("checkpoints/") and not is_same:
+            _put(files, folder, root, name)
 
 
 def holds_run(url: str) -> bool:
     """Whether there is a run folder at a URL."""
-    files, root = fsspec.core.url_to_fs(url)
+    files, root = _open(url)
     return files.exists(f"{root}/{record.FILE}")
 
 
@@ -63,7 +69,9 @@ def local(run_dir: str | pathlib.Path) -> pathlib.Path:
 
 
 def fetch(url: str, run_dir: str | pathlib.Path) -> None:
-    """Copies the newest checkpoint and all files beside the checkpoints here, config.json last; those here stay.
+    """Copies the newest checkpoint and all files beside the checkpoints here, config.json last.
+
+    What is here of the same run already, whole, is not copied again.
 
     Raises:
         FileNotFoundError: there is no run folder at the URL.
@@ -71,20 +79,47 @@ def fetch(url: str, run_dir: str | pathlib.Path) -> None:
         OSError: the bucket cannot be read.
     """
     folder = pathlib.Path(run_dir)
-    files, root = fsspec.core.url_to_fs(url)
-    there = _whole(_sizes(files, root))
+    files, root = _open(url)
+    there = _sizes(files, root)
     if record.FILE not in there:
         raise FileNotFoundError(f"{url} is not a run folder: it has no {record.FILE}")
-    newest = max((found[1] for name in there if (found := CHECKPOINT.fullmatch(name))), default="")
-    for name in sorted(there, key=lambda name: (name == record.FILE, name.endswith(checkpoint.MANIFEST))):
-        found, path = CHECKPOINT.fullmatch(name), folder / name
-        if ".." in path.parts:
-            raise ValueError(f"{url} holds {name}, which leads out of the run folder: remove it there")
-        if (found and found[1] != newest) or (path.is_file() and path.stat().st_size == there[name]):
+    if wrong := [name for name in there if ".." in name.split("/")]:
+        raise ValueError(f"{url} holds {wrong[0]}, which leads out of the run folder: remove it there")
+    config = folder / record.FILE
+    is_same = config.is_file() and config.read_bytes() == files.cat_file(f"{root}/{record.FILE}")
+    checkpoints = _checkpoints(there)
+    newest = checkpoints[max(checkpoints)] if checkpoints else []
+    beside = [name for name in there if not name.startswith("checkpoints/")]
+    for name in sorted([*newest, *beside], key=lambda name: (name == record.FILE, _manifest_last(name))):
+        path = folder / name
+        if is_same and UNCHANGING.fullmatch(name) and path.is_file() and path.stat().st_size == there[name]:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as partial:
             files.get_file(f"{root}/{name}", str(partial))
+
+
+def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The store, as it is now, and the folder in it."""
+    files, root = fsspec.core.url_to_fs(url)
+    files.invalidate_cache()
+    return files, root.rstrip("/")
+
+
+def _put(files: fsspec.AbstractFileSystem, folder: pathlib.Path, root: str, name: str) -> None:
+    files.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+    files.put_file(str(folder / name), f"{root}/{name}")
+
+
+def _remove(files: fsspec.AbstractFileSystem, root: str, step: str, there: dict[str, int]) -> None:
+    """Removes a checkpoint from the bucket, its manifest first."""
+    names = [name for name in there if name.startswith(f"checkpoints/{step}/")]
+    for name in sorted(names, key=_manifest_last, reverse=True):
+        files.rm_file(f"{root}/{name}")
+
+
+def _manifest_last(name: str) -> bool:
+    return name.endswith(f"/{checkpoint.MANIFEST}")
 
 
 def _files(folder: pathlib.Path) -> Iterable[tuple[str, pathlib.Path]]:
@@ -96,17 +131,15 @@ def _files(folder: pathlib.Path) -> Iterable[tuple[str, pathlib.Path]]:
 
 
 def _sizes(files: fsspec.AbstractFileSystem, root: str) -> dict[str, int]:
-    """Names and sizes of the files in a bucket; none where there is no such folder."""
-    files.invalidate_cache()
+    """Names and sizes of the files in a folder of a bucket; none where there is no such folder."""
     found = files.find(root, detail=True) if files.exists(root) else {}
     return {name[len(root) :].lstrip("/"): info["size"] for name, info in found.items()}
 
 
-def _whole(sizes: dict[str, int]) -> dict[str, int]:
-    """The files without those of checkpoints that have no manifest, or that were set aside."""
-    steps = {found[1] for name in sizes if (found := CHECKPOINT.fullmatch(name)) and name.endswith(checkpoint.MANIFEST)}
-    return {
-        name: size
-        for name, size in sizes.items()
-        if not name.startswith("checkpoints/") or ((found := CHECKPOINT.fullmatch(name)) and found[1] in steps)
-    }
+def _checkpoints(names: Iterable[str]) -> dict[str, list[str]]:
+    """The files of each checkpoint that has a manifest, by its step."""
+    steps: dict[str, list[str]] = {}
+    for name in names:
+        if found := CHECKPOINT.fullmatch(name):
+            steps.setdefault(found[1], []).append(name)
+    return {step: found for step, found in steps.items() if any(map(_manifest_last, found))}

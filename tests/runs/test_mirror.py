@@ -64,15 +64,26 @@ def test_a_checkpoint_without_its_manifest_is_neither_copied_nor_fetched(run, bu
     bucket.rm_file(f"/bucket/runs/tiny/checkpoints/{newest.name}/{checkpoint.MANIFEST}")
     mirror.fetch(URL, tmp_path / "other")
     assert [path.name for path in (tmp_path / "other" / "checkpoints").iterdir()] == [older.name]
-    (older / checkpoint.MANIFEST).unlink()
+
+
+def test_a_checkpoint_that_is_not_the_one_in_the_bucket_replaces_it(run, bucket, tmp_path):
     mirror.push(run, URL)
+    newest = max((run / "checkpoints").iterdir())
+    (newest / "another").write_text("file")
+    (newest / checkpoint.MANIFEST).write_text("# 0 files\n")
+    older = min((run / "checkpoints").iterdir())
+    older.rename(older.with_suffix(".damaged"))
+    mirror.push(run, URL)
+    found = bucket.find(f"/bucket/runs/tiny/checkpoints/{newest.name}")
+    assert {name.rpartition("/")[2] for name in found} >= {"another"}
+    assert bucket.cat(f"/bucket/runs/tiny/checkpoints/{newest.name}/{checkpoint.MANIFEST}") == b"# 0 files\n"
     assert not bucket.find(f"/bucket/runs/tiny/checkpoints/{older.name}")
 
 
 def test_a_name_that_leads_out_of_the_folder_is_refused(run, bucket, tmp_path, monkeypatch):
     mirror.push(run, URL)
     sizes = mirror._sizes
-    monkeypatch.setattr(mirror, "_sizes", lambda *where: sizes(*where) | {"../outside": 1})
+    monkeypatch.setattr(mirror, "_sizes", lambda *where: sizes(*where) | {"samples/../../outside": 1})
     with pytest.raises(ValueError, match="leads out of the run folder"):
         mirror.fetch(URL, tmp_path / "other")
 
