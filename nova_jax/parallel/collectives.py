@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from nova_jax.parallel import rules
 
@@ -208,7 +209,9 @@ def sampling(params: Any, sizes: Mapping[str, int], call: Call) -> dict[str, flo
         if (sizes["fsdp"] == 1 and (is_text or is_time)) or (is_text and call.samples % parts):
             made = 4 * ((call.samples + 1) * call.text if is_text else rows) * leaf.shape[-1]
             made *= layers if name.startswith("blocks/") else 1
-            is_whole = set(rules.axes_of(tuple(spec)[leaf.ndim - 1 :])) <= {"tensor"}  # each device has parts of sums
+            is_whole = set(rules.axes_of(PartitionSpec(*tuple(spec)[leaf.ndim - 1 :]))) <= {
+                "tensor"
+            }  # each device has parts of sums
             sent["all-reduce" if is_whole else "all-gather"] += times * (reduce if is_whole else gather)(made, ways)
         else:
             size = math.prod(leaf.shape) * leaf.dtype.itemsize / (sizes["tensor"] if "tensor" in axes else 1)
