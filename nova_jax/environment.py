@@ -1,7 +1,9 @@
 """What a run ran on: versions, devices, and the peak FLOP/s that its MFU is measured against."""
 
+import hashlib
 import importlib.metadata
 import os
+import pathlib
 import platform
 import time
 from typing import Any
@@ -47,6 +49,19 @@ def peak_flops() -> tuple[float, str]:
     if jax.default_backend() == "cpu":
         return measured_peak(2048, jnp.float32) * jax.process_count(), "float32 2048 x 2048 product, measured at start"
     return measured_peak(8192, jnp.bfloat16) * count, f"{count} x bfloat16 8192 x 8192 product, measured at start"
+
+
+def processor() -> str:
+    """The kind of this host's processor, with a digest of the instructions that it knows where Linux lists them."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    known = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {hashlib.sha256(known.encode()).hexdigest()[:8]}"
+
+
+def xla_flags() -> str:
+    """The options of the compiler that the user has set."""
+    return os.environ.get("XLA_FLAGS", "")
 
 
 def describe() -> dict[str, Any]:

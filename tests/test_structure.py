@@ -39,7 +39,9 @@ MAY_IMPORT = {
     "evaluation": SAMPLING
     | {"sampling", "tasks", "distillation", "generation", "config", "environment", "models", "runs", "atomic"}
     | {"parallel"},
-    "generation": SAMPLING | {"sampling", "tasks", "distillation", "models", "weights", "runs", "parallel"},
+    "generation": SAMPLING
+    | {"sampling", "tasks", "distillation", "models", "weights", "runs", "parallel"}
+    | {"atomic", "compilation_cache", "config", "environment"},
     "training": {"types", "config", "parallel", "atomic"},
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}

@@ -28,6 +28,7 @@ from typing import Any, ClassVar, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
+from data_pipelines.sources import remote
 from nova_jax import git_lfs
 
 Sample = dict[str, Any]
@@ -195,7 +196,8 @@ def find_files(paths: Paths, suffix: str) -> tuple[str, ...]:
     """The files named by a path, a folder (every `*suffix` in it), a glob, or several of those.
 
     Several are a tuple, a text with commas (`a.tar,b.tar`), or braces as in a shell: `a-{000..127}.tar`,
-    `{train,extra}/*.tar`. A file whose very name has commas or braces is itself.
+    `{train,extra}/*.tar`. A file whose very name has commas or braces is itself. URLs are copied here first, see
+    `remote`.
 
     Raises:
         DatasetError: one of them names nothing, or a file that git-lfs has not downloaded.
@@ -219,6 +221,8 @@ def _expand(path: str, suffix: str) -> list[str]:
     elif braces := BRACES.search(path):
         before, after = path[: braces.start()], path[braces.end() :]
         return [file for choice in _choices(braces) for file in _expand(before + choice + after, suffix)]
+    elif remote.is_remote(path):
+        found = remote.fetch(path, suffix)
     else:
         found = sorted(glob.glob(path))
     if not found:

@@ -1,11 +1,14 @@
-"""The `nova` command: `nova generate`, `evaluate`, `bench`, `bench compare`, `plan`, `launch`, `weights`, `doctor`.
+"""The `nova` command: `nova generate`, `compile`, `evaluate`, `bench`, `bench compare`, `plan`, `launch`, `weights`,
+`doctor`.
 
 Each command is a frozen dataclass, read by tyro, whose `run` imports what it needs: `nova --help` must answer within a
 second, and jax alone takes longer than that.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from typing import Annotated, Any, Literal
@@ -13,30 +16,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from nova_jax.cli import launch
+from nova_jax.cli.compile import Compile
+from nova_jax.cli.options import Mesh
 
 ImageTask = Literal["text-to-image", "inpaint", "outpaint", "remove-background", "vary", "color-guided"]
 VideoTask = Literal["text-to-video", "multi-shot"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mesh:
-    """The devices to sample on. Default: all of them over data, as far as there are images or clips for them."""
-
-    data: int = -1
-    """Over how many the images or clips of a call are cut; -1: all that the others leave."""
-    fsdp: int = 1
-    """The same, and the parameters as well."""
-    context: int = 1
-    """Over how many the tokens of each image or clip are cut."""
-    tensor: int = 1
-    """Over how many heads and MLP features are cut."""
-
-    def make(self, run: pathlib.Path, **rows: Any) -> Any:
-        """The mesh for a run; None: one device."""
-        from nova_jax import generation
-        from nova_jax.parallel import MeshConfig
-
-        return generation.mesh_for(run, MeshConfig(**dataclasses.asdict(self)), **rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +106,8 @@ class Generate:
     """Folder of the run's frozen text encoder (T5, umT5), if it has moved since the run was trained."""
     tile: int | None = None
     """Decode in overlapping tiles of so many latents a side, shared out over the devices; for what is too big whole."""
+    compiled: bool = False
+    """Draw with the programs that `nova compile` wrote into the run folder: machine code, so only where you did."""
     mesh: Mesh = Mesh()
 
     def execute(self) -> None:
@@ -134,7 +120,7 @@ class Generate:
         images.check_numbers(self.upscale, *((self.seed, self.count) if self.prompts else (None, None)), self.tile)
         sampling = images.given(self, "sampler", "num_steps", "time_grid", "guidance_scale", "guidance_interval")
         trained = generation.load_run(self.run, text_path=self.text_encoder, mesh=self.mesh.make(self.run))
-        trained = trained._replace(tiles=self._tiles())
+        trained = trained._replace(tiles=self._tiles(), programs=self._programs())
         out = self.out or self.run / "generated"
         images.check_folder(out)
         if videos.draws_videos(trained):
@@ -157,6 +143,11 @@ class Generate:
         from nova_jax.models import tiling
 
         return None if self.tile is None else tiling.Tiles(size=(self.tile, self.tile), overlap=self.tile // 4)
+
+    def _programs(self) -> Any:
+        from nova_jax.generation import compiled
+
+        return compiled.Reader(self.run) if self.compiled else None
 
     def _draw_videos(self, trained: Any, out: pathlib.Path, options: dict[str, Any], sampling: dict[str, Any]) -> None:
         from nova_jax import generation
@@ -360,6 +351,7 @@ class Plan:
 
 COMMANDS = {
     "generate": Generate,
+    "compile": Compile,
     "evaluate": Evaluate,
     "bench": Bench,
     "plan": Plan,
@@ -382,13 +374,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _execute(command: Any) -> None:
-    from nova_jax import config
+    from nova_jax import compilation_cache, config
     from nova_jax.parallel import distributed
 
     try:
-        if not isinstance(command, Compare | Plan):
-            distributed.initialize()
-            distributed.check_devices()
-        config.expand_home(command).execute()
+        command = config.expand_home(command)
+        if isinstance(command, Compare | Plan):
+            return command.execute()
+        distributed.initialize()
+        distributed.check_devices()
+        run = getattr(command, "run", None)
+        is_there = run is not None and run.is_dir() and os.access(run, os.W_OK)
+        with compilation_cache.kept_in(run) if is_there else contextlib.nullcontext():
+            command.execute()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         sys.exit(f"nova: {error}")

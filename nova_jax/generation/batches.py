@@ -20,7 +20,7 @@ from nova_jax.generation import settings as sampling_settings
 from nova_jax.generation.prompts import check_prompts, encode, join
 from nova_jax.generation.settings import SamplingSettings
 from nova_jax.runs.load import TrainedRun
-from nova_jax.sampling import noise, time_grids
+from nova_jax.sampling import noise
 from nova_jax.tasks.limits import Range
 from nova_jax.types import Conditioning
 
@@ -99,7 +99,7 @@ def _draw_chunks(
     check_prompts(trained.text_encoder, [*prompts, *(negative_prompts or ())])
     settings = sampling_settings.settings_for(trained) if settings is None else settings
     sampling_settings.check_settings(trained, settings)
-    times = time_grids.pad(sampling_settings.time_grid(trained, settings), max(settings.num_steps, ROOM))
+    times = sampling_settings.padded_times(trained, settings, max(settings.num_steps, ROOM))
     kind = program.kind_of(settings.guidance_scale)
     draw = program.make_draw(
         trained.network,
@@ -121,10 +121,15 @@ def _draw_chunks(
         chosen = np.asarray(rows(np.asarray(seeds, np.uint32)))
         arguments = (*pair, chosen, times, np.float32(settings.guidance_scale), frames)
         latents = placement.call(trained, draw, trained.params, *arguments).x
-        if not jnp.all(jnp.isfinite(latents)):
+        if not placement.call(trained, _is_finite, latents):
             explain_nonfinite(trained, settings, pair, chosen.tolist(), frames)
         yield latents, min(size, left)
         start += size
+
+
+@jax.jit
+def _is_finite(x: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(x))
 
 
 def _rows(values: Any, *, start: int, size: int) -> Any:

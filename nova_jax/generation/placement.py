@@ -71,9 +71,14 @@ def mesh_for(
 
 
 def call(trained: TrainedRun, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a jitted function on the mesh of a run; host arrays among its arguments go to every device."""
+    """The result of a jitted function on the mesh of a run; host arrays among its arguments go to every device.
+
+    A run with `programs` finds there what it calls.
+    """
     with scope(trained):
-        return function(*put(trained, arguments))
+        placed = put(trained, arguments)
+        found = function if trained.programs is None else trained.programs.find(function, placed)
+        return found(*placed)
 
 
 def scope(trained: TrainedRun) -> contextlib.AbstractContextManager[Any]:
@@ -96,14 +101,17 @@ def put(trained: TrainedRun, tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
-def constrain_rows(tree: Any) -> Any:
-    """Pins the first axis of every array to data and fsdp in a function compiled on a mesh; the others stay free."""
+def constrain_rows(tree: Any, answers: int = 1) -> Any:
+    """Pins the first axis of every array to data and fsdp in a function compiled on a mesh; the others stay free.
+
+    With several `answers`, so many rows for each sample, the arrays lie as their samples do.
+    """
     sizes = meshes.current_axes()
 
     def pin(leaf: Any) -> Any:
         if not sizes or not isinstance(leaf, jax.core.Tracer):
             return leaf
-        rows = meshes.fitting_axes(leaf.shape[0], meshes.BATCH_AXES, sizes)
+        rows = meshes.fitting_axes(leaf.shape[0] // answers, meshes.BATCH_AXES, sizes)
         free = [PartitionSpec.UNCONSTRAINED] * (leaf.ndim - 1)
         return jax.lax.with_sharding_constraint(leaf, PartitionSpec(rows, *free))
 

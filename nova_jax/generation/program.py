@@ -29,11 +29,18 @@ def make_denoiser(
     network: Any, params: Params, objective: Any, null: Conditioning, kind: Guidance, scale: Any, interval: Any
 ) -> Denoiser:
     """The network as a guided denoiser of encoded prompts; one that reads the scale is evaluated once."""
+    # Rows are joined and parted where their samples lie: across devices, XLA would take many exchanges for it.
+    at_samples = functools.partial(
+        placement.constrain_rows, answers=2 if kind == "guided" and not reads_guidance(network) else 1
+    )
 
     def apply(params: Params, x: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
-        return network.apply({"params": params}, *placement.constrain_rows((x, t, cond)))
+        return at_samples(network.apply({"params": params}, *placement.constrain_rows((x, t, cond))))
 
-    plain = denoiser.make_denoiser(apply, params, objective.schedule, objective.prediction)
+    def plain(x: jax.Array, t: jax.Array, cond: Conditioning) -> Denoised:
+        return at_samples(one(*at_samples((x, t, cond))))
+
+    one = denoiser.make_denoiser(apply, params, objective.schedule, objective.prediction)
     if reads_guidance(network):
         return _with_scale(plain, scale)
     if kind != "guided":

@@ -1,12 +1,15 @@
 """How images and videos are sampled: the solver, its steps and time grid, guidance; and what a run supports of it."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import numpy as np
 
 from nova_jax import distillation, sampling
-from nova_jax.generation import program
+from nova_jax.diffusion import schedules
+from nova_jax.generation import placement, program
 from nova_jax.runs.load import TrainedRun
 from nova_jax.sampling import time_grids
 
@@ -78,3 +81,23 @@ def check_settings(trained: TrainedRun, settings: SamplingSettings) -> None:
 def time_grid(trained: TrainedRun, settings: SamplingSettings) -> jax.Array:
     """The falling times (n + 1,) that the settings ask for, on the schedule of the run."""
     return settings.start * time_grids.named(settings.time_grid, settings.num_steps, trained.objective.schedule)
+
+
+def padded_times(trained: TrainedRun, settings: SamplingSettings, room: int) -> jax.Array:
+    """The same times, the last one repeated until there are `room` + 1."""
+    grid: str | tuple[float, ...] = settings.time_grid
+    if grid.endswith(".json"):  # its numbers, not its name, decide what is compiled
+        grid = tuple(np.asarray(time_grids.named(grid, settings.num_steps, trained.objective.schedule)).tolist())
+    make = _make_times(grid, settings.num_steps, settings.start, trained.objective.schedule, room)
+    return placement.call(trained, make)
+
+
+@functools.lru_cache(maxsize=64)
+def _make_times(
+    grid: str | tuple[float, ...], num_steps: int, start: float, schedule: schedules.Schedule, room: int
+) -> Any:
+    def make_times() -> jax.Array:
+        whole = time_grids.named(grid, num_steps, schedule) if isinstance(grid, str) else time_grids.from_list(grid)
+        return time_grids.pad(start * whole, room)
+
+    return jax.jit(make_times)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from nova_jax.parallel import hlo, rules
 
@@ -128,9 +129,14 @@ def ring(tokens: Bytes, ways: int, layers: int) -> float:
     return layers * (2 + 4) * (ways - 1) * tokens / ways
 
 
-def guidance_parallel(latents: Bytes) -> float:
-    """An evaluation whose conditional and unconditional halves lie on two devices: each sends its prediction."""
-    return gather(2 * latents, 2)
+def guidance_parallel(latents: Bytes, ways: int = 2) -> float:
+    """An evaluation whose rows, two for each sample, lie on this many devices: each gets what the others predicted.
+
+    Args:
+        latents: bytes of the samples (b, f, h, w, c), whole on every device.
+        ways: devices that share the rows; with one sample two of them work.
+    """
+    return gather(2 * latents, ways)
 
 
 def muon(matrices: Bytes, cuts: Sequence[int], copies: int = 1) -> float:
@@ -171,6 +177,49 @@ def training_step(params: Any, sizes: Mapping[str, int], tokens: Bytes, text: By
         layers = leaf.shape[0] if name.endswith("blocks/mlp/up/kernel") else layers
     sent["all-reduce"] += tensor_parallel(tokens, sizes["tensor"], layers, branches=3 if text else 2)
     sent["all-reduce"] += layers * reduce(text, sizes["tensor"])
+    return sent
+
+
+class Call(NamedTuple):
+    """Sizes of one call of a sampling program: guided, with keys and values of the text made before."""
+
+    samples: int  # fewer than, or a multiple of, the devices over data and fsdp
+    tokens: int  # of a sample
+    text: int  # states of a sample
+    latents: int  # bytes of a sample
+    evaluations: int  # of the network, each on two rows for a sample
+
+
+def sampling(params: Any, sizes: Mapping[str, int], call: Call) -> dict[str, float]:
+    """By kind, what a call of a sampling program has to send, in float32, with Ulysses alone on the context axis.
+
+    Every evaluation gathers the weights that fsdp and context cut. Where the devices have the same few rows, as of the
+    text, or along context of the times, they sum what each makes of its part of a weight instead. Tensor sums tokens
+    three times a layer, context trades them for heads, and the two answers to a sample come together.
+    """
+    sent: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+    parts, width = sizes["data"] * sizes["fsdp"], params["patch_embed"]["kernel"].shape[-1]
+    rows, layers = 2 * call.samples / parts, params["blocks"]["mlp"]["up"]["kernel"].shape[0]
+    specs = jax.tree.leaves(rules.specs(params, sizes))
+    for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(params), specs, strict=True):
+        name, axes = rules.name_of(path), rules.axes_of(spec)
+        ways = math.prod(sizes[axis] for axis in axes if axis != "tensor")
+        is_text, is_time = re.search(r"text_embed|cross_attention/(key|value)/", name), re.match("time_", name)
+        times = 1 if is_text else call.evaluations
+        if (sizes["fsdp"] == 1 and (is_text or is_time)) or (is_text and call.samples % parts):
+            made = 4 * ((call.samples + 1) * call.text if is_text else rows) * leaf.shape[-1]
+            made *= layers if name.startswith("blocks/") else 1
+            is_whole = set(rules.axes_of(PartitionSpec(*tuple(spec)[leaf.ndim - 1 :]))) <= {
+                "tensor"
+            }  # each device has parts of sums
+            sent["all-reduce" if is_whole else "all-gather"] += times * (reduce if is_whole else gather)(made, ways)
+        else:
+            size = math.prod(leaf.shape) * leaf.dtype.itemsize / (sizes["tensor"] if "tensor" in axes else 1)
+            sent["all-gather"] += times * gather(size, ways)
+    token = 4 * rows * call.tokens * width
+    sent["all-gather"] += call.evaluations * guidance_parallel(call.samples * call.latents, parts) * (rows < 2)
+    sent["all-reduce"] += call.evaluations * tensor_parallel(token, sizes["tensor"], layers) / 2  # forwards alone
+    sent["all-to-all"] += call.evaluations * ulysses(token, sizes["context"], layers) / 2
     return sent
 
 

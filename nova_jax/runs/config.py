@@ -32,6 +32,7 @@ CHANGEABLE = (
     "preview",
     "teacher",
     "start_from",
+    "mirror",
     "data.**.max_corrupt",
     "data.**.max_pixels",
     "optimizer.peak",
@@ -163,6 +164,8 @@ class TrainConfig:
         profile: "START:STOP", steps to trace; see `training.profiling`.
         preview: sample grids during training; needs a text-to-image network.
         teacher: run folder that a distillation method learns from, and starts from unless told otherwise.
+        mirror: URL of a folder, such as gs://bucket/runs/NAME, that the run folder is copied to with every checkpoint;
+            a run that is not here is fetched from there, and goes on. See `runs.mirror`.
         start_from: run folder whose averaged parameters are the first ones; the network may have new inputs, or time.
     """
 
@@ -190,6 +193,7 @@ class TrainConfig:
     tensorboard: bool = False  # the earlier form of trackers=("tensorboard",)
     teacher: str | None = None
     start_from: str | None = None
+    mirror: str | None = None
 
     def __post_init__(self) -> None:
         _check_least(self, steps=0, batch_size=1, accumulate=1, seed=0, log_every=1, checkpoint_every=1, keep=1)
@@ -212,7 +216,8 @@ class TrainConfig:
             if path and "://" in str(path):
                 raise ValueError(
                     f"{name} is {path}; it must be a path, since files of a run are locked, appended to and renamed: "
-                    "mount the bucket, as with gcsfuse or mount-s3, and give the folder where it is mounted"
+                    "keep a copy of the run there with mirror=URL, or mount the bucket, as with gcsfuse or mount-s3, "
+                    "and give the folder where it is mounted"
                 )
 
     @property

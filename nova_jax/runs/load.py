@@ -7,7 +7,8 @@ the config names.
 
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -15,11 +16,19 @@ from nova_jax import config, weights
 from nova_jax.models import tiling
 from nova_jax.models.text import encoder as text_encoders
 from nova_jax.models.text.encoder import TextEncoder
-from nova_jax.runs import record
+from nova_jax.runs import mirror, record
 from nova_jax.training import checkpoint
 from nova_jax.types import Params
 
 CODEC_FOLDER = "codec"
+
+
+class Programs(Protocol):
+    """Where the compiled programs of a run come from; see `generation.compiled`."""
+
+    def find(self, function: Any, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        """What to call with these arguments in place of a jitted function."""
+        ...
 
 
 class TrainedRun(NamedTuple):
@@ -40,6 +49,7 @@ class TrainedRun(NamedTuple):
     step: int = 0  # training steps behind the parameters
     mesh: jax.sharding.Mesh | None = None  # None: one device
     tiles: tiling.Tiles | None = None  # None: images and clips are decoded whole
+    programs: Programs | None = None  # None: functions are compiled when they are called
 
 
 def load_run(
@@ -52,8 +62,8 @@ def load_run(
     """Loads the EMA parameters of a run's newest good checkpoint (or of `step`).
 
     Args:
-        run_dir: the run folder.
-        step: of a checkpoint.
+        run_dir: the run folder, or the URL of its copy in a bucket (`runs.mirror`).
+        step: of a checkpoint; of a copy there is the newest alone.
         text_path: folder of the run's frozen text encoder where it has moved; None: as the run's config names it.
         mesh: where to put the parameters, by `parallel.rules`: every part is read to where it stays. None: on one
             device.
@@ -63,7 +73,7 @@ def load_run(
         ValueError: the run did not train a network that draws from a text, or `text_path` is given to one that trains
             its own text encoder.
     """
-    run_dir = pathlib.Path(run_dir)
+    run_dir = mirror.local(run_dir)
     saved = record.read(run_dir)
     if "text_length" not in saved["data"]:
         raise ValueError(f"{run_dir} trained {saved['config']['name']!r}, which is no run that draws from a text")

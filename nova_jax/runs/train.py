@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from nova_jax import atomic, conditions, distillation, environment, weights
+from nova_jax import atomic, compilation_cache, conditions, distillation, environment, weights
 from nova_jax import config as configs
 from nova_jax.config import ConfigError
 from nova_jax.models import flops
 from nova_jax.parallel import constrain, context, distributed, rules
 from nova_jax.parallel import mesh as meshes
-from nova_jax.runs import build, load, preview, resident
+from nova_jax.runs import build, load, mirror, preview, resident
 from nova_jax.runs import record as records
 from nova_jax.runs.config import CHANGEABLE, TrainConfig, with_schedule, with_text_encoder
 from nova_jax.training import checkpoint, goodput, lock, logging, loop, step, watch
@@ -52,7 +52,7 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
         devices = config.mesh.make()
         for size in config.data.batch_sizes(config.batch_size):
             meshes.check_batch_size(devices, size, config.accumulate)
-        with lock.RunLock(config.directory):
+        with lock.RunLock(config.directory), compilation_cache.kept_in(config.directory):
             watching.report = functools.partial(logging.add_event, config.directory)
             _check_shared(config)
             _check_channels(config)
@@ -62,11 +62,32 @@ def run(config: TrainConfig, callbacks: Sequence[loop.Callback] = ()) -> Result:
             record = _record(config)
             notes: list[str] = []
             if distributed.is_main():
+                _fetch(config)
                 notes = _write_record(config, record)
                 _write_codec(config)
             distributed.barrier("nova_jax run folder")
             with jax.set_mesh(devices):
-                return Result(_train(config, devices, record, callbacks, notes, clock), config.directory)
+                state = _train(config, devices, record, callbacks, notes, clock)
+            if config.mirror and distributed.is_main():
+                mirror.push(config.directory, config.mirror)  # with the last lines of the log
+            return Result(state, config.directory)
+
+
+def compile_step(config: TrainConfig) -> None:
+    """Compiles the training step of a run for the devices here, into the cache of its folder, where `run` finds it.
+
+    Raises:
+        ValueError, ConfigError: see `run`.
+    """
+    config = with_schedule(with_text_encoder(configs.expand_home(config)))
+    devices = config.mesh.make()
+    rows = meshes.batch_sharding(devices)
+    with compilation_cache.kept_in(config.directory), jax.set_mesh(devices):
+        made = _recipe(config)
+        state = step.plan(made.make_state, *made.arguments, mesh=devices)
+        for size, (_, example) in zip(config.data.batch_sizes(config.batch_size), config.data.examples(), strict=True):
+            form = lambda a, size=size: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype, sharding=rows)  # noqa: E731
+            made.train_step.lower(state, jax.tree.map(form, example)).compile()
 
 
 def _check_shared(config: TrainConfig) -> None:
@@ -96,6 +117,24 @@ def _check_shared(config: TrainConfig) -> None:
         raise ConfigError(f"process {k} of {jax.process_count()} does not train the run of process 0: {fault}")
 
 
+def _fetch(config: TrainConfig) -> None:
+    """Takes a run that is not here from its copy in a bucket, if there is one."""
+    if config.mirror and not (config.directory / records.FILE).is_file() and mirror.holds_run(config.mirror):
+        watch.phase("fetching the run")
+        mirror.fetch(config.mirror, config.directory)
+        logging.add_event(config.directory, f"{config.name}: fetched from {config.mirror}")
+
+
+def _push(config: TrainConfig) -> None:
+    """Copies what the last checkpoint added to the bucket, if the run has one."""
+    if not config.mirror:
+        return
+    try:
+        mirror.push(config.directory, config.mirror)
+    except Exception as error:  # each store has its own; training goes on, and the next checkpoint copies both
+        logging.add_event(config.directory, f"{config.mirror} was not written to; the next checkpoint tries: {error}")
+
+
 def _train(
     config: TrainConfig,
     devices: Any,
@@ -112,7 +151,10 @@ def _train(
     metadata = {"data": config.data.fingerprint()}
     throughput = logging.Throughput(record["samples_per_step"], record["flops_per_step"], record["peak_flops"])
     folder = config.directory
-    with checkpoint.Checkpoints(folder / CHECKPOINTS, keep=config.keep, metadata=metadata) as checkpoints:
+    committed = functools.partial(_push, config)
+    with checkpoint.Checkpoints(
+        folder / CHECKPOINTS, keep=config.keep, metadata=metadata, committed=committed
+    ) as checkpoints:
         with constrain.noting() as misfits:
             planned = step.plan(made.make_state, *made.arguments, mesh=devices)
         misfits += rules.misfits(planned.params, devices)

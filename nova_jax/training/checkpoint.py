@@ -71,6 +71,7 @@ class Checkpoints:
         keep: how many of the newest to keep.
         keep_every: also keep every checkpoint whose step is a multiple of this.
         metadata: JSON-able values stored with every checkpoint, such as a fingerprint of the config.
+        committed: called by the main process, in the background, after each commit.
 
     Attributes:
         metadata: the same; what is changed here is stored with the checkpoints that follow.
@@ -83,12 +84,14 @@ class Checkpoints:
         keep: int = 2,
         keep_every: int | None = None,
         metadata: Mapping[str, Any] | None = None,
+        committed: Callable[[], None] = lambda: None,
     ) -> None:
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep and keep_every must be at least 1, got {keep} and {keep_every}")
         self.directory = pathlib.Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep, self._keep_every, self.metadata = keep, keep_every, dict(metadata or {})
+        self._committed = committed
         self._background = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future | None = None
 
@@ -185,6 +188,7 @@ class Checkpoints:
         if distributed.is_main():
             _write_manifest(self._path(step), "".join(parts))
             self._prune()
+            self._committed()
 
     def _prune(self) -> None:
         """Deletes old checkpoints, each by a rename first: a folder with a manifest is always whole."""

@@ -1,6 +1,7 @@
 """The reader of compiled programs, and what training sends against the formulas."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,32 @@ def test_a_training_step_sends_what_the_formulas_say(sizes):
     }
     if len(sizes) == 1:
         assert whole["bytes"] == pytest.approx(formulas[next(iter(sizes))], rel=0.1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sizes", programs.SAMPLING_MESHES, ids=str)
+def test_guided_sampling_sends_what_the_formulas_say(sizes):
+    *kinds, whole = programs.compare("guided sampling", sizes)
+    for row in (*kinds, whole):
+        check(row)
+    latents = 4 * math.prod(programs.LATENTS)
+    tokens = 2 * 4 * programs.TOKENS * programs.MODEL.width  # both answers to one sample
+    formulas = {
+        "data": collectives.guidance_parallel(
+            programs.num_samples({"data": 1, "fsdp": 1, **sizes}) * latents, sizes.get("data", 1)
+        ),
+        "tensor": collectives.tensor_parallel(tokens, 8, programs.MODEL.depth) / 2,
+    }
+    if len(sizes) == 1 and (axis := next(iter(sizes))) in formulas:
+        assert whole["bytes"] == pytest.approx(programs.STEPS * formulas[axis], rel=0.1)
+
+
+@pytest.mark.long
+def test_rows_of_whole_samples_need_no_exchange_for_their_guidance():
+    """Eight samples on eight devices: both answers to a sample lie on one of them."""
+    mesh = meshes.MeshConfig(data=8).make()
+    program, _ = programs.compile_sampling(mesh, samples=8)
+    assert collectives.read(program.as_text(), mesh.shape) == []
 
 
 @pytest.mark.long

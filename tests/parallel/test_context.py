@@ -341,11 +341,15 @@ def on_one_device(case):
     return jax.device_get((train(case), sample(case)))
 
 
-def check_network(case, sizes, **fields):
+def check_network(case, sizes, record=lambda name, value: None, **fields):
+    """Losses, parameters after five steps and samples of a mesh against those of one device; `record` gets errors."""
     mesh = make_mesh(*sizes)
     with jax.set_mesh(mesh):
         (losses, params), sampled = train(case, mesh, **fields), sample(case, mesh, **fields)
     (expected, expected_params), expected_sampled = on_one_device(case)
+    record("loss", float(np.max(np.abs(losses / expected - 1))))
+    record("parameters", relative_error(params, expected_params))
+    record("samples", relative_error(sampled, expected_sampled))
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     errors = relative_error(params, expected_params), relative_error(sampled, expected_sampled)
     assert max(errors) < 1e-5, errors
@@ -365,8 +369,8 @@ LONG = [((1, 1, 8, 1), None), ((1, 1, 8, 1), 1), ((2, 1, 2, 2), 1), ((1, 2, 2, 2
     [pytest.param(*case, marks=pytest.mark.long if case in LONG else pytest.mark.slow) for case in GRID],
     ids=lambda value: str(value).replace(" ", ""),
 )
-def test_every_mesh_trains_and_samples_like_one_device(quick_compilation, sizes, degree):
-    check_network("frames", sizes, ulysses_degree=degree)
+def test_every_mesh_trains_and_samples_like_one_device(quick_compilation, record_property, sizes, degree):
+    check_network("frames", sizes, record_property, ulysses_degree=degree)
 
 
 @pytest.mark.long

@@ -28,16 +28,18 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("run", test_processes.RUNS)
-def test_the_losses_are_those_of_one_process(folders, run, shape):
+def test_the_losses_are_those_of_one_process(folders, record_property, run, shape):
     """But for the rounding of float32; the student starts as its teacher, so its losses are near zero."""
     found, expected = (test_recovery.losses(folders[key] / run) for key in (shape, (1, 8)))
     assert len(found) == 4
+    record_property("loss", float(np.max(np.abs(np.subtract(found, expected)) / np.maximum(np.abs(expected), 1e-3))))
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_previews_are_those_of_one_process(folders, shape):
+def test_the_previews_are_those_of_one_process(folders, record_property, shape):
     found, expected = (
         np.asarray(Image.open(folders[key] / "run" / "samples" / "00000004.png")) for key in (shape, (1, 8))
     )
+    record_property("levels", int(np.abs(found.astype(int) - expected).max()))
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
