@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Integer
 
-from nova_jax.layers import attention_jvp, attention_ring, attention_splash, linear, rope
+from nova_jax.layers import attention_jvp, attention_ring, attention_splash, linear, norms, rope
 from nova_jax.parallel import constrain as constraints
 from nova_jax.parallel import context
 from nova_jax.parallel import mesh as meshes
@@ -246,9 +246,8 @@ class _Projections(nn.Module):
 
     def _normalize(self, x: Float[Array, "b n d"], name: str) -> Heads:
         """RMS norm of each head, or of all heads together (Wan), in float32."""
-        grouped = self._split(x) if self.qk_norm == "per_head" else x
-        norm = nn.RMSNorm(epsilon=self.eps, dtype=jnp.float32, name=name)
-        return norm(grouped).reshape(*x.shape[:-1], self.num_heads, -1)
+        groups = self.num_heads if self.qk_norm == "per_head" else 1
+        return self._split(norms.RMSNorm(self.eps, groups, name=name)(x))
 
 
 class KeysAndValues(_Projections):
@@ -297,14 +296,15 @@ class MultiHeadAttention(_Projections):
         k, v = (constrain(a, "batch", "tokens" if shares_keys else "text", "heads", "head_dim") for a in keys)
         if rotation is not None:
             q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
+        q, k = (checkpoint_name(a.astype(self.dtype), "qk") for a in (q, k))
         out = attend_cut(
-            q.astype(self.dtype),
-            k.astype(self.dtype),
+            q,
+            k,
             v,
             shares_keys=shares_keys,
             mask=mask,
             implementation=self.implementation,
             ulysses_degree=self.ulysses_degree,
         )
-        proj = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
-        return checkpoint_name(constrain(proj, "batch", "tokens", "width"), "proj")
+        project = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, saved="proj", name="out")
+        return constrain(project(out.reshape(x.shape)), "batch", "tokens", "width")

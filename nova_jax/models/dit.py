@@ -34,7 +34,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from nova_jax.layers import attention, embeddings, linear, modulation, rope, stack
+from nova_jax.layers import attention, embeddings, linear, modulation, norms, rope, stack
 from nova_jax.models import embedders, flops
 from nova_jax.parallel import context as contexts
 from nova_jax.parallel.constrain import constrain
@@ -68,10 +68,9 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns W_down gelu(W_up x)."""
         up = checkpoint_name(linear.Dense(self.hidden, dtype=self.dtype, name="up")(x), "fc1")
-        hidden = jax.nn.gelu(up.astype(jnp.float32), approximate=True).astype(up.dtype)
-        hidden = constrain(hidden, "batch", "tokens", "mlp")
-        down = linear.Dense(x.shape[-1], dtype=self.dtype, name="down")(hidden)
-        return checkpoint_name(constrain(down, "batch", "tokens", "width"), "fc2")
+        hidden = constrain(linear.gelu(up), "batch", "tokens", "mlp")
+        down = linear.Dense(x.shape[-1], dtype=self.dtype, saved="fc2", name="down")(hidden)
+        return constrain(down, "batch", "tokens", "width")
 
 
 class Block(nn.Module):
@@ -124,10 +123,7 @@ class Block(nn.Module):
     def _read_text(
         self, x: Float[Array, "b n d"], attend: Any, context: Context, keys: LayerKeys | None
     ) -> Float[Array, "b n d"]:
-        has_affine = self.cross_norm_affine
-        cross_norm = nn.LayerNorm(
-            self.eps, dtype=jnp.float32, use_scale=has_affine, use_bias=has_affine, name="cross_norm"
-        )
+        cross_norm = norms.LayerNorm(self.eps, self.cross_norm_affine, name="cross_norm")
         h = constrain(cross_norm(x).astype(x.dtype), "batch", "tokens", "width")
         return attend(h, context.text, mask=context.lengths, keys=keys)
 
@@ -227,7 +223,10 @@ class DiT(nn.Module):
             lengths += text.shape[1:2]
 
         in_axes = nn.broadcast, 1  # the context, and keys[B, layers, L, K, Q]
-        blocks = stack.scan_blocks(Block, self.depth, remat=self.remat, unroll=self.scan_unroll, in_axes=in_axes)(
+        blocks = stack.scan_blocks(Block, self.depth, remat=self.remat, unroll=self.scan_unroll, in_axes=in_axes)
+        if self.dtype != jnp.float32 and not self.is_initializing():
+            blocks = stack.cast_once(blocks, self.dtype)
+        blocks = blocks(
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim or 4 * self.width,
             qk_norm=self.qk_norm,
