@@ -37,7 +37,7 @@ class TextKeys(NamedTuple):
 
     keys: Float[Array, "b m l k q"]  # of m layers
     values: Float[Array, "b m l k q"]
-    mask: Bool[Array, "b l"] | None
+    lengths: Int[Array, " b"] | None  # how many are real, which come first; None: all
 
 
 class Conditioning(NamedTuple):

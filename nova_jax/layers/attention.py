@@ -1,20 +1,26 @@
 """Multi-head attention, softmax(q k^T / sqrt(head size)) v, with RMS-normalised queries and keys.
 
-Four implementations of the same function:
+Five implementations of the same function:
 
     xla        plain products; forms the n x l scores. Every autodiff mode.
     tiled      the same, in blocks of queries whose scores are recomputed in the backward pass. Every autodiff mode.
     cudnn      flash attention of cuDNN: NVIDIA GPUs, bfloat16 or float16. Reverse mode only: `jax.jvp` fails.
+    splash     flash attention in Pallas: TPUs (`attention_splash`). Reverse mode only.
     flash_jvp  cudnn (elsewhere and in float32: tiled) whose tangent is a constant to reverse mode: `jax.jvp`, and
                `jax.grad` of losses that hold `stop_gradient` of such a tangent. `jax.grad` alone fails.
 
+Unless one is asked for, `choose` takes one by device, dtype and shape.
+
+Which keys exist is a mask, or better their number where they come first: cuDNN reads that number, while a mask costs it
+n x l further scores, so `attend` puts the keys of a mask in order for it.
+
 Where the mesh cuts tokens, `attend_cut` runs them inside `parallel.context`, and keys that come round a ring go through
-`attention_ring` (xla, tiled, flash_jvp) or are gathered over the ring (cudnn).
+`attention_ring` (xla, tiled, flash_jvp) or are gathered over the ring (cudnn, splash).
 
 Queries and keys are normalised before the product so that logits stay bounded (Dehghani et al. 2023, arXiv 2302.05442).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,21 +28,64 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Integer
 
-from nova_jax.layers import attention_jvp, attention_ring, linear, rope
+from nova_jax.layers import attention_jvp, attention_ring, attention_splash, linear, norms, rope
+from nova_jax.parallel import constrain as constraints
 from nova_jax.parallel import context
+from nova_jax.parallel import mesh as meshes
 from nova_jax.parallel.constrain import constrain
 from nova_jax.types import as_mask
 
-Implementation = Literal["xla", "tiled", "cudnn", "flash_jvp"]
+Implementation = Literal["xla", "tiled", "cudnn", "splash", "flash_jvp"]
 QKNorm = Literal["per_head", "across_heads"]
 
-FORWARD_MODE = frozenset({None, "xla", "tiled", "flash_jvp"})  # the implementations that `jax.jvp` can pass
-SCORES_LIMIT = 2**20  # scores per sample and head above which the default goes from "xla" to "tiled"
+FORWARD_MODE = frozenset({"xla", "tiled", "flash_jvp"})  # the implementations that `jax.jvp` can pass
+FLASH = frozenset({"cudnn", "splash"})
+SCORES_LIMIT = 2**20  # scores per sample and head above which plain attention goes from "xla" to "tiled"
 QUERY_BLOCK = 128
+OLD_GPUS = ("Tesla", "Quadro", "TITAN", "GTX", "RTX 20")  # before Ampere, which flash attention of cuDNN needs
+KEY_MULTIPLE = 8  # of keys, for cuDNN
 
 Heads = Float[Array, "b n k q"]
 Keys = Float[Array, "b l k q"]
-KeyMask = Bool[Array, "b l"] | Integer[Array, "b l"] | None
+KeyMask = Bool[Array, "b l"] | Integer[Array, "b l"] | Integer[Array, " b"] | None
+
+
+class Choice(NamedTuple):
+    """An implementation, and why it is this one."""
+
+    implementation: Implementation
+    reason: str
+
+
+def choose(device: Any, dtype: Any, n: int, l: int, head_dim: int) -> Choice:
+    """The attention of n queries to l keys where none is asked for; reverse mode passes all that it may take.
+
+    Args:
+        device: what the program is compiled for: its `platform`, and its `device_kind` among GPUs.
+        dtype: of queries, keys and values.
+        n: queries.
+        l: keys.
+        head_dim: size of a head.
+    """
+    plain: Implementation = "xla" if n * l <= SCORES_LIMIT else "tiled"
+    kind, dtype = device.device_kind, jnp.dtype(dtype)
+    if device.platform not in ("gpu", "cuda", "tpu"):
+        return Choice(plain, f"{device.platform} has no flash attention")
+    if device.platform == "tpu":
+        if dtype != jnp.bfloat16:
+            return Choice(plain, f"flash attention on {kind} takes bfloat16, not {dtype}")
+        if head_dim % 64:
+            return Choice(plain, f"flash attention on {kind} takes heads of multiples of 64, not {head_dim}")
+        if min(n, l) < attention_splash.LANES:
+            return Choice(plain, f"a block of flash attention on {kind} is {attention_splash.LANES} queries and keys")
+        return Choice("splash", f"{dtype} on {kind}")
+    if any(old in kind for old in (*OLD_GPUS, "AMD", "Radeon")):
+        return Choice(plain, f"flash attention of cuDNN needs an NVIDIA GPU from Ampere on, not {kind}")
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return Choice(plain, f"flash attention of cuDNN takes bfloat16 or float16, not {dtype}")
+    if head_dim % 8 or head_dim > 256:
+        return Choice(plain, f"flash attention of cuDNN takes heads of multiples of 8 up to 256, not {head_dim}")
+    return Choice("cudnn", f"{dtype} on {kind}")
 
 
 def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: Implementation | None = None) -> Heads:
@@ -46,25 +95,30 @@ def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: 
         q: queries.
         k: keys.
         v: values.
-        mask: True, or 1, where a key may be attended to; each sample needs at least one.
-        implementation: None takes "xla", or "tiled" for long sequences, which work everywhere.
+        mask: (b, l), True, or 1, where a key may be attended to; or (b,), how many may be, if these come first. Each
+            sample needs at least one.
+        implementation: None takes what `choose` says for the mesh of `jax.set_mesh`, or for the default device.
 
     Raises:
         ValueError: an unknown implementation.
         TypeError: a derivative that the implementation does not have, or a mask of floats; see `types.as_mask`.
     """
-    mask = None if mask is None else as_mask(mask)
     if implementation is None:
-        implementation = "xla" if q.shape[1] * k.shape[1] <= SCORES_LIMIT else "tiled"
+        implementation = _chosen(q, k)
+    if implementation == "cudnn":
+        return _attend_cudnn(q, k, v, mask)
+    mask = as_rows(mask, k.shape[1])
     if implementation == "xla":
         return checkpoint_name(_attend_plain(q, k, v, mask), "attn_o")
     if implementation == "tiled":
         return checkpoint_name(_attend_tiled(q, k, v, mask), "attn_o")
-    if implementation == "cudnn":
-        return _attend_cudnn(q, k, v, mask)
+    if implementation == "splash":
+        return checkpoint_name(attention_splash.attend(q, k, v, mask), "attn_o")
     if implementation == "flash_jvp":
         return attention_jvp.with_target_tangent(_attend_flash, q, k, v, mask)
-    raise ValueError(f"unknown attention implementation {implementation!r}: use xla, tiled, cudnn, flash_jvp or None")
+    raise ValueError(
+        f"unknown attention implementation {implementation!r}: use xla, tiled, cudnn, splash, flash_jvp or None"
+    )
 
 
 def attend_cut(
@@ -88,34 +142,58 @@ def attend_cut(
         implementation: as in `attend`.
         ulysses_degree: devices that trade tokens for heads, the others form rings; None: as many as the heads allow.
     """
-    if context.size() == 1:
+    kernel = implementation or _chosen(q, k)
+    # XLA cuts every implementation but Pallas kernels over samples and heads itself.
+    if context.size() == 1 and not (kernel == "splash" and meshes.current_axes()):
         return attend(q, k, v, mask=mask, implementation=implementation)
 
     def on_device(q: Array, k: Array, v: Array, mask: Array | None, ring: context.Ring | None) -> Array:
         if ring is None:
             return attend(q, k, v, mask=mask, implementation=implementation)
-        if implementation == "cudnn":
+        if kernel in FLASH:
             return attend(q, ring.gather(k), ring.gather(v), mask=mask, implementation=implementation)
-        return attention_ring.attend(q, k, v, mask, ring)
+        return attention_ring.attend(q, k, v, as_rows(mask, ring.length * k.shape[1]), ring)
 
-    mask = None if mask is None else as_mask(mask)
     out = context.attend(on_device, q, k, v, mask, shares_keys=shares_keys, width=ulysses_degree)
     return checkpoint_name(out, "attn_o")  # once more after it has come back: that saves the way in the backward pass
 
 
+def _chosen(q: Heads, k: Keys) -> Implementation:
+    """What `choose` says of these arrays; the reason is noted for whoever starts the program."""
+    choice = choose(meshes.current_device(), q.dtype, q.shape[1], k.shape[1], q.shape[-1])
+    constraints.note(f"attention by {choice.implementation}: {choice.reason}")
+    return choice.implementation
+
+
+def as_rows(mask: KeyMask, l: int) -> Bool[Array, "b l"] | None:
+    """A mask of l keys as booleans."""
+    if mask is not None and mask.ndim == 1:
+        return jnp.arange(l)[None] < mask[:, None]
+    return None if mask is None else as_mask(mask)
+
+
+def real_first(
+    mask: Bool[Array, "b l"], *arrays: Float[Array, "b l *rest"]
+) -> tuple[Integer[Array, " b"], *tuple[Array, ...]]:
+    """How many are True in each row of the mask, and arrays whose rows are reordered so that these come first."""
+    order = jnp.argsort(~mask, axis=1, stable=True)
+    sorted_ = (jnp.take_along_axis(a, order.reshape(*order.shape, *[1] * (a.ndim - 2)), axis=1) for a in arrays)
+    return mask.sum(axis=1, dtype=jnp.int32), *sorted_
+
+
 def _attend_cudnn(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:
-    # It wants even numbers of queries and keys, and spreads a mask over heads, but not over queries.
-    (b, n), l = q.shape[:2], k.shape[1]
-    q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
-    if mask is not None or l % 2:
-        mask = jnp.ones((b, l), bool) if mask is None else mask
-        mask = jnp.pad(mask, ((0, 0), (0, l % 2)))[:, None, None]
-        mask = jnp.broadcast_to(mask, (b, 1, q.shape[1], k.shape[1]))
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")[:, :n]
+    if mask is not None and mask.ndim == 2:
+        mask, k, v = real_first(as_mask(mask), k, v)
+    (b, l), fill = k.shape[:2], -k.shape[1] % KEY_MULTIPLE
+    if fill:
+        k, v = (jnp.pad(a, ((0, 0), (0, fill), (0, 0), (0, 0))) for a in (k, v))
+        mask = jnp.full(b, l, jnp.int32) if mask is None else mask
+    lengths = None if mask is None else mask.astype(jnp.int32)
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
 
 
 def _attend_flash(q: Heads, k: Keys, v: Keys, mask: KeyMask) -> Heads:
-    has_kernel = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
+    has_kernel = _chosen(q, k) == "cudnn"
     return attend(q, k, v, mask=mask, implementation="cudnn" if has_kernel else "tiled")
 
 
@@ -160,17 +238,16 @@ class _Projections(nn.Module):
         return [checkpoint_name(part, "qkv") for part in linear.project(x, layers)]
 
     def _as_keys(self, key: Float[Array, "b l d"], value: Float[Array, "b l d"]) -> tuple[Keys, Keys]:
-        """Keys and values as attention reads them, before any rotation."""
-        return self._split(self._normalize(key, "key_norm")), self._split(value)
+        """Keys in float32, before any rotation, and values."""
+        return self._normalize(key, "key_norm"), self._split(value)
 
     def _split(self, x: Float[Array, "b n d"]) -> Heads:
         return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
-    def _normalize(self, x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
+    def _normalize(self, x: Float[Array, "b n d"], name: str) -> Heads:
         """RMS norm of each head, or of all heads together (Wan), in float32."""
-        grouped = self._split(x) if self.qk_norm == "per_head" else x
-        norm = nn.RMSNorm(epsilon=self.eps, dtype=jnp.float32, name=name)
-        return norm(grouped).astype(x.dtype).reshape(x.shape)
+        groups = self.num_heads if self.qk_norm == "per_head" else 1
+        return self._split(norms.RMSNorm(self.eps, groups, name=name)(x))
 
 
 class KeysAndValues(_Projections):
@@ -179,7 +256,8 @@ class KeysAndValues(_Projections):
     @nn.compact
     def __call__(self, y: Float[Array, "b l d"]) -> tuple[Keys, Keys]:
         """Keys and values for attention of the width of y."""
-        return self._as_keys(*self._project(y, y.shape[-1], "key", "value"))
+        key, value = self._as_keys(*self._project(y, y.shape[-1], "key", "value"))
+        return key.astype(value.dtype), value
 
 
 class MultiHeadAttention(_Projections):
@@ -214,10 +292,11 @@ class MultiHeadAttention(_Projections):
                 keys = self._as_keys(*self._project(y, d, "key", "value"))
         shares_keys = y is x
         # q[B, N_context, K_tensor, Q]; keys and values lie alike in self-attention, and leave after the rotation, once.
-        q = constrain(self._split(self._normalize(query, "query_norm")), "batch", "tokens", "heads", "head_dim")
+        q = constrain(self._normalize(query, "query_norm"), "batch", "tokens", "heads", "head_dim")
         k, v = (constrain(a, "batch", "tokens" if shares_keys else "text", "heads", "head_dim") for a in keys)
         if rotation is not None:
             q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
+        q, k = (checkpoint_name(a.astype(self.dtype), "qk") for a in (q, k))
         out = attend_cut(
             q,
             k,
@@ -227,5 +306,5 @@ class MultiHeadAttention(_Projections):
             implementation=self.implementation,
             ulysses_degree=self.ulysses_degree,
         )
-        proj = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
-        return checkpoint_name(constrain(proj, "batch", "tokens", "width"), "proj")
+        project = linear.Dense(d, kernel_init=self.out_init, dtype=self.dtype, saved="proj", name="out")
+        return constrain(project(out.reshape(x.shape)), "batch", "tokens", "width")

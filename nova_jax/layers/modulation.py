@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nova_jax.layers import norms
 from nova_jax.parallel import context
 from nova_jax.parallel.constrain import constrain
 
@@ -37,18 +38,11 @@ def per_token(rows: PerFrame, n: int, frames: Membership = None) -> Float[Array,
     return constrain(spread, "batch", "tokens", "width")
 
 
-def standardize(x: Float[Array, "b n d"], eps: float) -> Float[Array, "b n d"]:
-    """LN(x) without gain and bias, in float32."""
-    x = x.astype(jnp.float32)
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
-
-
 def modulate(
     x: Float[Array, "b n d"], shift: PerFrame, scale: PerFrame, eps: float, frames: Membership = None
 ) -> Float[Array, "b n d"]:
     """LN(x) (1 + scale) + shift, computed in float32 and returned in the dtype of x."""
-    h, shift, scale = _align(standardize(x, eps), shift, scale, frames=frames)
+    h, shift, scale = _align(norms.standardize(x, eps), shift, scale, frames=frames)
     return (h * (1 + scale) + shift).reshape(x.shape).astype(x.dtype)
 
 

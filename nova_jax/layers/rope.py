@@ -79,9 +79,12 @@ def grid_rotation(
 
 
 def rotate(x: Float[Array, "b n k q"], rotation: Rotation) -> Float[Array, "b n k q"]:
-    """Rotates each pair of channels of x; computed in float32, returned in the dtype of x."""
+    """Rotates each pair of channels of x; computed in float32, returned in the dtype of x.
+
+    (x_2i, x_2i+1) cos + (x_2i+1, x_2i) (-sin, sin): one pass, and its derivative another of the same kind.
+    """
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = (jnp.broadcast_to(a[None, :, None, :], even.shape) for a in rotation)
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    cos, sin = (a[None, :, None, :, None] for a in rotation)
+    cos, sin = (jnp.broadcast_to(a, pairs.shape) for a in (cos, jnp.concatenate([-sin, sin], axis=-1)))
+    turned = pairs * cos + pairs[..., ::-1] * sin
     return turned.reshape(x.shape).astype(x.dtype)

@@ -7,27 +7,32 @@ with an MLP of 4 d:
 
                     keeps                                  self-attention + MLP    + cross-attention
     none            everything, float32 and scores too                             220 d (at 64 tokens)
+    names_most      names, and what attention multiplies   26 d                    34 d
     names           every matrix product                   22 d                    28 d
     names_light     all but the first of the MLP           14 d                    20 d
     attention_only  the outputs of attention                4 d                     6 d
     full            nothing but the block's input           2 d                     2 d
 
-`names` repeats elementwise work and the scores of attention; `names_light` a third of the block's linear layers as
-well; `attention_only` all of them. Flash attention (cuDNN) also keeps its log-sum-exp with the first three and never
-runs forward twice.
+`names` repeats elementwise work and the scores of attention, `names_most` not the norms and rotations of queries and
+keys; `names_light` a third of the block's linear layers as well; `attention_only` all of them. Those with `names` also
+keep a few numbers a token, the means and factors of norms. Flash attention (cuDNN) also keeps its log-sum-exp with them
+and with `attention_only`, and never runs forward twice.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-Remat = Literal["none", "names", "names_light", "attention_only", "full"]
+Remat = Literal["none", "names_most", "names", "names_light", "attention_only", "full"]
 
 SAVED_NAMES = {
-    "names": ("qkv", "attn_o", "proj", "fc1", "fc2"),
-    "names_light": ("qkv", "attn_o", "proj", "fc2"),
+    "names_most": ("qkv", "qk", "attn_o", "proj", "fc1", "fc2", "norm"),
+    "names": ("qkv", "attn_o", "proj", "fc1", "fc2", "norm"),
+    "names_light": ("qkv", "attn_o", "proj", "fc2", "norm"),
     "attention_only": ("attn_o",),
     "full": (),
 }
@@ -66,6 +71,21 @@ def scan_blocks(
         length=depth,
         unroll=unroll,
     )
+
+
+def cast_once(layers: Any, dtype: Any) -> Any:
+    """The layers of `scan_blocks` with the weights of their linear layers in the dtype that they compute in.
+
+    Cast all at once, before the loop: in the loop a layer would cast its own, forwards and again backwards.
+    """
+    return nn.map_variables(layers, "params", functools.partial(_cast, dtype=dtype))
+
+
+def _cast(params: Any, dtype: Any) -> Any:
+    if not isinstance(params, Mapping):
+        return params
+    cast = functools.partial(jnp.asarray, dtype=dtype) if "kernel" in params else functools.partial(_cast, dtype=dtype)
+    return {name: cast(value) for name, value in params.items()}
 
 
 def _policy(names: tuple[str, ...]) -> Callable[..., Any]:

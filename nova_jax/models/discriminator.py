@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nova_jax.layers import embeddings, linear, modulation
+from nova_jax.layers import embeddings, linear, norms
 from nova_jax.models import dit
 
 
@@ -43,7 +43,7 @@ class Discriminator(nn.Module):
         if pooled is not None and pooled.shape[1] != self.pooled_dim:
             raise ValueError(f"pooled has width {pooled.shape[1]}; this discriminator has pooled_dim={self.pooled_dim}")
         b, _, d = tokens.shape
-        normed = modulation.standardize(tokens, self.eps)
+        normed = norms.standardize(tokens, self.eps)
         h = dit.MLP(self.mlp_dim, dtype=self.dtype, name="mlp")(normed).astype(jnp.float32)
         logits = linear.Dense(1, kernel_init=nn.initializers.zeros, name="head")(h)[:, :, 0]
         if not self.pooled_dim:

@@ -32,9 +32,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from nova_jax.layers import attention, embeddings, linear, modulation, rope, stack
+from nova_jax.layers import attention, embeddings, linear, modulation, norms, rope, stack
 from nova_jax.models import embedders, flops
 from nova_jax.parallel import context as contexts
 from nova_jax.parallel.constrain import constrain
@@ -49,9 +49,9 @@ class Context(NamedTuple):
 
     shared: Float[Array, "b m s"]  # s = 6 d; m = 1, or one row per frame
     text: Float[Array, "b l d"] | None  # None: among the tokens, or its keys are there already
-    mask: Bool[Array, "b l"] | None  # of the text
+    lengths: Int[Array, " b"] | None  # of the text: its real tokens, which come first; None: all
     rotation: rope.Rotation
-    real: Bool[Array, "b n"] | None = None  # tokens that may be attended to; None: all
+    real: attention.KeyMask = None  # tokens that may be attended to; None: all
     frames: modulation.Membership = None  # of the tokens, where they are not equal parts in order
 
 
@@ -68,10 +68,9 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns W_down gelu(W_up x)."""
         up = checkpoint_name(linear.Dense(self.hidden, dtype=self.dtype, name="up")(x), "fc1")
-        hidden = jax.nn.gelu(up.astype(jnp.float32), approximate=True).astype(up.dtype)
-        hidden = constrain(hidden, "batch", "tokens", "mlp")
-        down = linear.Dense(x.shape[-1], dtype=self.dtype, name="down")(hidden)
-        return checkpoint_name(constrain(down, "batch", "tokens", "width"), "fc2")
+        hidden = constrain(linear.gelu(up), "batch", "tokens", "mlp")
+        down = linear.Dense(x.shape[-1], dtype=self.dtype, saved="fc2", name="down")(hidden)
+        return constrain(down, "batch", "tokens", "width")
 
 
 class Block(nn.Module):
@@ -124,12 +123,9 @@ class Block(nn.Module):
     def _read_text(
         self, x: Float[Array, "b n d"], attend: Any, context: Context, keys: LayerKeys | None
     ) -> Float[Array, "b n d"]:
-        has_affine = self.cross_norm_affine
-        cross_norm = nn.LayerNorm(
-            self.eps, dtype=jnp.float32, use_scale=has_affine, use_bias=has_affine, name="cross_norm"
-        )
+        cross_norm = norms.LayerNorm(self.eps, self.cross_norm_affine, name="cross_norm")
         h = constrain(cross_norm(x).astype(x.dtype), "batch", "tokens", "width")
-        return attend(h, context.text, mask=context.mask, keys=keys)
+        return attend(h, context.text, mask=context.lengths, keys=keys)
 
 
 class DiT(nn.Module):
@@ -216,18 +212,21 @@ class DiT(nn.Module):
         shared = linear.Dense(6 * self.width, kernel_init=shared_init, name="time_modulation")(jax.nn.silu(e))
         shared = constrain(shared, "batch", None, "width")
         keys = cond.text_keys
-        text, text_mask = embedders.join_tokens(self, cond, x.shape[0]) if keys is None else (None, keys.mask)
+        text, text_lengths = embedders.join_tokens(self, cond, x.shape[0]) if keys is None else (None, keys.lengths)
         lengths = tuple(count * grid[1] * grid[2] for count in counts)
         rotation, real = self._lay_out(counts, lengths, grid, x.shape[0])
         frames = modulation.token_frames(counts, grid[1] * grid[2]) if shared.shape[1] > 1 else None
-        context = Context(shared, text, text_mask, rotation, real, frames)
+        context = Context(shared, text, text_lengths, rotation, real, frames)
         if self.text_attention == "joint":
             assert text is not None  # `embedders.check` refuses keys in its place
             tokens, context = _join_text(tokens, context)
             lengths += text.shape[1:2]
 
         in_axes = nn.broadcast, 1  # the context, and keys[B, layers, L, K, Q]
-        blocks = stack.scan_blocks(Block, self.depth, remat=self.remat, unroll=self.scan_unroll, in_axes=in_axes)(
+        blocks = stack.scan_blocks(Block, self.depth, remat=self.remat, unroll=self.scan_unroll, in_axes=in_axes)
+        if self.dtype != jnp.float32 and not self.is_initializing():
+            blocks = stack.cast_once(blocks, self.dtype)
+        blocks = blocks(
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim or 4 * self.width,
             qk_norm=self.qk_norm,
@@ -364,10 +363,14 @@ def _join_text(tokens: Float[Array, "b n d"], context: Context) -> tuple[Float[A
             "text tokens have no frame whose time they share: use text_attention='cross' with times per frame"
         )
     text = contexts.cut(context.text.astype(tokens.dtype))
-    is_real = jnp.ones(context.text.shape[:2], bool) if context.mask is None else context.mask
-    real = jnp.ones(tokens.shape[:2], bool) if context.real is None else context.real
     cos, sin = context.rotation
     still = jnp.zeros((text.shape[1], cos.shape[1]))
     rotation = rope.Rotation(contexts.join(cos, still + 1, axis=0), contexts.join(sin, still, axis=0))
-    real = contexts.join(real, contexts.fill(is_real))
+    if contexts.size() == 1:
+        real = None if context.lengths is None else tokens.shape[1] + context.lengths
+    else:
+        count = context.text.shape[1]
+        lengths = jnp.full(text.shape[0], count) if context.lengths is None else context.lengths
+        real = jnp.ones(tokens.shape[:2], bool) if context.real is None else context.real
+        real = contexts.join(real, contexts.fill(attention.as_rows(lengths, count)))
     return contexts.join(tokens, text), Context(context.shared, None, None, rotation, real)

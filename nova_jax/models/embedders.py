@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from nova_jax import conditions
 from nova_jax.conditions import Condition
-from nova_jax.layers import embeddings, linear, modulation
+from nova_jax.layers import attention, embeddings, linear, modulation
 from nova_jax.models import flops
 from nova_jax.parallel.constrain import constrain
 from nova_jax.types import Conditioning, Latents, as_mask
@@ -81,15 +81,18 @@ def embed(network: Any, joins: conditions.Joins, cond: Conditioning, *arguments:
 
 def join_tokens(
     network: Any, cond: Conditioning, batch_size: int
-) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"] | None]:
-    """The text and the conditions that are read like words of it, and the mask that attention applies."""
+) -> tuple[Float[Array, "b l d"], Int[Array, " b"] | None]:
+    """The text and the conditions that are read like words of it, those that are real first; how many, or None: all.
+
+    Attention to them knows no order, and its kernels read their number without a mask.
+    """
     text, *others = embed(network, "tokens", cond, batch_size)
-    tokens, mask = text
-    if parts := [part for part in others if part[0].shape[1]]:
-        masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in (text, *parts)]
-        tokens = jnp.concatenate([tokens for tokens, _ in (text, *parts)], axis=1)
-        mask = jnp.concatenate(masks, axis=1)
-    return constrain(tokens, "batch", "text", "width"), mask
+    parts = [text, *(part for part in others if part[0].shape[1])]
+    tokens, lengths = jnp.concatenate([tokens for tokens, _ in parts], axis=1), None
+    if any(mask is not None for _, mask in parts):
+        masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in parts]
+        lengths, tokens = attention.real_first(jnp.concatenate(masks, axis=1), tokens)
+    return constrain(tokens, "batch", "text", "width"), lengths
 
 
 def cost(network: Any, tokens: int, rows: int) -> int:

@@ -36,9 +36,10 @@ _noted: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("noted
 
 @contextlib.contextmanager
 def noting() -> Iterator[list[str]]:
-    """Collects, from what is traced inside, a sentence for each size other than the batch's that its axes do not cut.
+    """Collects what is to be known of the programs that are traced inside, in sentences.
 
-    Such a dimension stays whole, and every device along those axes does the same work.
+    One for each size other than the batch's that its axes do not cut: such a dimension stays whole, and every device
+    along those axes does the same work. And what else is given to `note`: the attention that was chosen.
     """
     found: list[str] = []
     token = _noted.set(found)
@@ -67,12 +68,13 @@ def constrain(x: Array, *logical_axes: str | None) -> Array:
     wanted = [LOGICAL_AXES[axis] if axis else () for axis in logical_axes]
     for name, n, axes in zip(logical_axes, x.shape, wanted, strict=True):
         if name != "batch" and n % math.prod(sizes.get(axis, 1) for axis in axes):
-            _note(meshes.misfit(f"the size {n} of {name}", n, axes, sizes))
+            note(meshes.misfit(f"the size {n} of {name}", n, axes, sizes))
     spec = [meshes.fitting_axes(n, axes, sizes) for n, axes in zip(x.shape, wanted, strict=True)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def _note(sentence: str) -> None:
+def note(sentence: str) -> None:
+    """Adds a sentence to what `noting` collects, once."""
     found = _noted.get()
     if found is not None and sentence not in found:
         found.append(sentence)

@@ -153,7 +153,7 @@ def attend(
     q: Heads,
     k: Keys,
     v: Keys,
-    mask: Bool[Array, "b l"] | None,
+    mask: Shaped[Array, "b *l"] | None,
     *,
     shares_keys: bool,
     width: int | None = None,
@@ -165,7 +165,7 @@ def attend(
         q: queries, cut.
         k: keys, cut as the queries are, or whole on every device (text).
         v: values, like the keys.
-        mask: True where a key may be attended to.
+        mask: which keys may be attended to, for the kernel.
         shares_keys: whether keys and values are cut.
         width: see `ways`.
 

@@ -91,6 +91,17 @@ def current_axes() -> dict[str, int]:
     return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
 
 
+def current_device() -> Any:
+    """What a program traced now is compiled for, with its `platform` and `device_kind`.
+
+    A device of the mesh of `jax.set_mesh`, which may belong to hardware that is not here, or the default one.
+    """
+    if device := jax.sharding.get_abstract_mesh().abstract_device:
+        return device
+    default = jax.config.jax_default_device  # a device, the name of a platform, or None
+    return jax.devices(default)[0] if default is None or isinstance(default, str) else default
+
+
 def fitting_axes(size: int, axes: Sequence[str], sizes: Mapping[str, int]) -> tuple[str, ...] | None:
     """The longest prefix of mesh axes whose product divides `size`; None when nothing is left to shard over.
 

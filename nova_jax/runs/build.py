@@ -24,6 +24,7 @@ from nova_jax.layers import attention
 from nova_jax.models import discriminator, features, growth, inflation
 from nova_jax.models.dit import DiT
 from nova_jax.models.vae import VAE
+from nova_jax.parallel import mesh as meshes
 from nova_jax.runs import load, record
 from nova_jax.runs.load import TrainedRun
 from nova_jax.training import checkpoint, step
@@ -129,6 +130,7 @@ def distilled(
     """
     check_student(model, method)
     check_teacher(method, teacher)
+    model = with_forward_mode(model, method)
     asked = as_network(teacher.network) if teacher else None
     networks = distillation.Networks(student=as_network(model), teacher=asked, critic=asked)
     if teacher is not None and method.judged_layers:
@@ -177,8 +179,8 @@ def check_student(model: Any, method: distillation.Method) -> None:
         ValueError: it lacks an input, or its attention cannot be differentiated forwards.
     """
     dit = denoiser_of(model)
-    if method.needs_jvp and dit.attention_implementation not in attention.FORWARD_MODE:
-        able = ", ".join(sorted(name for name in attention.FORWARD_MODE if name))
+    if method.needs_jvp and dit.attention_implementation not in (None, *attention.FORWARD_MODE):
+        able = ", ".join(sorted(attention.FORWARD_MODE))
         raise ValueError(
             f"{type(method).__name__} differentiates the network forwards, which attention "
             f"{dit.attention_implementation!r} cannot: set attention_implementation to one of {able}, or the method's "
@@ -193,6 +195,19 @@ def check_student(model: Any, method: distillation.Method) -> None:
         )
     if method.guidance.max_scale is None and dit.has_guidance:
         raise ValueError("the student's DiT has has_guidance=True, but guidance.max_scale=None teaches one scale only")
+
+
+def with_forward_mode(model: Any, method: distillation.Method) -> Any:
+    """The network as this method trains it: where it is differentiated forwards, not by a flash kernel.
+
+    An attention that the config names stays, and so does that of a CPU, whose default has every derivative.
+    """
+    dit = denoiser_of(model)
+    if not method.needs_jvp or dit.attention_implementation or meshes.current_device().platform == "cpu":
+        return model
+    # Flash attention with a target tangent passes `jax.jvp` alone, and other losses take plain gradients as well.
+    dit = dit.clone(attention_implementation="flash_jvp" if isinstance(method, distillation.MeanFlow) else "tiled")
+    return dit if isinstance(model, DiT) else model.clone(dit=dit)
 
 
 def check_teacher(method: distillation.Method, teacher: TrainedRun | None) -> None:

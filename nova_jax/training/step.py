@@ -145,7 +145,8 @@ def make_step_with_memory(
         rate = optimizer.learning_rate(state.step)
         return _commit(state, new, {**metrics, **prepared, "learning_rate": rate})
 
-    return jax.jit(step, donate_argnums=0)
+    # Otherwise XLA keeps bfloat16 values that are read again in float32, at twice the bytes.
+    return jax.jit(step, donate_argnums=0, compiler_options={"xla_allow_excess_precision": False})
 
 
 def descend(

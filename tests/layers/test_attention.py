@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nova_jax.layers import attention, rope
+from nova_jax.layers import attention, attention_splash, rope
+from nova_jax.parallel import constrain
 
 
 def normal(*shape, seed=0):
@@ -91,25 +92,106 @@ def test_default_implementation_tiles_only_long_sequences():
 
 
 def test_an_unknown_implementation_is_named_in_the_error(qkv):
-    with pytest.raises(ValueError, match=r"flashy.*xla, tiled, cudnn"):
+    with pytest.raises(ValueError, match=r"flashy.*xla, tiled, cudnn, splash"):
         attention.attend.__wrapped__(*qkv, implementation="flashy")
 
 
-@pytest.mark.parametrize(("n", "l", "has_mask"), [(9, 7, True), (9, 8, False), (8, 7, False), (8, 8, True)])
-def test_cudnn_is_given_even_numbers_of_queries_and_keys(n, l, has_mask, monkeypatch):
+MASKS = {
+    "none": None,
+    "a number": np.array([3, 7]),
+    "a mask": np.array([[1, 0, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1]], bool),
+}
+
+
+def rows_of(mask, l=7):
+    return mask if mask is None or mask.ndim == 2 else np.arange(l) < mask[:, None]
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tiled", "flash_jvp"])
+def test_a_number_of_keys_is_a_mask_of_the_first(qkv, implementation):
+    attend = functools.partial(attention.attend, *qkv, implementation=implementation)
+    lengths = MASKS["a number"]
+    np.testing.assert_array_equal(attend(mask=jnp.asarray(lengths)), attend(mask=jnp.asarray(rows_of(lengths))))
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_cudnn_reads_a_number_of_keys_and_never_a_mask(qkv, kind, monkeypatch):
+    """The wrapper around the kernel, with JAX's plain attention in its place; values and gradients."""
     plain, seen = jax.nn.dot_product_attention, []
 
-    def kernel(q, k, v, *, mask, implementation):
+    def kernel(q, k, v, *, key_value_seq_lengths, implementation):
         assert implementation == "cudnn"
-        seen.append((q.shape[1], k.shape[1], mask is not None))
-        return plain(q, k, v, mask=mask)
+        seen.append((k.shape[1], str(key_value_seq_lengths.dtype)))
+        return plain(q, k, v, key_value_seq_lengths=key_value_seq_lengths)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
-    q, k, v = (normal(2, size, 3, 8, seed=i) for i, size in enumerate((n, l, l)))
-    mask = np.arange(l)[None] < np.array([[3], [l]]) if has_mask else None
-    out = attention.attend(q, k, v, mask=None if mask is None else jnp.asarray(mask), implementation="cudnn")
-    np.testing.assert_allclose(out, oracle(q, k, v, mask), atol=1e-5)
-    assert seen == [(n + n % 2, l + l % 2, has_mask or l % 2 == 1)]
+    mask = None if MASKS[kind] is None else jnp.asarray(MASKS[kind])
+    rows = None if mask is None else jnp.asarray(rows_of(MASKS[kind]))
+    ours = functools.partial(attention.attend, implementation="cudnn")
+    np.testing.assert_allclose(ours(*qkv, mask=mask), oracle(*qkv, rows_of(MASKS[kind])), atol=1e-5)
+    for a, b in zip(
+        jax.grad(energy, 1)(ours, qkv, mask), jax.grad(energy, 1)(softmax_attention, qkv, rows), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+    assert set(seen) == {(8, "int32")}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_splash_attention_fills_blocks_up_and_ignores_what_fills_them(qkv, kind):
+    mask = rows_of(MASKS[kind])
+    ours = functools.partial(attention_splash.attend, is_interpreted=True)
+    mask = None if mask is None else jnp.asarray(mask)
+    np.testing.assert_allclose(ours(*qkv, mask), oracle(*qkv, mask), atol=1e-5)
+
+    def slopes(attend):
+        return jax.grad(lambda qkv: jnp.sum(jnp.sin(attend(*qkv, mask))))(qkv)
+
+    for a, b in zip(slopes(ours), slopes(softmax_attention), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_real_keys_come_first_in_their_order():
+    mask = jnp.asarray([[0, 1, 0, 1], [1, 1, 1, 1]], bool)
+    lengths, tokens = attention.real_first(mask, jnp.arange(8.0).reshape(2, 4, 1))
+    assert lengths.tolist() == [2, 4]
+    assert tokens[..., 0].tolist() == [[1, 3, 0, 2], [4, 5, 6, 7]]
+
+
+def on(platform, kind):
+    return jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
+
+
+def test_attention_is_chosen_by_device_dtype_and_shape():
+    h200, tpu = on("gpu", "NVIDIA H200"), on("tpu", "TPU v5p")
+    choices = {
+        (h200, "bfloat16", 256, 256, 128): ("cudnn", "bfloat16 on NVIDIA H200"),
+        (h200, "float16", 64, 25, 256): ("cudnn", "float16 on NVIDIA H200"),
+        (h200, "float32", 256, 256, 128): ("xla", "takes bfloat16 or float16, not float32"),
+        (h200, "bfloat16", 256, 256, 12): ("xla", "multiples of 8 up to 256, not 12"),
+        (h200, "bfloat16", 2048, 2048, 384): ("tiled", "multiples of 8 up to 256, not 384"),
+        (on("gpu", "Tesla T4"), "bfloat16", 256, 256, 128): ("xla", "from Ampere on, not Tesla T4"),
+        (on("gpu", "AMD Instinct MI300X"), "bfloat16", 256, 256, 128): ("xla", "not AMD Instinct MI300X"),
+        (tpu, "bfloat16", 256, 256, 128): ("splash", "bfloat16 on TPU v5p"),
+        (tpu, "bfloat16", 4096, 25, 128): ("xla", "128 queries and keys"),
+        (tpu, "float32", 4096, 4096, 128): ("tiled", "takes bfloat16, not float32"),
+        (tpu, "bfloat16", 256, 256, 96): ("xla", "multiples of 64, not 96"),
+        (on("cpu", "cpu"), "bfloat16", 256, 256, 128): ("xla", "cpu has no flash attention"),
+    }
+    for arguments, (implementation, reason) in choices.items():
+        choice = attention.choose(*arguments)
+        assert choice.implementation == implementation, arguments
+        assert choice.reason.endswith(reason), choice.reason
+
+
+def test_the_choice_follows_the_mesh_and_is_noted_once(qkv):
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=on("gpu", "NVIDIA H200"))
+    with constrain.noting() as found, jax.sharding.use_abstract_mesh(mesh):
+        for _ in range(2):
+            jax.eval_shape(attention.attend, *qkv)
+    assert found == ["attention by xla: flash attention of cuDNN takes bfloat16 or float16, not float32"]
+    with constrain.noting() as found:
+        jax.eval_shape(attention.attend, *qkv)
+    assert found == ["attention by xla: cpu has no flash attention"]
 
 
 def make_layer(**fields):

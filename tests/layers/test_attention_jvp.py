@@ -149,28 +149,30 @@ def traces_cudnn(monkeypatch):
     kernels = "jax._src.cudnn.fused_attention_stablehlo"
     monkeypatch.setattr(f"{kernels}.check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(f"{kernels}.check_compute_capability", lambda capability: True)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    h200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    monkeypatch.setattr("nova_jax.parallel.mesh.current_device", lambda: h200)
 
 
-def lower_for_gpu(function, *args):
-    return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+def lower_for(platform, function, *args):
+    return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("implementation", [None, *typing.get_args(attention.Implementation)])
 def test_forward_mode_names_the_implementations_that_jvp_can_pass(traces_cudnn, implementation):
     half = jax.tree.map(lambda a: a[:, :8].astype(jnp.bfloat16), (QKV, DIRECTION))
     attend = functools.partial(attention.attend, implementation=implementation)
+    platform = "tpu" if implementation == "splash" else "cuda"
     if implementation in attention.FORWARD_MODE:
-        lower_for_gpu(functools.partial(derivative, attend), *half)
+        lower_for(platform, functools.partial(derivative, attend), *half)
     else:
         with pytest.raises(TypeError, match="forward-mode"):
-            lower_for_gpu(functools.partial(derivative, attend), *half)
+            lower_for(platform, functools.partial(derivative, attend), *half)
 
 
 @pytest.mark.parametrize(("dtype", "kernels"), [(jnp.bfloat16, 2), (jnp.float16, 2), (jnp.float32, 0)])
 def test_on_a_gpu_the_primal_and_its_gradient_are_flash_kernels_in_half_precision(traces_cudnn, dtype, kernels):
     half = jax.tree.map(lambda a: a[:, :8].astype(dtype), (QKV, DIRECTION))
-    program = lower_for_gpu(jax.grad(functools.partial(target_loss, flash_jvp)), *half)
+    program = lower_for("cuda", jax.grad(functools.partial(target_loss, flash_jvp)), *half)
     assert program.count("custom_call @__cudnn$fmha") == kernels
 
 

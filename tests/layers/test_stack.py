@@ -65,3 +65,31 @@ def test_a_fully_unrolled_stack_compiles_to_no_loop():
 def test_an_unknown_policy_is_named_in_the_error():
     with pytest.raises(ValueError, match=r"everything.*names_light"):
         stack.scan_blocks.__wrapped__(Layer, 2, remat="everything")
+
+
+class HalfLayer(nn.Module):
+    """x + gain W x in bfloat16."""
+
+    @nn.compact
+    def __call__(self, x, context):
+        gain = self.param("gain", nn.initializers.ones, x.shape[-1:])
+        return x + gain[None, None] * linear.Dense(x.shape[-1], dtype=jnp.bfloat16, name="up")(x), None
+
+
+def test_weights_that_are_cast_once_change_no_bit_and_are_not_cast_in_the_loop():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 8)), jnp.float32)
+    layers = stack.scan_blocks(HalfLayer, 3)
+    plain, once = layers(name="blocks"), stack.cast_once(layers, jnp.bfloat16)(name="blocks")
+    variables = plain.init(jax.random.key(1), x, None)
+
+    def loss(model):
+        return lambda v: jnp.sum(model.apply(v, x, None)[0] ** 2)
+
+    jax.tree.map(
+        np.testing.assert_array_equal, *(jax.value_and_grad(loss(model))(variables) for model in (plain, once))
+    )
+    (loop,) = (e for e in jax.make_jaxpr(loss(once))(variables).eqns if e.primitive.name == "scan")
+    kinds = {(v.aval.shape, str(v.aval.dtype)) for v in loop.invars}
+    assert ((3, 8, 8), "bfloat16") in kinds
+    assert ((3, 8), "float32") in kinds  # the gain
+    assert ((3, 8, 8), "float32") not in kinds

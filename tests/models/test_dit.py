@@ -249,9 +249,10 @@ def test_bfloat16_stays_close_to_float32_and_predicts_in_float32():
 
 
 @pytest.mark.parametrize(
-    ("remat", "per_width"), [("names", 28), ("names_light", 20), ("attention_only", 6), ("full", 2)]
+    ("remat", "per_width", "of_text"),
+    [("names_most", 34, 6), ("names", 28, 4), ("names_light", 20, 4), ("attention_only", 6, 0), ("full", 2, 0)],
 )
-def test_a_remat_policy_keeps_the_bytes_it_promises(remat, per_width):
+def test_a_remat_policy_keeps_the_bytes_it_promises(remat, per_width, of_text):
     b, n, l, depth = 2, 16, 4, 2
     model = dit.DiT(**SIZES, remat=remat, dtype=jnp.bfloat16)
     x = jnp.zeros((b, 1, 8, 8, 3))
@@ -262,9 +263,8 @@ def test_a_remat_policy_keeps_the_bytes_it_promises(remat, per_width):
 
     kept = jax.tree.leaves(jax.eval_shape(residuals, params))
     stacked = [a for a in kept if a.shape[:2] == (depth, b) and a.dtype == jnp.bfloat16]
-    text_keys_and_values = 0 if remat in ("attention_only", "full") else 2 * l * 2
     size = sum(a.size * a.dtype.itemsize for a in stacked) / (depth * b * SIZES["width"])
-    assert size == per_width * n + text_keys_and_values
+    assert size == per_width * n + of_text * l
 
 
 @pytest.mark.parametrize(("remat", "runs"), [("names", 2), ("attention_only", 2), ("full", 4)])

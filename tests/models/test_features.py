@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nova_jax.layers import embeddings, modulation
+from nova_jax.layers import embeddings, norms
 from nova_jax.models import dit, features, text, text_to_latent
 from nova_jax.parallel import mesh as meshes
 from nova_jax.parallel import rules
@@ -66,9 +66,7 @@ def test_the_head_on_the_tokens_after_all_layers_is_the_prediction():
     still = {name: jax.tree.map(jnp.zeros_like, params[name]) for name in ("time_embed", "head_modulation")}
     params = {**params, **still}
     tokens = compiled(DENOISER, DEPTH)(params, X, T, cond_of(DENOISER))
-    patches = (
-        modulation.standardize(tokens, DENOISER.eps) @ params["head"]["kernel"] + params["head"]["bias"][None, None]
-    )
+    patches = norms.standardize(tokens, DENOISER.eps) @ params["head"]["kernel"] + params["head"]["bias"][None, None]
     by_hand = embeddings.unpatchify(patches.reshape(2, 2, 2, 2, 12), DENOISER.patch_size)
     prediction = jax.jit(DENOISER.apply)({"params": params}, X, T, cond_of(DENOISER))
     assert np.abs(prediction).max() > 0.1
