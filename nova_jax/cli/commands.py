@@ -1,5 +1,4 @@
-"""The `nova` command: `nova generate`, `compile`, `evaluate`, `bench`, `bench compare`, `plan`, `launch`, `weights`,
-`doctor`.
+"""The `nova` command: `nova generate`, `compile`, `evaluate`, `bench`, `plan`, `launch`, `weights`, `doctor`.
 
 Each command is a frozen dataclass, read by tyro, whose `run` imports what it needs: `nova --help` must answer within a
 second, and jax alone takes longer than that.
