@@ -5,6 +5,7 @@ no query belongs to. It has a reverse mode only, and XLA cannot cut it: on a mes
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def attend(q: Heads, k: Keys, v: Keys, mask: Bool[Array, "b l"] | None, *, is_in
     block_q, block_k = (min(BLOCK, size + -size % LANES) for size in (n, l))
     q, k, v = (_fill(a, block) for a, block in ((q, block_q), (k, block_k), (v, block_k)))
     everywhere = masks.MultiHeadMask([masks.FullMask((q.shape[1], k.shape[1]))] * heads)
-    run = kernel.make_splash_mha_single_device(
+    run: Any = kernel.make_splash_mha_single_device(
         everywhere, block_sizes=_blocks(block_q, block_k), interpret=is_interpreted
     )
     segments = None
@@ -43,7 +44,7 @@ def attend(q: Heads, k: Keys, v: Keys, mask: Bool[Array, "b l"] | None, *, is_in
         segments = kernel.SegmentIds(jnp.zeros(q.shape[:2], jnp.int32), missing.astype(jnp.int32))
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
     q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-    out = jax.vmap(run, in_axes=(0, 0, 0, None if segments is None else 0))(q, k, v, segments)
+    out: Array = jax.vmap(run, in_axes=(0, 0, 0, None if segments is None else 0))(q, k, v, segments)
     return out.transpose(0, 2, 1, 3)[:, :n]
 
 

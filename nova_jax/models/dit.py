@@ -372,5 +372,5 @@ def _join_text(tokens: Float[Array, "b n d"], context: Context) -> tuple[Float[A
         count = context.text.shape[1]
         lengths = jnp.full(text.shape[0], count) if context.lengths is None else context.lengths
         real = jnp.ones(tokens.shape[:2], bool) if context.real is None else context.real
-        real = contexts.join(real, contexts.fill(attention.as_rows(lengths, count)))
+        real = contexts.join(real, contexts.fill(jnp.arange(count)[None] < lengths[:, None]))
     return contexts.join(tokens, text), Context(context.shared, None, None, rotation, real)

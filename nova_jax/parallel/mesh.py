@@ -98,7 +98,8 @@ def current_device() -> Any:
     """
     if device := jax.sharding.get_abstract_mesh().abstract_device:
         return device
-    default = jax.config.jax_default_device  # a device, the name of a platform, or None
+    config: Any = jax.config
+    default = config.jax_default_device  # a device, the name of a platform, or None
     return jax.devices(default)[0] if default is None or isinstance(default, str) else default
 
 
