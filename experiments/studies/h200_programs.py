@@ -79,7 +79,7 @@ def make(case: Case) -> tuple[build.Recipe, Batch, Any]:
         model = reel.make_model(**REEL | fields)
         ids, mask = map(jnp.asarray, model.text_encoder.tokenize([""]))
         example = Batch(jnp.zeros((1, 7, 9, 16, 16)), Conditioning(text_ids=ids, text_mask=mask))
-        made = build.plain(model, reel.CONFIG.objective, reel.CONFIG.optimizer, example, seed=0)
+        made = build.plain(model, reel.CONFIG.objective, reel.CONFIG.optimizer.ending_at(reel.STEPS), example, seed=0)
         return made, _rows(example, case.batch or 64), model
     dit = presets.dit(case.model, **fields)
     is_video = case.model.startswith("wan")
