@@ -47,6 +47,7 @@ MAY_IMPORT = {
 IMPORTS_LATE = {  # `nova --help` answers within a second; the benchmark times imports
     "nova_jax/cli/commands.py",
     "nova_jax/cli/compile.py",
+    "nova_jax/cli/options.py",
     "experiments/benchmarks/first_image.py",
 }
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping", "safetensors", "rich", "PIL", *PACKAGES}
