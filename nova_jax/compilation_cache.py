@@ -9,6 +9,7 @@ needs to be emptied and may be deleted. It holds machine code: delete that of a 
 import contextlib
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -19,7 +20,8 @@ FOLDER = "cache"
 @contextlib.contextmanager
 def kept_in(run_dir: str | pathlib.Path) -> Iterator[None]:
     """A block whose programs are kept in the run folder, unless the user named a folder: JAX_COMPILATION_CACHE_DIR."""
-    if jax.config.jax_compilation_cache_dir:
+    options: Any = jax.config
+    if options.jax_compilation_cache_dir:
         yield
         return
     with _set("jax_compilation_cache_dir", str(pathlib.Path(run_dir).absolute() / FOLDER)):

@@ -35,7 +35,7 @@ def sample(run_dir: str, way: str) -> dict[str, float]:
     from nova_jax.generation import compiled
 
     compilations: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compilations.append(name))
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compilations.append(event))
     imported = time.perf_counter()
     with compilation_cache.kept_in(run_dir) if way == "cache" else contextlib.nullcontext():
         trained = generation.load_run(run_dir)

@@ -383,8 +383,10 @@ def _execute(command: Any) -> None:
         distributed.initialize()
         distributed.check_devices()
         run = getattr(command, "run", None)
-        is_there = run is not None and run.is_dir() and os.access(run, os.W_OK)
-        with compilation_cache.kept_in(run) if is_there else contextlib.nullcontext():
+        cache: Any = contextlib.nullcontext()
+        if run is not None and run.is_dir() and os.access(run, os.W_OK):
+            cache = compilation_cache.kept_in(run)
+        with cache:
             command.execute()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         sys.exit(f"nova: {error}")

@@ -5,6 +5,7 @@ settings    solver, steps, time grid, guidance
 program     the network as a guided denoiser, sampled from noise to latents in one jitted program
 codec       latents -> pixels, and back
 placement   the mesh that all of this runs on
+compiled    its programs, compiled ahead of time and found again
 batches     all of it for many prompts and seeds, in batches of one size
 images      editing requests; what each task gives the network, and what becomes of its image
 videos      video requests, shot by shot

@@ -191,6 +191,7 @@ def name_of(what: Mapping[str, Any]) -> str:
 def surroundings() -> dict[str, Any]:
     """What a program is compiled for, here and now."""
     device = jax.devices()[0]
+    options: Any = jax.config
     return {
         "jax": jax.__version__,
         "source of nova_jax": _source_digest(),
@@ -201,8 +202,8 @@ def surroundings() -> dict[str, Any]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "XLA_FLAGS": environment.xla_flags(),
-        "matmul precision": jax.config.jax_default_matmul_precision,
-        "64 bits": jax.config.jax_enable_x64,
+        "matmul precision": options.jax_default_matmul_precision,
+        "64 bits": options.jax_enable_x64,
     }
 
 
@@ -215,7 +216,7 @@ def _source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _devices() -> list[jax.Device]:
+def _devices() -> list[Any]:
     """Those that programs run on here: of the mesh, or the default one."""
     mesh = jax.sharding.get_mesh()
     return jax.devices()[:1] if mesh.empty else list(mesh.devices.flat)

@@ -209,9 +209,8 @@ def sampling(params: Any, sizes: Mapping[str, int], call: Call) -> dict[str, flo
         if (sizes["fsdp"] == 1 and (is_text or is_time)) or (is_text and call.samples % parts):
             made = 4 * ((call.samples + 1) * call.text if is_text else rows) * leaf.shape[-1]
             made *= layers if name.startswith("blocks/") else 1
-            is_whole = set(rules.axes_of(PartitionSpec(*tuple(spec)[leaf.ndim - 1 :]))) <= {
-                "tensor"
-            }  # each device has parts of sums
+            last = rules.axes_of(PartitionSpec(*tuple(spec)[leaf.ndim - 1 :]))
+            is_whole = set(last) <= {"tensor"}  # every device makes a part of each sum, not some of the sums
             sent["all-reduce" if is_whole else "all-gather"] += times * (reduce if is_whole else gather)(made, ways)
         else:
             size = math.prod(leaf.shape) * leaf.dtype.itemsize / (sizes["tensor"] if "tensor" in axes else 1)

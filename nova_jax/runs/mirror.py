@@ -13,6 +13,7 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import fsspec
 
@@ -132,7 +133,7 @@ def _files(folder: pathlib.Path) -> Iterable[tuple[str, pathlib.Path]]:
 
 def _sizes(files: fsspec.AbstractFileSystem, root: str) -> dict[str, int]:
     """Names and sizes of the files in a folder of a bucket; none where there is no such folder."""
-    found = files.find(root, detail=True) if files.exists(root) else {}
+    found: Any = files.find(root, detail=True) if files.exists(root) else {}
     return {name[len(root) :].lstrip("/"): info["size"] for name, info in found.items()}
 
 

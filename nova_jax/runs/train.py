@@ -85,9 +85,10 @@ def compile_step(config: TrainConfig) -> None:
     with compilation_cache.kept_in(config.directory), jax.set_mesh(devices):
         made = _recipe(config)
         state = step.plan(made.make_state, *made.arguments, mesh=devices)
+        train_step: Any = made.train_step
         for size, (_, example) in zip(config.data.batch_sizes(config.batch_size), config.data.examples(), strict=True):
             form = lambda a, size=size: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype, sharding=rows)  # noqa: E731
-            made.train_step.lower(state, jax.tree.map(form, example)).compile()
+            train_step.lower(state, jax.tree.map(form, example)).compile()
 
 
 def _check_shared(config: TrainConfig) -> None:

@@ -112,8 +112,7 @@ def abstract_params(module: Any) -> Any:
     Raises:
         WeightsError: a class whose inputs are not known here.
     """
-    inputs = _example_inputs(module)
-    params = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    params = jax.eval_shape(lambda: module.init(jax.random.key(0), *_example_inputs(module)))  # nothing is computed
     return params if isinstance(module, VAE) else params["params"]
 
 
@@ -140,7 +139,7 @@ def _latents(dit: DiT) -> jax.Array:
 def _placer(expected: Any, mesh: jax.sharding.Mesh | None) -> Callable[[str, np.ndarray], jax.Array]:
     """Puts one finished parameter where it belongs."""
     if mesh is None:
-        return lambda path, array: jnp.asarray(array)
+        return lambda path, array: jax.device_put(np.array(array))  # a copy: the file is mapped into memory
     shardings = tables.flatten(rules.shardings(expected, mesh))
     return lambda path, array: distributed.place(array, shardings[path])
 
