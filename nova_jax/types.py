@@ -37,7 +37,7 @@ class TextKeys(NamedTuple):
 
     keys: Float[Array, "b m l k q"]  # of m layers
     values: Float[Array, "b m l k q"]
-    lengths: Int[Array, " b"] | None  # how many are real, which come first; None: all
+    mask: Bool[Array, "b l"] | Int[Array, " b"] | None  # which are real, or how many if these come first; None: all
 
 
 class Conditioning(NamedTuple):

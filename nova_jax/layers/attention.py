@@ -107,7 +107,7 @@ def attend(q: Heads, k: Keys, v: Keys, *, mask: KeyMask = None, implementation: 
         implementation = _chosen(q, k)
     if implementation == "cudnn":
         return _attend_cudnn(q, k, v, mask)
-    mask = _as_rows(mask, k.shape[1])
+    mask = as_rows(mask, k.shape[1])
     if implementation == "xla":
         return checkpoint_name(_attend_plain(q, k, v, mask), "attn_o")
     if implementation == "tiled":
@@ -152,7 +152,7 @@ def attend_cut(
             return attend(q, k, v, mask=mask, implementation=implementation)
         if kernel in FLASH:
             return attend(q, ring.gather(k), ring.gather(v), mask=mask, implementation=implementation)
-        return attention_ring.attend(q, k, v, _as_rows(mask, ring.length * k.shape[1]), ring)
+        return attention_ring.attend(q, k, v, as_rows(mask, ring.length * k.shape[1]), ring)
 
     out = context.attend(on_device, q, k, v, mask, shares_keys=shares_keys, width=ulysses_degree)
     return checkpoint_name(out, "attn_o")  # once more after it has come back: that saves the way in the backward pass
@@ -165,7 +165,14 @@ def _chosen(q: Heads, k: Keys) -> Implementation:
     return choice.implementation
 
 
-def _as_rows(mask: KeyMask, l: int) -> Bool[Array, "b l"] | None:
+def reads_lengths(implementation: Implementation | None, dtype: Any, head_dim: int) -> bool:
+    """Whether attention, as asked for on the device of this program, takes the number of keys rather than a mask."""
+    if implementation in (None, "flash_jvp"):
+        implementation = choose(meshes.current_device(), dtype, 1, 1, head_dim).implementation
+    return implementation == "cudnn"
+
+
+def as_rows(mask: KeyMask, l: int) -> Bool[Array, "b l"] | None:
     """A mask of l keys as booleans."""
     if mask is not None and mask.ndim == 1:
         return jnp.arange(l)[None] < mask[:, None]

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from nova_jax.layers import attention, embeddings, linear, modulation, norms, rope, stack
 from nova_jax.models import embedders, flops
@@ -49,7 +49,7 @@ class Context(NamedTuple):
 
     shared: Float[Array, "b m s"]  # s = 6 d; m = 1, or one row per frame
     text: Float[Array, "b l d"] | None  # None: among the tokens, or its keys are there already
-    lengths: Int[Array, " b"] | None  # of the text: its real tokens, which come first; None: all
+    mask: attention.KeyMask  # of the text; None: all of it is real
     rotation: rope.Rotation
     real: attention.KeyMask = None  # tokens that may be attended to; None: all
     frames: modulation.Membership = None  # of the tokens, where they are not equal parts in order
@@ -125,7 +125,7 @@ class Block(nn.Module):
     ) -> Float[Array, "b n d"]:
         cross_norm = norms.LayerNorm(self.eps, self.cross_norm_affine, name="cross_norm")
         h = constrain(cross_norm(x).astype(x.dtype), "batch", "tokens", "width")
-        return attend(h, context.text, mask=context.lengths, keys=keys)
+        return attend(h, context.text, mask=context.mask, keys=keys)
 
 
 class DiT(nn.Module):
@@ -212,11 +212,11 @@ class DiT(nn.Module):
         shared = linear.Dense(6 * self.width, kernel_init=shared_init, name="time_modulation")(jax.nn.silu(e))
         shared = constrain(shared, "batch", None, "width")
         keys = cond.text_keys
-        text, text_lengths = embedders.join_tokens(self, cond, x.shape[0]) if keys is None else (None, keys.lengths)
+        text, text_mask = embedders.join_tokens(self, cond, x.shape[0]) if keys is None else (None, keys.mask)
         lengths = tuple(count * grid[1] * grid[2] for count in counts)
         rotation, real = self._lay_out(counts, lengths, grid, x.shape[0])
         frames = modulation.token_frames(counts, grid[1] * grid[2]) if shared.shape[1] > 1 else None
-        context = Context(shared, text, text_lengths, rotation, real, frames)
+        context = Context(shared, text, text_mask, rotation, real, frames)
         if self.text_attention == "joint":
             assert text is not None  # `embedders.check` refuses keys in its place
             tokens, context = _join_text(tokens, context)
@@ -366,11 +366,11 @@ def _join_text(tokens: Float[Array, "b n d"], context: Context) -> tuple[Float[A
     cos, sin = context.rotation
     still = jnp.zeros((text.shape[1], cos.shape[1]))
     rotation = rope.Rotation(contexts.join(cos, still + 1, axis=0), contexts.join(sin, still, axis=0))
-    if contexts.size() == 1:
-        real = None if context.lengths is None else tokens.shape[1] + context.lengths
+    if contexts.size() == 1 and (context.mask is None or context.mask.ndim == 1):
+        real = None if context.mask is None else tokens.shape[1] + context.mask
     else:
         count = context.text.shape[1]
-        lengths = jnp.full(text.shape[0], count) if context.lengths is None else context.lengths
+        is_real = jnp.ones((len(text), count), bool) if context.mask is None else attention.as_rows(context.mask, count)
         real = jnp.ones(tokens.shape[:2], bool) if context.real is None else context.real
-        real = contexts.join(real, contexts.fill(jnp.arange(count)[None] < lengths[:, None]))
+        real = contexts.join(real, contexts.fill(is_real))
     return contexts.join(tokens, text), Context(context.shared, None, None, rotation, real)

@@ -81,18 +81,21 @@ def embed(network: Any, joins: conditions.Joins, cond: Conditioning, *arguments:
 
 def join_tokens(
     network: Any, cond: Conditioning, batch_size: int
-) -> tuple[Float[Array, "b l d"], Int[Array, " b"] | None]:
-    """The text and the conditions that are read like words of it, those that are real first; how many, or None: all.
+) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"] | Int[Array, " b"] | None]:
+    """The text and the conditions that are read like words of it, and which of them are real; None: all.
 
-    Attention to them knows no order, and its kernels read their number without a mask.
+    Attention to them knows no order. Where its kernel wants the number of real ones, these are put first, once.
     """
     text, *others = embed(network, "tokens", cond, batch_size)
     parts = [text, *(part for part in others if part[0].shape[1])]
-    tokens, lengths = jnp.concatenate([tokens for tokens, _ in parts], axis=1), None
+    tokens, mask = jnp.concatenate([tokens for tokens, _ in parts], axis=1), None
     if any(mask is not None for _, mask in parts):
         masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in parts]
-        lengths, tokens = attention.real_first(jnp.concatenate(masks, axis=1), tokens)
-    return constrain(tokens, "batch", "text", "width"), lengths
+        mask = jnp.concatenate(masks, axis=1)
+        head_dim = network.width // network.num_heads
+        if attention.reads_lengths(network.attention_implementation, network.dtype, head_dim):
+            mask, tokens = attention.real_first(mask, tokens)
+    return constrain(tokens, "batch", "text", "width"), mask
 
 
 def cost(network: Any, tokens: int, rows: int) -> int:

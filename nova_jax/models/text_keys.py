@@ -41,10 +41,10 @@ class _TextKeys(nn.Module):
     @nn.compact
     def __call__(self, cond: Conditioning) -> TextKeys:
         assert cond.text is not None
-        text, lengths = embedders.join_tokens(self.network, cond, cond.text.shape[0])
+        text, mask = embedders.join_tokens(self.network, cond, cond.text.shape[0])
         fields = {name: getattr(self.network, name) for name in ("num_heads", "qk_norm", "eps", "dtype")}
         _, (keys, values) = stack.scan_blocks(_Layer, self.network.depth)(name="blocks", **fields)((), text)
-        return TextKeys(keys.swapaxes(0, 1), values.swapaxes(0, 1), lengths)
+        return TextKeys(keys.swapaxes(0, 1), values.swapaxes(0, 1), mask)
 
 
 class _Layer(nn.Module):
