@@ -5,16 +5,23 @@
 A training step of a small `DiT` in float32, by gradient descent, Muon's iteration alone and guided sampling in four
 steps are compiled for up to eight simulated devices of several meshes and read from their HLO. (AdamW and EMA send
 nothing, clipping one number.) A row is a kind of exchange: bytes that a device sends, bytes of the formula, and their
-ratio. Kinds below a fiftieth of a program are left out; its row `all` has them.
+ratio. Kinds below an eightieth of a program are left out; its row `all` has them.
 
 Measured in 2026-12 with jax 0.10.2 (experiments/results/collectives.json): every kind within 6 % of its formula, all of
-a program within 3 %; MB of the training step:
+a program within 3 %; MB of the training step, and below of four guided evaluations of 1, 4, 4, 1, 1 and 1 samples:
 
                                measured   formula   ratio
     data=8                       34.01      34.01   1.000
     fsdp=8                       48.69      48.69   1.000
     tensor=8                     46.48      45.88   1.013
     data=2 fsdp=2 tensor=2       26.18      25.47   1.028
+
+    data=2                        0.066      0.066  1.000
+    data=8                        0.459      0.459  1.000
+    fsdp=8                       61.00      61.00   1.000
+    context=8                    53.42      53.41   1.000
+    tensor=8                     11.12      11.01   1.010
+    data=2 context=4             45.75      45.80   0.999
 """
 
 import functools
@@ -151,7 +158,7 @@ def compare(name: str, sizes: dict[str, int]) -> list[dict[str, Any]]:
     expected = formulas(arrays, mesh.shape)
     whole = collectives.sent(found)
     pairs = {kind: (collectives.sent(found, kind), expected[kind]) for kind in collectives.KINDS}
-    pairs = {kind: pair for kind, pair in pairs.items() if max(pair) > whole / 50}
+    pairs = {kind: pair for kind, pair in pairs.items() if max(pair) > whole / 80}
     pairs["all"] = whole, sum(expected.values())
     return [
         {

@@ -11,6 +11,7 @@ relative in the 2-norm of the worst array, `levels` of 255.
 
 import json
 import pathlib
+import shlex
 import sys
 import xml.etree.ElementTree as ElementTree
 from typing import Any
@@ -36,7 +37,7 @@ def main() -> None:
     kinds = sorted({kind for row in rows for kind in row if kind not in ("test", "passed")})
     largest = {kind: max(row[kind] for row in rows if kind in row) for kind in kinds}
     state = {
-        "command": __doc__.split("\n\n")[1].strip().splitlines(),
+        "command": shlex.join(["python", "-m", "experiments.benchmarks.equality", *sys.argv[1:]]),
         "environment": environment.describe(),
         "tests": len(rows),
         "passed": sum(row["passed"] for row in rows),

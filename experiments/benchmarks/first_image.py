@@ -7,7 +7,14 @@ process of its own; the three ways take turns. Of every way the median: until th
 until the run is loaded, and from there until the image. `whole` is measured outside, from the start of the process to
 its end.
 
-MEASURED
+Measured in 2026-12 on one of two CPU cores that other work kept busy (experiments/results/first_image.json), seconds:
+
+             import   load   image   whole   compilations
+    anew        9.7    2.8    63.9    79.7   5
+    cache      11.0    3.0    18.4    35.5   5, read from RUN/cache
+    ahead       9.8    2.5     6.3    22.1   0
+
+Compiled ahead, the image of a loaded run is there 10.2 times sooner, the whole process ends 3.6 times sooner.
 """
 
 import contextlib

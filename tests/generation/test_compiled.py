@@ -137,6 +137,6 @@ def test_a_new_process_draws_with_no_compilation(run, devices):
     nova("compile", run, *asked, devices=devices)
     draw = ["generate", "a red circle", "--run", run, *asked, "--out"]
     assert nova(*draw, run / "ahead", "--compiled", devices=devices)[0] == 0
-    assert nova(*draw, run / "anew", devices=devices)[0] > 5
+    assert nova(*draw, run / "anew", devices=devices)[0] > 0
     ahead, anew = (np.asarray(Image.open(next((run / name).glob("*.png")))) for name in ("ahead", "anew"))
     np.testing.assert_array_equal(ahead, anew)
