@@ -47,7 +47,7 @@ from nova_jax.runs import build
 from nova_jax.training import muon, step
 from nova_jax.types import Batch, Conditioning
 
-MODEL = DiT(width=256, depth=4, num_heads=8, in_channels=16, text_dim=64)
+MODEL: Any = DiT(width=256, depth=4, num_heads=8, in_channels=16, text_dim=64)
 BATCH, LATENTS, TEXT = 16, (1, 16, 16, 16), 16  # 64 tokens and 16 text states a sample
 TOKENS = 64
 MESHES = ({"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2})

@@ -369,8 +369,8 @@ def _join_text(tokens: Float[Array, "b n d"], context: Context) -> tuple[Float[A
     if contexts.size() == 1 and (context.mask is None or context.mask.ndim == 1):
         real = None if context.mask is None else tokens.shape[1] + context.mask
     else:
-        count = context.text.shape[1]
-        is_real = jnp.ones((len(text), count), bool) if context.mask is None else attention.as_rows(context.mask, count)
         real = jnp.ones(tokens.shape[:2], bool) if context.real is None else context.real
+        is_real = attention.as_rows(context.mask, context.text.shape[1])
+        is_real = jnp.ones(context.text.shape[:2], bool) if is_real is None else is_real
         real = contexts.join(real, contexts.fill(is_real))
     return contexts.join(tokens, text), Context(context.shared, None, None, rotation, real)
