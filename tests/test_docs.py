@@ -54,7 +54,7 @@ def test_every_nova_command_of_a_page_parses():
         for line in command_lines(page):
             words = shlex.split(line, comments=True)
             needs_run = words[1:2] in (["generate"], ["evaluate"], ["bench"]) and words[1:3] != ["bench", "compare"]
-            is_name = (needs_run and "--run" not in words) or words in (["nova", "plan"], ["nova", "compile"])  # in a sentence
+            is_name = (needs_run and "--run" not in words) or words in (["nova", "plan"], ["nova", "compile"])
             if words[:1] != ["nova"] or is_name:
                 continue
             if words[1:3] == ["bench", "compare"]:
