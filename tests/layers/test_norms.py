@@ -7,9 +7,12 @@ import pytest
 from nova_jax.layers import norms
 
 EPS = 1e-6
+LAYER, RMS = nn.LayerNorm(EPS, use_bias=False, use_scale=False), nn.RMSNorm(EPS, use_scale=False)
 FORMS = {
-    "layer": (lambda x: norms.standardize(x, EPS), nn.LayerNorm(EPS, use_bias=False, use_scale=False)),
-    "rms": (lambda x: norms.rms_normalize(x, EPS), nn.RMSNorm(EPS, use_scale=False)),
+    "layer": (lambda x: norms.standardize(x, EPS), LAYER),
+    "layer_written_out": (lambda x: norms.standardize_written_out(x, EPS), LAYER),
+    "rms": (lambda x: norms.rms_normalize(x, EPS), RMS),
+    "rms_written_out": (lambda x: norms.rms_normalize_written_out(x, EPS), RMS),
 }
 
 
