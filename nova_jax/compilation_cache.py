@@ -4,6 +4,9 @@
 
 jax knows a program by its code, its options, its devices and the versions of jax and the compiler, so the folder never
 needs to be emptied and may be deleted. It holds machine code: delete that of a run folder which somebody else made.
+
+Of several processes only the first one writes it. One that finds a program while others compile theirs waits for them
+in its next exchange, where Gloo, between CPUs, gives up after 30 s: runs of several processes keep nothing by default.
 """
 
 import contextlib
@@ -19,9 +22,12 @@ FOLDER = "cache"
 
 @contextlib.contextmanager
 def kept_in(run_dir: str | pathlib.Path) -> Iterator[None]:
-    """A block whose programs are kept in the run folder, unless the user named a folder: JAX_COMPILATION_CACHE_DIR."""
+    """A block whose programs are kept in the run folder, if there is one process.
+
+    A folder that the user named, JAX_COMPILATION_CACHE_DIR, stays.
+    """
     options: Any = jax.config
-    if options.jax_compilation_cache_dir:
+    if options.jax_compilation_cache_dir or jax.process_count() > 1:
         yield
         return
     with _set("jax_compilation_cache_dir", str(pathlib.Path(run_dir).absolute() / FOLDER)):

@@ -38,6 +38,12 @@ def test_a_folder_that_the_user_named_stays(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_several_processes_keep_nothing(no_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with compilation_cache.kept_in(tmp_path):
+        assert jax.config.jax_compilation_cache_dir is None
+
+
 def test_nothing_is_read_where_the_cache_is_unused(no_cache, tmp_path):
     hits = []
     jax.monitoring.register_event_listener(

@@ -3,6 +3,8 @@
 They take more minutes than a test suite has: run by hand (`-m slow`).
 """
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +25,8 @@ def folders(tmp_path_factory):
         configs = test_processes.make_configs(folder)
         code, error = test_recovery.launch(*shape, *(configs[run] for run in test_processes.RUNS))
         assert code == 0, error[-3000:]
+        ran_on = json.loads((folder / "run" / "config.json").read_text())["environment"]
+        assert (ran_on["process_count"], ran_on["device_count"]) == (shape[0], 8)
     return found
 
 
