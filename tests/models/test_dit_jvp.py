@@ -1,6 +1,7 @@
 """MeanFlow through the whole network: values, tangents and parameter gradients, on one device and on a mesh."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,8 @@ def test_a_remat_policy_keeps_what_it_promises_under_jvp(monkeypatch, remat, per
     kernels = "jax._src.cudnn.fused_attention_stablehlo"
     monkeypatch.setattr(f"{kernels}.check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(f"{kernels}.check_compute_capability", lambda capability: True)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
+    monkeypatch.setattr("nova_jax.parallel.mesh.current_device", lambda: gpu)
     model = make(remat=remat, dtype=jnp.bfloat16)
 
     def residuals(params):
