@@ -112,7 +112,12 @@ def abstract_params(module: Any) -> Any:
     Raises:
         WeightsError: a class whose inputs are not known here.
     """
-    params = jax.eval_shape(lambda: module.init(jax.random.key(0), *_example_inputs(module)))  # nothing is computed
+
+    def init() -> Any:
+        inputs = _example_inputs(module)
+        return module.init(jax.random.key(0), *inputs)
+
+    params = jax.eval_shape(init)  # inputs included, so that nothing is computed
     return params if isinstance(module, VAE) else params["params"]
 
 
