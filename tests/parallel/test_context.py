@@ -348,8 +348,8 @@ def check_network(case, sizes, record=lambda name, value: None, **fields):
         (losses, params), sampled = train(case, mesh, **fields), sample(case, mesh, **fields)
     (expected, expected_params), expected_sampled = on_one_device(case)
     record("loss", float(np.max(np.abs(losses / expected - 1))))
-    record("parameters", relative_error(params, expected_params))
-    record("samples", relative_error(sampled, expected_sampled))
+    record("parameters", float(relative_error(params, expected_params)))
+    record("samples", float(relative_error(sampled, expected_sampled)))
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     errors = relative_error(params, expected_params), relative_error(sampled, expected_sampled)
     assert max(errors) < 1e-5, errors
