@@ -29,6 +29,7 @@ from nova_jax.distillation import flow_map
 from nova_jax.evaluation import distances
 from nova_jax.sampling import time_grids
 from nova_jax.training import optimizer
+from nova_jax.training import step as steps_of_training
 from nova_jax.types import Batch, Conditioning, Params, TrainState
 
 PROBLEM = gaussian_mixtures.PRODUCT
@@ -157,7 +158,7 @@ def train(trial: Trial, seed: int, scale: float = 1.0, start: Params | None = No
     params = init_params(key_init) if start is None else start
     critic = init_params(jax.random.fold_in(key_init, 1)) if start is None else start
     state = distillation.start(method, NETWORKS, params, critic, adam)
-    step = method.make_step(NETWORKS, adam, ema_decay=0.999, seed=seed)
+    step = steps_of_training.uncompiled(method.make_step(NETWORKS, adam, ema_decay=0.999, seed=seed))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def advance(state: TrainState, key: Array) -> tuple[TrainState, Array]:

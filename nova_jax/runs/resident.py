@@ -20,6 +20,7 @@ from jaxtyping import Array, Integer
 from nova_jax.parallel import distributed
 from nova_jax.parallel import mesh as meshes
 from nova_jax.runs.config import OnDevice
+from nova_jax.training import step
 from nova_jax.types import TrainState, TrainStep
 
 Table = Any  # a tree of arrays, first axis samples
@@ -59,16 +60,17 @@ def pick(table: Table, rows: Integer[Array, " b"]) -> Table:
 
 def make_step(train_step: TrainStep, data: OnDevice, table: Table, steps: int) -> TrainStep:
     """A training step whose batch is rows of the table: (b,), or (steps, b) where one dispatch is several steps."""
+    inner = step.uncompiled(train_step)
 
     def one(state: TrainState, rows: Array, table: Table) -> tuple[TrainState, Any]:
         batch = jax.lax.optimization_barrier(data.prepare(pick(table, rows)))  # else it is rounded as what it joins
-        return train_step(state, batch)
+        return inner(state, batch)
 
     def several(state: TrainState, rows: Array, table: Table) -> tuple[TrainState, Any]:
         return jax.lax.scan(lambda state, rows: one(state, rows, table), state, rows)
 
-    step = jax.jit(one if steps == 1 else several, donate_argnums=0)
-    return lambda state, batch: step(state, batch, table)
+    of_rows = jax.jit(one if steps == 1 else several, donate_argnums=0, compiler_options=step.COMPILER_OPTIONS)
+    return lambda state, batch: of_rows(state, batch, table)
 
 
 def batches(data: OnDevice, mesh: Mesh, batch_size: int, steps: int) -> Callable[[int], Iterator[jax.Array]]:

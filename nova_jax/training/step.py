@@ -11,6 +11,7 @@ State is born sharded: shapes by `eval_shape`, shardings by `parallel.rules`, th
 part where it belongs. Compile and run inside `jax.set_mesh(mesh)`; without a mesh everything runs on one device.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,9 @@ MakeExtra = Callable[[Params], Any]
 Loss = Callable[[Params, Any, PRNGKeyArray], tuple[Array, Metrics]]  # (params, batch, key) -> (loss, metrics)
 StateLoss = Callable[[Params, TrainState, Any, PRNGKeyArray], tuple[Array, Metrics]]
 Prepare = Callable[[TrainState, Any, PRNGKeyArray], tuple[TrainState, PRNGKeyArray, Metrics]]
+
+# Otherwise XLA keeps bfloat16 values that are read again in float32, at twice the bytes.
+COMPILER_OPTIONS: dict[str, bool | str] = {"xla_allow_excess_precision": False}
 
 
 def start(params: Params, optimizer: Optimizer, make_extra: MakeExtra | None = None) -> TrainState:
@@ -145,8 +149,12 @@ def make_step_with_memory(
         rate = optimizer.learning_rate(state.step)
         return _commit(state, new, {**metrics, **prepared, "learning_rate": rate})
 
-    # Otherwise XLA keeps bfloat16 values that are read again in float32, at twice the bytes.
-    return jax.jit(step, donate_argnums=0, compiler_options={"xla_allow_excess_precision": False})
+    return jax.jit(step, donate_argnums=0, compiler_options=COMPILER_OPTIONS)
+
+
+def uncompiled(train_step: TrainStep) -> TrainStep:
+    """A training step to be called inside another jitted function, which alone may have options of the compiler."""
+    return inspect.unwrap(train_step)
 
 
 def descend(
