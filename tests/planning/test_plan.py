@@ -79,7 +79,7 @@ def test_what_does_not_fit_comes_with_what_would_help(config, here):
         assert knob in text
 
 
-@pytest.mark.long
+@pytest.mark.slow  # three unrolled networks
 def test_unrolled_depth_is_linear_in_kernels_bytes_and_exchanges(config, here):
     mesh, example = MeshConfig(data=2, fsdp=4).make(), programs.make_example(config)
     deep = plan.with_depth(config, 10)
